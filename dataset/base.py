@@ -1,0 +1,106 @@
+"""What a dataset is: its description, and one of two ways to hand out its images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from helper.registry import Registry
+
+Transform = Callable[[Image.Image], Image.Image]
+
+dataset_dict: Registry[type[Dataset]] = Registry("--dataset")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What the scripts need to know before any pixel is read.
+
+    ``padding``: black pixels added on each side before the random crop (0: the transform crops by itself).
+    ``flip``: whether training images are mirrored at random. ``classes``: their names in label order, where known.
+    """
+
+    name: str
+    num_classes: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    padding: int
+    flip: bool
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of a dataset in memory: ``images`` uint8 [N, H, W, 3], ``labels`` int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images, but {len(self.labels)} labels")
+
+    def subset(self, indices: Tensor) -> Split:
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Files:
+    """A part of a dataset on disk: ``paths`` of N image files and ``labels`` int64 [N]."""
+
+    paths: tuple[str, ...]
+    labels: Tensor
+
+    def subset(self, indices: Tensor) -> Files:
+        return Files(tuple(self.paths[index] for index in indices.tolist()), self.labels[indices])
+
+
+class Dataset(ABC):
+    """A dataset below ``data_dir``. Making one reads nothing; ``info`` reads no pixels."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+
+    @property
+    @abstractmethod
+    def info(self) -> DatasetInfo:
+        """The description. Raises UsageError where it depends on files that are not there."""
+
+
+class MemoryDataset(Dataset):
+    """A dataset that fits in memory: its loaders crop, flip and normalise whole batches on the training device."""
+
+    @abstractmethod
+    def load(self) -> tuple[Split, Split]:
+        """The training and the test part. Raises UsageError when the files are missing or damaged."""
+
+
+class FileDataset(Dataset):
+    """A dataset that is read from image files by worker processes.
+
+    The two transforms may draw from torch's global generator, which the loader seeds for each image and restores.
+    """
+
+    @abstractmethod
+    def load(self) -> tuple[Files, Files]:
+        """The training and the test part. Raises UsageError when the files are missing or damaged."""
+
+    @abstractmethod
+    def train_transform(self) -> Transform:
+        """PIL image → PIL image of ``info.image_size``, augmented."""
+
+    @abstractmethod
+    def test_transform(self) -> Transform:
+        """PIL image → PIL image of ``info.image_size``."""
+
+
+def to_labels(labels: Sequence[int]) -> Tensor:
+    """Labels as int64 [N]."""
+    return torch.as_tensor(labels, dtype=torch.int64)

@@ -1,0 +1,87 @@
+"""All that is random in the data: which image comes when, how it is cropped, which are held out.
+
+Everything is a pure function of (seed, purpose, epoch, ...) and never touches the global generators, so that a resumed
+run sees the batches that the uninterrupted run would have seen, without any saved state. Sharding over processes and
+starting within an epoch belong in :func:`epoch_order`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Purpose(IntEnum):
+    """Keeps the streams of random numbers that share a seed apart."""
+
+    ORDER = 0
+    AUGMENT = 1
+    HOLD_OUT = 2
+    WORKERS = 3
+
+
+def derive_seed(*key: int) -> int:
+    """A 64-bit seed from integers: neighbouring keys give unrelated seeds."""
+    words = [part % 2**64 for part in key]  # SeedSequence takes no negative numbers
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+def generator(seed: int, purpose: Purpose, epoch: int = 0) -> torch.Generator:
+    """A private generator on the host."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, epoch))
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
+    """The order of the training images in an epoch: a permutation, int64 [num_images]."""
+    return torch.randperm(num_images, generator=generator(seed, Purpose.ORDER, epoch))
+
+
+def epoch_crops(num_images: int, padding: int, flip: bool, seed: int, epoch: int) -> Tensor:
+    """Top, left (each uniform on 0..2·padding) and mirrored (0 or 1) of every image, int64 [num_images, 3]."""
+    source = generator(seed, Purpose.AUGMENT, epoch)
+    corner = torch.randint(0, 2 * padding + 1, (num_images, 2), generator=source)  # [N, 2]
+    if flip:
+        mirrored = torch.randint(0, 2, (num_images, 1), generator=source)  # [N, 1]
+    else:
+        mirrored = torch.zeros(num_images, 1, dtype=torch.int64)
+    return torch.cat([corner, mirrored], dim=1)
+
+
+def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split at random into kept and held-out images, with every class in proportion.
+
+    Args:
+        labels: int64 [N].
+        fraction: of the images to hold out, in [0, 1].
+
+    Returns:
+        Sorted indices, int64 [N - M] and [M] with M = round(fraction·N).
+    """
+    shuffle = torch.randperm(len(labels), generator=generator(seed, Purpose.HOLD_OUT))
+    return stratified_split(labels, round(fraction * len(labels)), shuffle)
+
+
+def stratified_split(labels: Tensor, count: int, shuffle: Tensor) -> tuple[Tensor, Tensor]:
+    """Hold out ``count`` images with every class in proportion.
+
+    Within its class the image of rank r (in ``shuffle`` order) out of n stands at (r + ½)/n; the ``count`` images that
+    stand first are held out. So each class gives its share to within one image, and the total is exact.
+
+    Args:
+        labels: int64 [N].
+        count: images to hold out.
+        shuffle: a permutation, int64 [N].
+
+    Returns:
+        Sorted indices of the kept and of the held-out images.
+    """
+    shuffled = labels[shuffle]  # [N]
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in shuffled.unique():
+        members = (shuffled == label).nonzero().squeeze(1)
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    by_place = shuffle[place.argsort(stable=True)]  # [N]
+    return by_place[count:].sort().values, by_place[:count].sort().values

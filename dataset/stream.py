@@ -1,0 +1,154 @@
+"""Loaders for datasets that are read from image files by worker processes.
+
+Workers decode, crop and mirror; batches travel as uint8 and are normalised on the training device. The random numbers
+of an image depend on (seed, epoch, image) alone, so the number of workers does not change a batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.utils.data
+from PIL import Image
+from torch import Tensor
+
+from dataset.base import DatasetInfo, Files, Transform
+from dataset.memory import Batch, Normalise
+from dataset.order import Purpose, derive_seed, epoch_order, generator
+from helper.errors import UsageError
+
+Place = tuple[int, int]  # epoch and image: the epoch travels with the index, since workers outlive epochs
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Handed on by a worker in place of a batch, so that the error is raised, on one line, by the main process."""
+
+    path: str
+    reason: str
+
+
+class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int] | Unreadable]):
+    """(epoch, image) → uint8 [H, W, 3] and label."""
+
+    def __init__(self, files: Files, transform: Transform, seed: int) -> None:
+        # an array of bytes rather than a tuple: it is not copied into each worker by reference counting
+        self.paths = np.array([os.fsencode(path) for path in files.paths])
+        self.labels = files.labels.numpy()
+        self.transform, self.seed = transform, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, int] | Unreadable:
+        epoch, index = place
+        path = os.fsdecode(self.paths[index])
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
+            return Unreadable(path, str(error))
+        state = torch.default_generator.get_state()
+        try:  # the transforms know no other generator than the global one
+            torch.default_generator.manual_seed(derive_seed(self.seed, Purpose.AUGMENT, epoch, index))
+            pixels = torch.from_numpy(np.array(self.transform(image)))
+        finally:
+            torch.default_generator.set_state(state)
+        return pixels, int(self.labels[index])
+
+
+class EpochSampler(torch.utils.data.Sampler[Place]):
+    """(epoch, image) in the order of the epoch: shuffled, or as they are."""
+
+    def __init__(self, num_images: int, seed: int, shuffle: bool) -> None:
+        self.num_images, self.seed, self.shuffle, self.epoch = num_images, seed, shuffle, 0
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __iter__(self) -> Iterator[Place]:
+        order = epoch_order(self.num_images, self.seed, self.epoch) if self.shuffle else torch.arange(self.num_images)
+        return ((self.epoch, index) for index in order.tolist())
+
+
+class StreamLoader:
+    """Batches of image files.
+
+    Iterating yields ``(images, target)``: float32 [B, 3, H, W] in channels_last and int64 [B], both on ``device``.
+
+    Args:
+        files: the images.
+        info: their description.
+        transform: PIL image → PIL image of ``info.image_size``.
+        batch_size: images per batch.
+        device: where the batches are wanted.
+        seed: of order and augmentation.
+        num_workers: processes; no more than there are processors, 0 to read in this process.
+        train: shuffle, and drop the last incomplete batch.
+
+    Raises:
+        UsageError: while iterating, when an image cannot be read.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        info: DatasetInfo,
+        transform: Transform,
+        batch_size: int,
+        device: torch.device,
+        seed: int,
+        num_workers: int,
+        train: bool,
+    ) -> None:
+        self.num_images, self.device = len(files.paths), device
+        self.sampler = EpochSampler(self.num_images, seed, shuffle=train)
+        self.normalise = Normalise(info, device)
+        workers = min(num_workers, num_processors())
+        self.batches = torch.utils.data.DataLoader(
+            ImageFiles(files, transform, seed),
+            batch_size=batch_size,
+            sampler=self.sampler,
+            drop_last=train,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            generator=generator(seed, Purpose.WORKERS),  # else the loader draws from the global one
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration runs through."""
+        self.sampler.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            if isinstance(batch, Unreadable):
+                raise UsageError(f"--data_dir: {batch.path} cannot be read ({batch.reason})")
+            images, target = (part.to(self.device, non_blocking=True) for part in batch)
+            yield self.normalise(images), target
+
+
+def collate(samples: list[tuple[Tensor, int] | Unreadable]) -> Batch | Unreadable:
+    """uint8 [B, H, W, 3] and int64 [B], or the first image that cannot be read."""
+    images, labels = [], []
+    for sample in samples:
+        if isinstance(sample, Unreadable):
+            return sample
+        images.append(sample[0])
+        labels.append(sample[1])
+    return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
+
+
+def num_processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,19 @@
+"""The one exception that means "the user can mend this"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(Exception):
+    """Bad input: the scripts print its single line and leave with exit code 2, before anything is written."""
+
+
+def unknown(what: str, value: str, choices: Iterable[str]) -> UsageError:
+    """The error for ``value`` not being one of ``choices``: names ``what``, the nearest choice and all of them."""
+    names = [str(choice) for choice in choices]
+    folded = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(value).lower(), folded, n=1, cutoff=0.5)
+    hint = f" did you mean {folded[near[0]]!r}?" if near else ""
+    return UsageError(f"{what}: unknown value {value!r}.{hint} choose from: {', '.join(names)}")

@@ -1,0 +1,263 @@
+"""The command line: typed, grouped options; a method's own hyperparameters become flags by reading its signature."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from helper.errors import UsageError, unknown
+
+Values = dict[str, Any]
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    return _number(int, text, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    return _number(int, text, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    return _number(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def weight(text: str) -> float:
+    """A finite number of at least 0."""
+    return _number(float, text, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1)."""
+    return _number(float, text, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def epoch_numbers(text: str) -> list[int]:
+    """Epoch numbers separated by commas, as RepDistiller writes them: ``150,180,210``."""
+    return [positive_int(part) for part in re.split(r"[,\s]+", text.strip()) if part]
+
+
+class Flatten(argparse.Action):
+    """With ``nargs="+"``: ``150,180 210`` and ``150 180 210`` are the same list."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, [number for part in values for number in part])
+
+
+def one_of(option: str, names: Mapping[str, object] | Sequence[str], fold_case: bool = False) -> Callable[[str], str]:
+    """The type of an option that takes one of ``names``."""
+
+    def parse(text: str) -> str:
+        name = text.lower() if fold_case else text
+        if name in names:
+            return name
+        try:
+            names[name]  # type: ignore[index,call-overload]
+        except UsageError as error:
+            raise UsageError(f"{option}: {str(error).partition(': ')[2]}") from None
+        except (KeyError, TypeError):
+            pass
+        raise unknown(option, text, names)
+
+    return parse
+
+
+def _number(kind: type, text: str, valid: Callable[[Any], bool], expected: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+    if not valid(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value
+
+
+class Options(argparse.ArgumentParser):
+    """An argument parser that knows which options change a result, and which belong to which method.
+
+    Every error is a :class:`UsageError` of one line. ``--config parameters.json`` gives defaults from an earlier run.
+    """
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            add_help=True,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        self._unnamed: set[str] = set()
+        self._owners: dict[str, dict[str, set[str]]] = {}
+        self._methods: dict[str, Mapping[str, Any]] = {}
+        self.add_argument(
+            "--config", type=Path, metavar="FILE", help="repeat a run: its parameters.json; other options override it"
+        )
+        self._unnamed.add("config")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+    def section(self, title: str) -> Callable[..., None]:
+        """A titled group; returns a function like ``add_argument`` with one more keyword.
+
+        ``named=False`` marks an option that does not change what is learned, so that the run's name leaves it out.
+        """
+        group = self.add_argument_group(title)
+
+        def add(*flags: str, named: bool = True, **settings: Any) -> None:
+            action = group.add_argument(*flags, **settings)
+            if not named:
+                self._unnamed.add(action.dest)
+
+        return add
+
+    def add_methods(self, title: str, dest: str, registry: Mapping[str, Any], default: str, help: str) -> None:
+        """``--dest NAME`` picks from ``registry``; the entries' keyword-only arguments become flags.
+
+        An annotation ``Annotated[type, "help"]`` gives type and help; ``bool`` becomes ``--x/--no-x``, ``Literal`` a
+        choice. Entries that share an argument share its flag.
+        """
+        self._methods[dest] = registry
+        owners = self._owners.setdefault(dest, {})
+        add = self.section(title)
+        add(
+            f"--{dest}", type=one_of(f"--{dest}", registry), default=default, help=help, metavar="|".join(registry)
+        )
+        for name, entry in registry.items():
+            for parameter in _hyperparameters(entry):
+                if parameter.name not in owners:
+                    owners[parameter.name] = set()
+                    self._add_hyperparameter(add, entry, parameter, name)
+                owners[parameter.name].add(name)
+
+    def _add_hyperparameter(
+        self, add: Callable[..., None], entry: Any, parameter: inspect.Parameter, owner: str
+    ) -> None:
+        kind, help_text = _annotation(entry, parameter.name)
+        flags = [f"--{parameter.name}"]
+        if len(parameter.name) == 1:
+            flags.insert(0, f"-{parameter.name}")
+        settings: Values = {"help": f"{help_text} (default: {parameter.default}; {owner})"}
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is Literal:
+            choices = typing.get_args(kind)
+            settings.update(type=one_of(flags[-1], choices), metavar="|".join(choices))
+        else:
+            settings["type"] = kind
+        add(*flags, default=argparse.SUPPRESS, **settings)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Options from the command line, over those of ``--config``, over the defaults.
+
+        Raises:
+            UsageError: an option or value is unknown, or an option belongs to a method that was not chosen.
+        """
+        self._own_defaults = {action.dest: action.default for action in self._actions}  # a config replaces them below
+        config, _ = self.parse_known_args(arguments)
+        inherited = self._read_config(config.config) if config.config else {}
+        self.set_defaults(**inherited)
+        options, rest = self.parse_known_args(arguments)
+        if rest:
+            self._refuse(rest[0])
+        given, _ = self.parse_known_args(arguments, argparse.Namespace(**{name: None for name in inherited}))
+        for dest in self._methods:
+            self._settle(options, given, dest)
+        return options
+
+    def _read_config(self, path: Path) -> Values:
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--config: cannot read {str(path)!r} ({error})") from None
+        known = {action.dest: action for action in self._actions}
+        for name in values:
+            if name not in known:
+                raise UsageError(f"--config: {str(path)!r} holds {name!r}, which is no option of this script")
+        values.pop("config", None)
+        return {name: _restore(known[name], value) for name, value in values.items() if value is not None}
+
+    def _refuse(self, word: str) -> NoReturn:
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        word = word.split("=")[0]
+        near = difflib.get_close_matches(word, flags, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "; see --help"
+        raise UsageError(f"unknown option {word!r}{hint}")
+
+    def _settle(self, options: argparse.Namespace, given: argparse.Namespace, dest: str) -> None:
+        """Fill in the chosen method's hyperparameters; refuse those of other methods unless a config brought them."""
+        chosen = getattr(options, dest)
+        for name, owners in self._owners[dest].items():
+            if chosen in owners:
+                continue
+            if getattr(given, name, None) is not None:
+                flag = f"-{name}" if len(name) == 1 else f"--{name}"
+                raise UsageError(f"{flag}: belongs to --{dest} {'|'.join(sorted(owners))}, not to {chosen}")
+            if hasattr(options, name):
+                delattr(options, name)
+        for parameter in _hyperparameters(self._methods[dest][chosen]):
+            if not hasattr(options, parameter.name):
+                setattr(options, parameter.name, parameter.default)
+
+    def hyperparameters(self, options: argparse.Namespace, dest: str) -> Values:
+        """Keyword arguments for the constructor of the entry chosen as ``--dest``."""
+        entry = self._methods[dest][getattr(options, dest)]
+        return {parameter.name: getattr(options, parameter.name) for parameter in _hyperparameters(entry)}
+
+    def changed(self, options: argparse.Namespace, leave_out: Sequence[str] = ()) -> list[str]:
+        """``name=value`` of each option that changes the result and differs from its default, in order of --help."""
+        parts = []
+        for action in self._actions:
+            name = action.dest
+            if name in self._unnamed or name in leave_out or not hasattr(options, name):
+                continue
+            value = getattr(options, name)
+            default = self._published_default(options, action)
+            if value != default and value is not None:
+                parts.append(name if value is True else f"{name}={_text(value)}")
+        return parts
+
+    def _published_default(self, options: argparse.Namespace, action: argparse.Action) -> Any:
+        for dest, owners in self._owners.items():
+            if action.dest in owners:
+                entry = self._methods[dest][getattr(options, dest)]
+                return inspect.signature(entry).parameters[action.dest].default
+        return self._own_defaults[action.dest]
+
+
+def _hyperparameters(entry: Any) -> list[inspect.Parameter]:
+    parameters = inspect.signature(entry).parameters.values()
+    return [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _annotation(entry: Any, name: str) -> tuple[Any, str]:
+    """The type, with ``| None`` taken off, and the help text of a keyword argument."""
+    function = entry.__init__ if inspect.isclass(entry) else entry
+    hint = typing.get_type_hints(function, include_extras=True)[name]
+    kind, help_text = typing.get_args(hint)[:2] if typing.get_origin(hint) is typing.Annotated else (hint, "")
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    return kind, help_text
+
+
+def _restore(action: argparse.Action, value: Any) -> Any:
+    """A value from parameters.json in the type that the option has; lists stay lists."""
+    if isinstance(value, str) and action.type is not None:
+        return action.type(value)  # type: ignore[operator]
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(_text(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

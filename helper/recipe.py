@@ -1,0 +1,161 @@
+"""The options that every training script has: data, optimisation, run, machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from helper.errors import UsageError
+from helper.options import (
+    Flatten,
+    Options,
+    epoch_numbers,
+    fraction,
+    natural,
+    one_of,
+    positive_float,
+    positive_int,
+    weight,
+)
+
+PUBLISHED_EPOCHS = 240
+PUBLISHED_DROPS = (150, 180, 210)
+
+
+def add_recipe(options: Options, datasets: Mapping[str, object], nesterov_help: str) -> None:
+    """Add the shared options, with the defaults of AE-KD's and CA-MKD's common recipe."""
+    _add_data(options, datasets)
+    _add_optimisation(options, nesterov_help)
+    _add_run(options)
+    _add_machine(options)
+
+
+def _add_data(options: Options, datasets: Mapping[str, object]) -> None:
+    add = options.section("data")
+    add(
+        "--dataset",
+        type=one_of("--dataset", datasets, fold_case=True),
+        default="cifar100",
+        metavar="|".join(datasets),
+        help="what to train on",
+    )
+    add("--data_dir", type=Path, default=Path("data"), named=False, help="where datasets lie or are downloaded to")
+    add("--batch_size", type=positive_int, default=64, help="images in a training step")
+    add(
+        "--validation",
+        type=fraction,
+        default=0.0,
+        help="share of the training images held out to choose the best epoch on; 0 chooses on the test set, as "
+        "every released script does",
+    )
+
+
+def _add_optimisation(options: Options, nesterov_help: str) -> None:
+    add = options.section("optimisation (SGD)")
+    add("--epochs", "--num_epochs", type=positive_int, default=PUBLISHED_EPOCHS, help="passes over the training images")
+    add(
+        "--learning_rate",
+        "--lr",
+        type=positive_float,
+        default=None,
+        help="0.05, or 0.01 for the models that ask for it (MobileNetV2, ShuffleNets), unless given",
+    )
+    add(
+        "--lr_decay_epochs",
+        "--schedule",
+        type=epoch_numbers,
+        nargs="+",
+        action=Flatten,
+        default=None,
+        help="epochs after which the learning rate drops; 150,180,210 of 240, or the same fractions, unless given",
+    )
+    add("--lr_decay_rate", type=positive_float, default=0.1, help="factor of each drop")
+    add("--weight_decay", "--wd", type=weight, default=5e-4, help="L2 penalty")
+    add("--momentum", type=fraction, default=0.9, help="of SGD")
+    add("--nesterov", action="store_true", help=nesterov_help)
+
+
+def _add_run(options: Options) -> None:
+    add = options.section("run")
+    add("-t", "--trial", default="0", help="a name that tells repetitions apart; a number is also the seed")
+    add("--seed", type=natural, default=None, help="seeds everything; the trial, when that is a number, unless given")
+    add("--save_dir", type=Path, default=Path("save"), named=False, help="where run folders go")
+    add("--resume", action="store_true", named=False, help="continue an unfinished run; with none there, start")
+    add("--overwrite", action="store_true", named=False, help="discard what the run folder holds and start again")
+    add(
+        "--evaluate",
+        type=Path,
+        default=None,
+        metavar="CHECKPOINT",
+        named=False,
+        help="only print the test accuracy of this checkpoint",
+    )
+
+
+def _add_machine(options: Options) -> None:
+    add = options.section("machine")
+    add("--device", default="auto", named=False, help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    add("--gpu_id", type=natural, default=None, named=False, help="the same as --device cuda:N where there is a GPU")
+    add(
+        "--precision",
+        type=one_of("--precision", ("fp32", "bf16")),
+        default="fp32",
+        metavar="fp32|bf16",
+        help="arithmetic of the networks; bf16 is autocast, losses and weights stay float32",
+    )
+    add("--num_workers", type=natural, default=4, named=False, help="processes that read images too large for memory")
+
+
+def check(opt: argparse.Namespace) -> None:
+    """Refuse options that contradict each other or cannot be part of a name.
+
+    Raises:
+        UsageError: naming the option and what to choose instead.
+    """
+    if opt.resume and opt.overwrite:
+        raise UsageError("--resume and --overwrite: choose one of them")
+    if opt.nesterov and opt.momentum == 0:
+        raise UsageError("--nesterov: needs --momentum above 0")
+    if not opt.trial or not set(opt.trial) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_."):
+        raise UsageError(f"--trial: {opt.trial!r} becomes part of a folder's name; use letters, digits, '_' and '.'")
+
+
+def seed_of(opt: argparse.Namespace) -> int:
+    """``--seed``, or the trial when that is a number, or 0."""
+    if opt.seed is not None:
+        return opt.seed
+    return int(opt.trial) if opt.trial.isdecimal() else 0
+
+
+def lr_drops(epochs: int, given: Sequence[int] | None) -> list[int]:
+    """The epochs after which the learning rate drops: as given, or at the published fractions of ``epochs``."""
+    return list(given) if given else [round(drop * epochs / PUBLISHED_EPOCHS) for drop in PUBLISHED_DROPS]
+
+
+def device_of(opt: argparse.Namespace) -> torch.device:
+    """The device that ``--device`` and ``--gpu_id`` ask for.
+
+    Raises:
+        UsageError: no such device. A ``--gpu_id`` on a machine without a GPU means the CPU, so that the published
+            commands run anywhere.
+    """
+    gpus = torch.cuda.device_count()
+    if opt.gpu_id is not None and opt.device == "auto" and gpus:
+        return _gpu("--gpu_id", opt.gpu_id, gpus)
+    if opt.device in ("auto", "cuda") and gpus:
+        return torch.device("cuda", 0)
+    if opt.device in ("auto", "cpu"):
+        return torch.device("cpu")
+    prefix, _, index = opt.device.partition(":")
+    if prefix == "cuda" and (index.isdecimal() or not index):
+        return _gpu("--device", int(index or 0), gpus)
+    raise UsageError(f"--device: unknown value {opt.device!r}; choose from auto, cpu, cuda, cuda:N")
+
+
+def _gpu(option: str, index: int, gpus: int) -> torch.device:
+    if index >= gpus:
+        raise UsageError(f"{option}: there is no GPU {index}; this machine has {gpus or 'none'}")
+    return torch.device("cuda", index)

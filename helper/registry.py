@@ -1,0 +1,52 @@
+"""Name → class, one registry per folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from helper.errors import unknown
+
+Entry = TypeVar("Entry", bound=Callable[..., Any])
+Value = TypeVar("Value")
+
+
+class Registry(Mapping[str, Value], Generic[Value]):
+    """A read-only mapping that is filled by decorators.
+
+    Args:
+        option: the command line option that picks from this registry; error messages name it.
+
+    Raises:
+        ValueError: a name is registered twice.
+        UsageError: an unknown name is looked up; the message lists the valid ones.
+    """
+
+    def __init__(self, option: str) -> None:
+        self.option = option
+        self._entries: dict[str, Value] = {}
+
+    def register(self, name: str) -> Callable[[Entry], Entry]:
+        """Decorator: make the class or function below it available as ``name``."""
+
+        def add(entry: Entry) -> Entry:
+            if name in self._entries:
+                raise ValueError(f"{self.option} {name!r} is registered twice")
+            self._entries[name] = entry  # type: ignore[assignment]
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> Value:
+        if name not in self._entries:
+            raise unknown(self.option, name, self)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

@@ -1,0 +1,132 @@
+"""One run's folder: its options, metrics, checkpoints and result."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from helper import checkpoint
+from helper.errors import UsageError
+
+
+class RunFolder:
+    """``save/<kind>/<name>/``; nothing is written before :meth:`open`.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last, self.best = path / "last.pth", path / "best.pth"
+        self.metrics, self.result = path / "metrics.jsonl", path / "result.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.result.exists()
+
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """Refuse to touch an unfinished run unless told how.
+
+        Raises:
+            UsageError: it needs ``--resume`` or ``--overwrite``.
+        """
+        started = self.metrics.exists() or self.last.exists()
+        if started and not self.finished and not resume and not overwrite:
+            raise UsageError(f"{self.path} holds an unfinished run; continue it with --resume, or --overwrite it")
+
+    def open(self, parameters: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+        """Make the folder, write the options, and return the state to resume from, if there is one."""
+        if overwrite and self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        state, notes = checkpoint.load_newest(self.last)
+        for note in notes:
+            print(f"{note}; the one before it is used", flush=True)
+        self.write_json("parameters.json", parameters)
+        self._cut_metrics(state["epoch"] if state else 0)
+        return state
+
+    def _cut_metrics(self, epoch: int) -> None:
+        """Drop lines that a cut off run wrote after its last checkpoint."""
+        rows = [row for row in self.read_metrics() if row["epoch"] <= epoch]
+        write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The epochs recorded so far; a last line that was cut off in writing is left out."""
+        rows = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one epoch's line."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """What :meth:`write_json` wrote, or None."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write ``content`` whole or not at all."""
+        write_atomically(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` beside ``path``, flush it to the disk, then rename."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def parameters_of(opt: argparse.Namespace) -> dict[str, Any]:
+    """Every option in the form that ``--config`` reads."""
+    leave_out = {"config", "resume", "overwrite", "evaluate"}
+    plain = {name: value for name, value in vars(opt).items() if name not in leave_out}
+    return json.loads(json.dumps(plain, default=str))
+
+
+def provenance() -> dict[str, Any]:
+    """What a reader needs to repeat a run: the command, the revision, versions and machine."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "git_revision": _git_revision(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+        },
+        "machine": platform.platform(),
+    }
+
+
+def _git_revision() -> str | None:
+    """The commit of this collection, with ``+`` where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -1,0 +1,137 @@
+"""From options to a trained network: the steps that every training script takes in the same order."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from helper import checkpoint
+from helper.errors import UsageError
+from helper.loop import Fit, Task, evaluate, seed_everything
+from helper.recipe import check, device_of, seed_of
+from helper.run_folder import RunFolder, parameters_of
+
+DEFAULT_RATE = 0.05
+"""Of models that do not ask for another one with an attribute ``learning_rate``."""
+
+EVAL_BATCH = 500
+"""Images evaluated at once; what is measured does not depend on it."""
+
+
+class Session:
+    """One call of a training script. Everything is checked before anything is written.
+
+    Args:
+        opt: parsed options of :mod:`helper.recipe`.
+        models: name → constructor, ``models.model_dict``.
+        get_loaders: ``dataset.get_loaders``.
+        info_of: ``dataset.info_of``.
+    """
+
+    def __init__(
+        self,
+        opt: argparse.Namespace,
+        models: Mapping[str, Callable[..., nn.Module]],
+        get_loaders: Callable[..., Any],
+        info_of: Callable[..., Any],
+    ) -> None:
+        check(opt)
+        self.opt, self.models, self._get_loaders = opt, models, get_loaders
+        self.device = device_of(opt)
+        self.info = info_of(opt.dataset, opt.data_dir)
+        seed_everything(seed_of(opt))
+
+    @cached_property
+    def loaders(self) -> Any:
+        """Batches on the device; UsageError where the dataset is missing or damaged."""
+        opt = self.opt
+        return self._get_loaders(
+            opt.dataset,
+            data_dir=opt.data_dir,
+            batch_size=opt.batch_size,
+            device=self.device,
+            seed=seed_of(opt),
+            validation=opt.validation,
+            num_workers=opt.num_workers,
+            eval_batch_size=EVAL_BATCH,
+        )
+
+    def build(self, arch: str, pretrained: bool = False) -> nn.Module:
+        """A network for the dataset's classes, on the device."""
+        settings = {"pretrained": True} if pretrained else {}
+        network = self.models[arch](num_classes=self.info.num_classes, **settings)
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run_folder(self, kind: str, name: Sequence[str]) -> RunFolder | None:
+        """The folder ``save_dir/kind/name``; None, after saying so, for a run that is finished.
+
+        Raises:
+            UsageError: an unfinished run lies there and neither --resume nor --overwrite is given.
+        """
+        run = RunFolder(self.opt.save_dir / kind / folder_name(name))
+        if run.finished and not self.opt.overwrite:
+            result = run.read_json("result.json")
+            print(f"{run.path} is finished ({describe(result)}); --overwrite trains it again")
+            return None
+        run.check(self.opt.resume, self.opt.overwrite)
+        return run
+
+    def train(self, run: RunFolder, task: Task, arch: str, notes: Mapping[str, Any] | None = None) -> None:
+        """Open the run folder, train, and print the result."""
+        opt, loaders = self.opt, self.loaders
+        state = run.open(parameters_of(opt), opt.overwrite)
+        if state is not None:
+            print(f"{run.path}: resuming after epoch {state['epoch']}", flush=True)
+        fit = Fit(
+            task=task,
+            train=loaders.train,
+            validation=loaders.validation,
+            test=loaders.test,
+            opt=opt,
+            run=run,
+            device=self.device,
+            state=state,
+            learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
+            about={"arch": arch, "num_classes": self.info.num_classes, "dataset": opt.dataset},
+            notes=dict(notes or {}),
+        )
+        print(f"{run.path}: {describe(fit())}")
+
+    def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
+        """Scores of named predictions on the test set, see :func:`helper.loop.evaluate`."""
+        return evaluate(predict, self.loaders.test, self.device, self.opt.precision)
+
+    def print_evaluation(self, network: nn.Module, arch: str, path: Path) -> None:
+        """Load ``path`` into ``network`` and print its test accuracy."""
+        checkpoint.load_network(network, path, arch, self.info.num_classes, "--evaluate")
+        network.eval()
+        scores = self.test(lambda images: {"network": network(images)})["network"]
+        print(
+            f"{path}: {arch} on {self.opt.dataset}: accuracy {scores['accuracy']:.2f} %, "
+            f"top-5 {scores['accuracy5']:.2f} %, cross-entropy {scores['loss']:.4f}"
+        )
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """Last and best accuracy in words."""
+    last, best, on = result["last"], result["best"], result["best_chosen_on"]
+    text = f"last epoch {last['epoch']}: {last['test_accuracy']:.2f} %" if "test_accuracy" in last else ""
+    return f"{text}; best epoch {best['epoch']}, chosen on the {on} set: {best['test_accuracy']:.2f} %"
+
+
+def folder_name(parts: Sequence[str]) -> str:
+    """``a-b=1-c``: letters that no file system minds, at most 200 of them.
+
+    Raises:
+        UsageError: the name would be longer.
+    """
+    name = "-".join(part.replace("/", ".") for part in parts)
+    if len(name) > 200:
+        raise UsageError(f"the run's name would be {len(name)} letters long; choose a shorter --trial or fewer options")
+    return name

@@ -1,0 +1,159 @@
+"""Frozen teachers: where they lie, and what they say of a batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from helper import checkpoint
+from helper.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TeacherFile:
+    """One teacher: its architecture and its checkpoint."""
+
+    arch: str
+    path: Path
+
+
+def chosen_teachers(
+    listed: Sequence[tuple[str, str]],
+    given: Sequence[str] | None,
+    teacher_num: int | None,
+    dataset: str,
+    known: Collection[str],
+) -> list[TeacherFile]:
+    """The teachers that the options choose.
+
+    Args:
+        listed: of ``setting.py`` for the dataset: ``(architecture, path)``.
+        given: ``--teachers path[:arch] …``, which override the list.
+        teacher_num: how many of them, from the first; None means all.
+        known: the architectures that exist.
+
+    Raises:
+        UsageError: none is listed, fewer than ``--teacher_num``, or an architecture is unknown.
+    """
+    files = [_parse(text, known) for text in given] if given else [TeacherFile(arch, Path(p)) for arch, p in listed]
+    if not files:
+        raise UsageError(f"--dataset: setting.py lists no teachers for {dataset}; add them, or give --teachers")
+    source = "--teachers" if given else "setting.py"
+    if teacher_num is not None and teacher_num > len(files):
+        raise UsageError(f"--teacher_num: {teacher_num}, but {source} lists {len(files)} for {dataset}; choose up to that")
+    for file in files:
+        if file.arch not in known:
+            raise UsageError(f"{source}: unknown architecture {file.arch!r} of {str(file.path)!r}; see models/__init__.py")
+    return files[:teacher_num]
+
+
+def _parse(text: str, known: Collection[str]) -> TeacherFile:
+    """``path:arch``, or a path whose checkpoint or folder says the architecture."""
+    head, _, tail = text.rpartition(":")
+    if head and tail in known:
+        return TeacherFile(tail, Path(head))
+    path = Path(text)
+    if head and not path.exists():
+        raise UsageError(f"--teachers: {text!r}: unknown architecture {tail!r}; see models/__init__.py")
+    if not path.is_file():
+        raise UsageError(f"--teachers: there is no checkpoint {text!r}")
+    try:
+        stored = checkpoint.load(path).get("arch")
+    except checkpoint.Damaged as error:
+        raise UsageError(f"--teachers: {text!r} cannot be loaded: {error}") from None
+    # The originals name the folder: resnet32x4_vanilla, wrn_40_2_cifar100_lr_0.05…
+    named = [name for name in known if path.parent.name.startswith(name)]
+    if not stored and not named:
+        raise UsageError(f"--teachers: {text!r} does not say its architecture; write {text}:ARCH")
+    return TeacherFile(stored or max(named, key=len), path)
+
+
+def require_files(files: Sequence[TeacherFile], dataset: str) -> None:
+    """Raise one UsageError with the commands that train what is missing."""
+    missing = [file for file in files if not file.path.is_file()]
+    if missing:
+        commands = "\n".join(f"  {training_command(file, dataset)}" for file in missing)
+        what = ", ".join(str(file.path) for file in missing)
+        raise UsageError(f"setting.py: there is no {what}; train it with\n{commands}")
+
+
+def training_command(file: TeacherFile, dataset: str) -> str:
+    """The command whose run folder holds ``file``: the folder's name spells the options out."""
+    command = f"python train_teacher.py --model {file.arch} --dataset {dataset}"
+    prefix = f"{file.arch.replace('/', '.')}-{dataset}-"
+    folder = file.path.parent.name
+    if not folder.startswith(prefix):
+        return f"{command} --trial 0   # then write its last.pth into setting.py"
+    words = re.split(r"-(?=[A-Za-z_]+(?:=|-|$))", folder.removeprefix(prefix))
+    return " ".join([command, *(f"--{word.replace('=', ' ', 1)}" for word in words)])
+
+
+def fingerprint(files: Sequence[TeacherFile]) -> str:
+    """``3xresnet20@1a2b3c``: how many of what, and six letters of the paths' checksum, for the run's name."""
+    archs = [file.arch for file in files]
+    kinds = "+".join(f"{archs.count(arch)}x{arch}" for arch in dict.fromkeys(archs))
+    kinds = kinds if len(kinds) <= 60 else f"{len(files)}xmixed"
+    digest = sha256("\n".join(f"{file.arch} {file.path.as_posix()}" for file in files).encode())
+    return f"{kinds}@{digest.hexdigest()[:6]}"
+
+
+class Teachers:
+    """K trained networks that stay as they are: in eval mode, without gradients of their own.
+
+    Args:
+        networks: K networks on one device, of any architectures.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self.networks = [network.eval().requires_grad_(False) for network in networks]
+
+    def __len__(self) -> int:
+        return len(self.networks)
+
+    @torch.no_grad()
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Images ``[B, 3, H, W]`` → ``[K, B, C]``."""
+        return torch.stack([network(images) for network in self.networks])
+
+    @torch.no_grad()
+    def maps(self, images: torch.Tensor, layer: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Images → each teacher's map ``[B, C_k, H_k, W_k]`` at ``layer``, and the logits ``[K, B, C]``."""
+        outputs = [network(images, is_feat=True) for network in self.networks]
+        return [features[layer] for features, _ in outputs], torch.stack([logits for _, logits in outputs])
+
+    def classify(self, k: int, maps: torch.Tensor) -> torch.Tensor:
+        """Teacher k's own classifier on maps ``[B, C_k, H_k, W_k]`` → ``[B, C]``; gradients flow to the maps."""
+        return self.networks[k].classify(maps)  # type: ignore[operator]
+
+
+def load_teachers(
+    files: Sequence[TeacherFile], build: Callable[[str], nn.Module], num_classes: int
+) -> tuple[Teachers, list[str]]:
+    """Construct and load the teachers.
+
+    Returns:
+        the teachers, and a line for each that was not trained to its end.
+
+    Raises:
+        UsageError: a checkpoint is missing, damaged, of another architecture or class count.
+    """
+    networks, notes = [], []
+    for file in files:
+        network = build(file.arch)
+        about = checkpoint.load_network(network, file.path, file.arch, num_classes, "setting.py or --teachers")
+        epoch, epochs = about.get("epoch"), about.get("epochs")
+        if file.path.name.startswith("last") and epochs and epoch != epochs:
+            notes.append(f"{file.path}: trained for {epoch} of {epochs} epochs only")
+        networks.append(network)
+    return Teachers(networks), notes
+
+
+def ensemble_logits(logits: torch.Tensor) -> torch.Tensor:
+    """The teachers' joint opinion: the logarithm of their mean probability, ``[K, B, C]`` → ``[B, C]``."""
+    return logits.float().log_softmax(-1).logsumexp(0)

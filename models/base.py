@@ -1,0 +1,163 @@
+"""What all networks have in common: stages, features, classifier, and the registry that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
+from typing import TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helper.errors import UsageError, unknown
+from helper.registry import Registry
+
+TORCHVISION = "torchvision/"
+
+Output: TypeAlias = "Tensor | tuple[list[Tensor], Tensor]"
+
+
+class StagedModel(nn.Module):
+    """A classifier cut into stages: a stem, the stages of its trunk, then pooling and a linear classifier.
+
+    A family describes itself by data: which children each stage applies in order, and after which stages a ReLU
+    follows. Features, pre-activations, partial runs and the classifier are derived from that here, once. A stage bears
+    the name of its first child with weights.
+
+    Args:
+        num_classes: number of logits C.
+        parts: stage → its children, in the order they are applied; submodule paths such as ``blocks.1`` are fine.
+        head: the child that maps the pooled vector to the logits.
+        relu_after: the stages whose children are followed by a ReLU; default all of them.
+
+    Attributes:
+        stages: the names of the stages, from the stem to the last one.
+        has_maps: whether the network offers feature maps; False means logits only.
+        has_preact: whether ``preact=True`` is offered.
+    """
+
+    has_maps = True
+    has_preact = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        parts: Mapping[str, tuple[str, ...]],
+        head: str,
+        relu_after: Collection[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.parts = dict(parts)
+        self.head = head
+        self.relu_after = frozenset(self.parts if relu_after is None else relu_after)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(self.parts)
+
+    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False) -> Output:
+        """Classify images ``x`` [B, 3, H, W].
+
+        Returns:
+            logits [B, C]; with ``is_feat`` ``(features, logits)``: one map [B, C_i, H_i, W_i] per stage, then the
+            pooled vector [B, D]. With ``preact`` the maps are those before the ReLU that ends their stage.
+        """
+        if not is_feat:
+            return self.classify(self.run(x, self.stages[0], self.stages[-1]))
+        if preact and not self.has_preact:
+            raise UsageError(f"{type(self).__name__} does not offer features before the activation (preact)")
+        maps = []
+        for name in self.stages:
+            before, x = self._stage(name, x)
+            maps.append(before if preact else x)
+        pooled, logits = self.finish(x)
+        return [*maps, pooled], logits
+
+    def run(self, x: Tensor, first: str, last: str) -> Tensor:
+        """Apply the stages ``first`` to ``last``, both included, to what the stage before ``first`` returned."""
+        start, stop = self._position(first), self._position(last)
+        if start > stop:
+            raise ValueError(f"stage {first!r} comes after stage {last!r}")
+        for name in self.stages[start : stop + 1]:
+            _, x = self._stage(name, x)
+        return x
+
+    def classify(self, x: Tensor) -> Tensor:
+        """The last map [B, C_f, H, W] (not its pre-activation) → logits [B, C]."""
+        return self.finish(x)[1]
+
+    def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The last map [B, C_f, H, W] → the pooled vector [B, D] and the logits [B, C]."""
+        pooled = self.embed(x)
+        return pooled, self.get_submodule(self.head)(pooled)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The last map [B, C_f, H, W] → the pooled vector [B, D] that the classifier reads."""
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+    def _stage(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One stage's output before and after its last ReLU; the same tensor where no ReLU follows."""
+        for child in self.parts[name]:
+            x = self.get_submodule(child)(x)
+        # not in place: the map before the ReLU may be a feature
+        return x, F.relu(x) if name in self.relu_after else x
+
+    def _position(self, name: str) -> int:
+        if name not in self.parts:
+            raise unknown("stage", name, self.stages)
+        return self.stages.index(name)
+
+
+class ReluBetween(nn.Sequential):
+    """Blocks that return their pre-activation: a ReLU follows each one but the last, whose ReLU is the stage's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        *blocks, last = self
+        for block in blocks:
+            x = F.relu(block(x), inplace=True)
+        return last(x)
+
+
+Builder: TypeAlias = Callable[..., StagedModel]
+
+
+class ModelRegistry(Registry[Builder]):
+    """The registry of networks; an unknown name is answered with this project's names or torchvision's, not both."""
+
+    def __getitem__(self, name: str) -> Builder:
+        if name in self:
+            return super().__getitem__(name)
+        foreign = str(name).startswith(TORCHVISION)
+        choices = [known for known in self if known.startswith(TORCHVISION) == foreign]
+        raise unknown(self.option, name, choices if foreign else [*choices, f"{TORCHVISION}<name>"])
+
+
+model_dict = ModelRegistry("model")
+
+
+def checked_widths(widths: Sequence[int], count: int, multiple: int = 1, growing: bool = False) -> tuple[int, ...]:
+    """``widths`` (channels per stage) as a tuple, if an architecture can have them.
+
+    Raises:
+        UsageError: there are not ``count`` widths, one is not a positive multiple of ``multiple``, or one is not larger
+            than the one before although it has to be (``growing``).
+    """
+    widths = tuple(widths)
+    grows = all(before < after for before, after in pairwise(widths))
+    if len(widths) != count or any(width <= 0 or width % multiple for width in widths) or (growing and not grows):
+        kind = f"{count}{' growing' if growing else ''} positive multiples of {multiple}"
+        raise UsageError(f"widths: expected {kind}, the channels of each stage, got {widths}")
+    return widths
+
+
+def init_weights(model: nn.Module) -> None:
+    """He initialisation of all convolutions (normal with variance 2 / fan-out) and identity batch normalisation."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,235 @@
+"""Every classification network of torchvision, as ``torchvision/<name>``.
+
+Convolutional families are cut into stages like this project's own. State names stay torchvision's, so that ImageNet
+checkpoints load as they are. Other families (transformers, and any that ``ANATOMY`` does not know) offer logits only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from helper.errors import UsageError
+from models.base import TORCHVISION, Output, StagedModel, model_dict
+
+IMAGENET_CLASSES = 1000
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """How a torchvision family gets from images to logits.
+
+    Attributes:
+        trunk: children up to the last map, in the order of use; ``features.*`` stands for all children of ``features``.
+        head: children from the pooled vector to the logits.
+        pool: the child that pools the last map; None where the family averages in its ``forward``.
+        head_reads: what the first child of ``head`` takes: the flattened pooled map, the pooled map, or the last map.
+        final_relu: whether ``forward`` applies a ReLU to what the trunk returns.
+    """
+
+    trunk: tuple[str, ...]
+    head: tuple[str, ...]
+    pool: str | None = None
+    head_reads: Literal["vector", "pooled", "map"] = "vector"
+    final_relu: bool = False
+
+
+INCEPTION_STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
+INCEPTION_MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+
+ANATOMY = {
+    "AlexNet": Anatomy(("features.*",), ("classifier",), "avgpool"),
+    "ConvNeXt": Anatomy(("features.*",), ("classifier",), "avgpool", head_reads="pooled"),
+    "DenseNet": Anatomy(("features.*",), ("classifier",), final_relu=True),
+    "EfficientNet": Anatomy(("features.*",), ("classifier",), "avgpool"),
+    "GoogLeNet": Anatomy(
+        ("transform_input", "conv1", "maxpool1", "conv2", "conv3", "maxpool2", "inception3a", "inception3b", "maxpool3")
+        + tuple(f"inception4{letter}" for letter in "abcde")
+        + ("maxpool4", "inception5a", "inception5b"),
+        ("dropout", "fc"),
+        "avgpool",
+    ),
+    "Inception3": Anatomy(
+        ("transform_input", *INCEPTION_STEM, "maxpool2", *(f"Mixed_{block}" for block in INCEPTION_MIXED)),
+        ("dropout", "fc"),
+        "avgpool",
+    ),
+    "MNASNet": Anatomy(("layers.*",), ("classifier",)),
+    "MobileNetV2": Anatomy(("features.*",), ("classifier",)),
+    "MobileNetV3": Anatomy(("features.*",), ("classifier",), "avgpool"),
+    "RegNet": Anatomy(("stem", "trunk_output.*"), ("fc",), "avgpool"),
+    "ResNet": Anatomy(("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"), ("fc",), "avgpool"),
+    "ShuffleNetV2": Anatomy(("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"), ("fc",)),
+    "SqueezeNet": Anatomy(("features.*",), ("classifier",), head_reads="map"),
+    "VGG": Anatomy(("features.*",), ("classifier",), "avgpool"),
+}
+
+
+class InceptionInput(nn.Module):
+    """ImageNet normalisation → mean and deviation 0.5 per channel, as the published GoogLeNet and Inception expect.
+
+    Applied whether or not pretrained weights are asked for: a checkpoint does not tell which of the two it was trained
+    with. [B, 3, H, W] → the same shape.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+        self.register_buffer("scale", (std / 0.5).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", ((mean - 0.5) / 0.5).view(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+class TorchvisionConvNet(StagedModel):
+    """The children of a torchvision network, run stage by stage. A stage ends before the next one halves the map.
+
+    There is no ``preact``: torchvision's blocks apply their last activation themselves.
+
+    Args:
+        num_classes: number of logits.
+        net: the network; its children become those of this module.
+        anatomy: how its family is built.
+    """
+
+    has_preact = False
+
+    def __init__(self, num_classes: int, net: nn.Module, anatomy: Anatomy) -> None:
+        if "transform_input" in anatomy.trunk:
+            net.transform_input = InceptionInput()
+        parts = stage_parts(net, list(trunk_children(net, anatomy)))
+        last = list(parts)[-1]
+        super().__init__(num_classes, parts, anatomy.head[-1], relu_after=(last,) if anatomy.final_relu else ())
+        self.anatomy = anatomy
+        for name, child in net.named_children():
+            self.add_module(name, child)
+
+    def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pool = self.anatomy.pool
+        pooled = F.adaptive_avg_pool2d(x, 1) if pool is None else self.get_submodule(pool)(x)
+        vector = pooled.flatten(1)
+        out = {"vector": vector, "pooled": pooled, "map": x}[self.anatomy.head_reads]
+        for child in self.anatomy.head:
+            out = self.get_submodule(child)(out)
+        return vector, out.flatten(1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Published checkpoints of GoogLeNet and Inception hold auxiliary heads, which are off here."""
+        for key in [key for key in state_dict if key.startswith(tuple(prefix + head for head in AUXILIARY))]:
+            del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class LogitsOnly(StagedModel):
+    """A torchvision network without maps that end in pooling and a classifier: only its logits are offered."""
+
+    has_maps = False
+    has_preact = False
+
+    def __init__(self, num_classes: int, net: nn.Module, name: str) -> None:
+        super().__init__(num_classes, parts={}, head="")
+        self.name = name
+        # The state has to bear torchvision's names. So this module shares the network's tensors and children, and the
+        # tuple keeps the network itself from becoming a child, whose name would be a prefix.
+        self._parameters, self._buffers, self._modules = net._parameters, net._buffers, net._modules
+        self._net = (net,)
+
+    def train(self, mode: bool = True) -> LogitsOnly:
+        self._net[0].training = mode
+        super().train(mode)
+        return self
+
+    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False) -> Output:
+        if is_feat:
+            raise self._no_maps()
+        return self._net[0](x)
+
+    def run(self, x: Tensor, first: str, last: str) -> Tensor:
+        raise self._no_maps()
+
+    def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise self._no_maps()
+
+    def _no_maps(self) -> UsageError:
+        return UsageError(f"{self.name} offers logits only, no features: only --distill kd works with it")
+
+
+def trunk_children(net: nn.Module, anatomy: Anatomy) -> Iterator[str]:
+    """The paths of the trunk's children, ``features.*`` spelt out."""
+    for path in anatomy.trunk:
+        parent, _, star = path.partition(".")
+        if star:
+            yield from (f"{parent}.{name}" for name, _ in net.get_submodule(parent).named_children())
+        else:
+            yield path
+
+
+def stage_parts(net: nn.Module, children: list[str]) -> dict[str, tuple[str, ...]]:
+    """Group the trunk's children into stages: a strided child opens a new one, unless the last has no weights yet."""
+    groups: list[list[str]] = [[]]
+    for child in children:
+        if is_strided(net.get_submodule(child)) and has_weights(net, groups[-1]):
+            groups.append([])
+        groups[-1].append(child)
+    if not has_weights(net, groups[-1]):  # the pooling that ends AlexNet and VGG
+        groups[-2] += groups.pop()
+    return {next(child for child in group if has_weights(net, [child])): tuple(group) for group in groups}
+
+
+def has_weights(net: nn.Module, children: list[str]) -> bool:
+    return any(True for child in children for _ in net.get_submodule(child).parameters())
+
+
+def is_strided(module: nn.Module) -> bool:
+    """Whether some convolution or pooling inside ``module`` has a stride."""
+    layers = (layer for layer in module.modules() if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)))
+    return any((max(layer.stride) if isinstance(layer.stride, tuple) else layer.stride) > 1 for layer in layers)
+
+
+def torchvision_model(name: str, num_classes: int, pretrained: bool = False) -> StagedModel:
+    """Build ``torchvision/<name>``.
+
+    Args:
+        name: torchvision's name.
+        num_classes: number of logits.
+        pretrained: load torchvision's best ImageNet weights; the last layer is new where ``num_classes`` is not 1000.
+    """
+    config: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):
+        config["aux_logits"] = False
+        if not pretrained:
+            config["init_weights"] = True  # the default, which warns when it is not spelt out
+    net = torchvision.models.get_model(name, **config)
+    if pretrained and num_classes != IMAGENET_CLASSES:
+        replace_last_layer(net, num_classes)
+    family = type(net).__name__
+    if family in ANATOMY:
+        return TorchvisionConvNet(num_classes, net, ANATOMY[family])
+    return LogitsOnly(num_classes, net, TORCHVISION + name)
+
+
+def replace_last_layer(net: nn.Module, num_classes: int) -> None:
+    """Put a new layer with ``num_classes`` outputs in the place of the last linear layer or convolution."""
+    path, old = [item for item in net.named_modules() if isinstance(item[1], (nn.Linear, nn.Conv2d))][-1]
+    new: nn.Module
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size)  # type: ignore[arg-type]
+    else:
+        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)  # type: ignore[arg-type,union-attr]
+    net.set_submodule(path, new)
+
+
+for _name in torchvision.models.list_models(module=torchvision.models):
+    model_dict.register(TORCHVISION + _name)(partial(torchvision_model, _name))

@@ -1,0 +1,30 @@
+"""Your teachers: for each dataset a list of (architecture, checkpoint). Edit this file.
+
+The first --teacher_num of the list are used. What is listed below is what these commands write:
+    python train_teacher.py --model resnet32x4 --dataset cifar100 --trial 0    (likewise 1 and 2)
+    sh scripts/quickstart.sh                                                   (digits)
+Teachers may be of different architectures; `python train_student.py --teachers PATH[:ARCH] …` overrides the list.
+"""
+
+TEACHERS: dict[str, list[tuple[str, str]]] = {
+    "cifar100": [
+        ("resnet32x4", "save/teachers/resnet32x4-cifar100-trial=0/last.pth"),
+        ("resnet32x4", "save/teachers/resnet32x4-cifar100-trial=1/last.pth"),
+        ("resnet32x4", "save/teachers/resnet32x4-cifar100-trial=2/last.pth"),
+    ],
+    "cifar10": [
+        ("resnet56", "save/teachers/resnet56-cifar10-trial=0/last.pth"),
+        ("resnet56", "save/teachers/resnet56-cifar10-trial=1/last.pth"),
+        ("resnet56", "save/teachers/resnet56-cifar10-trial=2/last.pth"),
+    ],
+    "tinyimagenet": [
+        ("resnet32x4", "save/teachers/resnet32x4-tinyimagenet-trial=0/last.pth"),
+        ("resnet32x4", "save/teachers/resnet32x4-tinyimagenet-trial=1/last.pth"),
+        ("resnet32x4", "save/teachers/resnet32x4-tinyimagenet-trial=2/last.pth"),
+    ],
+    "digits": [
+        ("resnet20", "save/teachers/resnet20-digits-epochs=10-trial=0/last.pth"),
+        ("resnet20", "save/teachers/resnet20-digits-epochs=10-trial=1/last.pth"),
+        ("resnet20", "save/teachers/resnet20-digits-epochs=10-trial=2/last.pth"),
+    ],
+}

@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Train one network with cross-entropy: a teacher, or a student's baseline.
+
+python train_teacher.py --model resnet32x4 --dataset cifar100 --trial 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dataset import dataset_dict, get_loaders, info_of
+from helper.meters import accuracy
+from helper.options import Options, one_of
+from helper.recipe import add_recipe
+from helper.script import run_script
+from helper.session import Session
+from models import model_dict
+
+
+class CrossEntropy:
+    """One network and the labels."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.trained = nn.ModuleDict({"network": network})
+
+    def step(self, images: torch.Tensor, target: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
+        logits = self.trained["network"](images).float()
+        return {"loss": F.cross_entropy(logits, target), "accuracy": accuracy(logits, target)}
+
+    def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"network": self.trained["network"](images)}
+
+
+def options() -> Options:
+    """The command line."""
+    parser = Options("Train one network with cross-entropy: a teacher, or a student's baseline.")
+    add = parser.section("network")
+    add("--model", type=one_of("--model", model_dict), default="resnet32x4", help="any name of models.model_dict")
+    add("--pretrained", action="store_true", help="start from torchvision's ImageNet weights (torchvision/… only)")
+    add_recipe(parser, dataset_dict, nesterov_help="Nesterov momentum (the published teachers train without)")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train, or evaluate, as the command line says."""
+    parser = options()
+    opt = parser.parse(arguments)
+    session = Session(opt, model_dict, get_loaders, info_of)
+    network = session.build(opt.model, pretrained=opt.pretrained)
+    if opt.evaluate:
+        session.print_evaluation(network, opt.model, opt.evaluate)
+        return
+    name = [opt.model, opt.dataset, *parser.changed(opt, leave_out=("model", "dataset", "trial"))]
+    run = session.run_folder("teachers", [*name, f"trial={opt.trial}"])
+    if run is not None:
+        session.train(run, CrossEntropy(network), opt.model)
+
+
+if __name__ == "__main__":
+    run_script(main)
