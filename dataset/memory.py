@@ -1,6 +1,6 @@
 """Loaders for datasets that fit in memory: uint8 on the training device, whole batches made by one gather.
 
-One CPU core makes about 150,000 augmented 32×32 images a second at batch 64, so that there is nothing for worker
+One CPU core makes over 100,000 augmented 32×32 images a second at batch 64, so that there is nothing for worker
 processes to do; on an accelerator no batch waits for the host.
 """
 

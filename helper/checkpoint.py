@@ -78,7 +78,7 @@ def load_newest(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     Raises:
         UsageError: there are checkpoints and every one is damaged.
     """
-    notes = []
+    notes: list[str] = []
     for candidate in (path, previous(path)):
         if not candidate.exists():
             continue
@@ -149,7 +149,9 @@ def _load_weights(network: nn.Module, weights: dict[str, torch.Tensor], what: st
     unexpected = [name for name in weights if name not in own]
     if missing or unexpected:
         name, word = (missing[0], "lacks") if missing else (unexpected[0], "has an extra")
-        raise UsageError(f"{what} is not a {arch}: it {word} {name!r} ({len(missing)} missing, {len(unexpected)} extra)")
+        raise UsageError(
+            f"{what} is not a {arch}: it {word} {name!r} ({len(missing)} missing, {len(unexpected)} extra)"
+        )
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise UsageError(

@@ -45,7 +45,10 @@ class Task(Protocol):
     """Everything that has weights to train; ``trained["network"]`` is what inference needs."""
 
     def step(self, images: torch.Tensor, target: torch.Tensor, epoch: int) -> Scalars:
-        """A batch → ``loss`` and its named parts, all scalars; ``epoch`` counts from 1."""
+        """A batch → ``loss``, ``accuracy`` (percent) and any named parts, all scalars; ``epoch`` counts from 1.
+
+        The names are the same in all steps of an epoch.
+        """
 
     def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images → named logits ``[B, C]``; the first name is the one that the best epoch is chosen by."""
@@ -90,9 +93,17 @@ class Fit:
             nesterov=opt.nesterov,
             fused=True,
         )
-        self.epoch, self.seconds, self.best = 0, 0.0, None
+        self._start_momentum()
+        self.epoch, self.seconds = 0, 0.0
+        self.best: dict[str, Any] | None = None
         if self.state is not None:
             self._restore(self.state)
+
+    def _start_momentum(self) -> None:
+        """Zero buffers for all: torch's fused step fails when some parameters get their first gradient later."""
+        if self.opt.momentum:
+            for parameter in self.task.trained.parameters():
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.task.trained.load_state_dict(state["trained"])
@@ -233,12 +244,11 @@ class Fit:
 
     @staticmethod
     def _scores(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in row.items() if name == "epoch" or name.startswith(("test_", "validation_"))}
+        kept = ("epoch", "test_", "validation_")
+        return {name: value for name, value in row.items() if name.startswith(kept)}
 
 
-def evaluate(
-    predict: Any, loader: Loader, device: torch.device, precision: str
-) -> dict[str, dict[str, float]]:
+def evaluate(predict: Any, loader: Loader, device: torch.device, precision: str) -> dict[str, dict[str, float]]:
     """Named predictions' mean scores over a loader.
 
     Args:

@@ -9,22 +9,21 @@ class Means:
     """Running means of named scalars, weighted by the number of samples."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._names: tuple[str, ...] = ()
+        self._sums: torch.Tensor | None = None
+        self._count = 0
 
     def add(self, values: dict[str, torch.Tensor], count: int) -> None:
-        """Take in means over ``count`` samples."""
-        for name, value in values.items():
-            addend = value.detach().double() * count
-            self._sums[name] = self._sums[name] + addend if name in self._sums else addend
-            self._counts[name] = self._counts.get(name, 0) + count
+        """Take in means over ``count`` samples, under the same names each time."""
+        addend = torch.stack([value.detach().double() for value in values.values()]) * count
+        self._names = tuple(values)
+        self._sums = addend if self._sums is None else self._sums + addend
+        self._count += count
 
     def read(self) -> dict[str, float]:
         """The means so far; waits for the device once."""
-        if not self._sums:
-            return {}
-        sums = torch.stack(list(self._sums.values())).tolist()
-        return {name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)}
+        sums = [] if self._sums is None else self._sums.tolist()
+        return {name: total / self._count for name, total in zip(self._names, sums, strict=True)}
 
 
 def accuracy(logits: torch.Tensor, target: torch.Tensor, top: int = 1) -> torch.Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from helper.errors import UsageError, unknown
+from helper.registry import Registry
 
 Values = dict[str, Any]
 
@@ -62,12 +63,8 @@ def one_of(option: str, names: Mapping[str, object] | Sequence[str], fold_case: 
         name = text.lower() if fold_case else text
         if name in names:
             return name
-        try:
-            names[name]  # type: ignore[index,call-overload]
-        except UsageError as error:
-            raise UsageError(f"{option}: {str(error).partition(': ')[2]}") from None
-        except (KeyError, TypeError):
-            pass
+        if isinstance(names, Registry):
+            raise names.unknown(text, option)
         raise unknown(option, text, names)
 
     return parse
@@ -130,9 +127,7 @@ class Options(argparse.ArgumentParser):
         self._methods[dest] = registry
         owners = self._owners.setdefault(dest, {})
         add = self.section(title)
-        add(
-            f"--{dest}", type=one_of(f"--{dest}", registry), default=default, help=help, metavar="|".join(registry)
-        )
+        add(f"--{dest}", type=one_of(f"--{dest}", registry), default=default, help=help, metavar="|".join(registry))
         for name, entry in registry.items():
             for parameter in _hyperparameters(entry):
                 if parameter.name not in owners:
@@ -170,7 +165,7 @@ class Options(argparse.ArgumentParser):
         options, rest = self.parse_known_args(arguments)
         if rest:
             self._refuse(rest[0])
-        given, _ = self.parse_known_args(arguments, argparse.Namespace(**{name: None for name in inherited}))
+        given, _ = self.parse_known_args(arguments, argparse.Namespace(**dict.fromkeys(inherited)))
         for dest in self._methods:
             self._settle(options, given, dest)
         return options

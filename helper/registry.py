@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from helper.errors import unknown
+from helper.errors import UsageError, unknown
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 Value = TypeVar("Value")
@@ -39,8 +39,12 @@ class Registry(Mapping[str, Value], Generic[Value]):
 
     def __getitem__(self, name: str) -> Value:
         if name not in self._entries:
-            raise unknown(self.option, name, self)
+            raise self.unknown(name)
         return self._entries[name]
+
+    def unknown(self, name: str, option: str | None = None) -> UsageError:
+        """The error for a name that is not registered; ``option`` replaces the registry's own."""
+        return unknown(option or self.option, name, self)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

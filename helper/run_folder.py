@@ -120,13 +120,8 @@ def provenance() -> dict[str, Any]:
 def _git_revision() -> str | None:
     """The commit of this collection, with ``+`` where files differ from it; None outside a checkout."""
     here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
-        revision = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        )
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, check=True
-        )
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return revision.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -62,8 +62,14 @@ class Session:
             eval_batch_size=EVAL_BATCH,
         )
 
+    def example(self) -> torch.Tensor:
+        """Black images ``[2, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
+        return torch.zeros(2, 3, self.info.image_size, self.info.image_size, device=self.device)
+
     def build(self, arch: str, pretrained: bool = False) -> nn.Module:
-        """A network for the dataset's classes, on the device."""
+        """A network for the dataset's classes, on the device; UsageError where no weights are published for it."""
+        if pretrained and not arch.startswith("torchvision/"):
+            raise UsageError(f"--pretrained: there are no ImageNet weights for {arch}, only for torchvision/<name>")
         settings = {"pretrained": True} if pretrained else {}
         network = self.models[arch](num_classes=self.info.num_classes, **settings)
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -46,10 +46,14 @@ def chosen_teachers(
         raise UsageError(f"--dataset: setting.py lists no teachers for {dataset}; add them, or give --teachers")
     source = "--teachers" if given else "setting.py"
     if teacher_num is not None and teacher_num > len(files):
-        raise UsageError(f"--teacher_num: {teacher_num}, but {source} lists {len(files)} for {dataset}; choose up to that")
+        raise UsageError(
+            f"--teacher_num: {teacher_num}, but {source} lists {len(files)} for {dataset}; choose up to that"
+        )
     for file in files:
         if file.arch not in known:
-            raise UsageError(f"{source}: unknown architecture {file.arch!r} of {str(file.path)!r}; see models/__init__.py")
+            raise UsageError(
+                f"{source}: unknown architecture {file.arch!r} of {str(file.path)!r}; see models/__init__.py"
+            )
     return files[:teacher_num]
 
 

@@ -125,12 +125,10 @@ Builder: TypeAlias = Callable[..., StagedModel]
 class ModelRegistry(Registry[Builder]):
     """The registry of networks; an unknown name is answered with this project's names or torchvision's, not both."""
 
-    def __getitem__(self, name: str) -> Builder:
-        if name in self:
-            return super().__getitem__(name)
+    def unknown(self, name: str, option: str | None = None) -> UsageError:
         foreign = str(name).startswith(TORCHVISION)
         choices = [known for known in self if known.startswith(TORCHVISION) == foreign]
-        raise unknown(self.option, name, choices if foreign else [*choices, f"{TORCHVISION}<name>"])
+        return unknown(option or self.option, name, choices if foreign else [*choices, f"{TORCHVISION}<name>"])
 
 
 model_dict = ModelRegistry("model")

@@ -72,6 +72,8 @@ class MobileNetV2(StagedModel):
         widths: channels that the stem and each stage return; rows inside a stage shrink in proportion.
     """
 
+    learning_rate = 0.01  # what the published commands start with, instead of 0.05
+
     def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS) -> None:
         parts = {"conv1": ("conv1",), "blocks.0": ("blocks.0", "blocks.1"), "blocks.2": ("blocks.2",)}
         parts |= {"blocks.3": ("blocks.3", "blocks.4"), "blocks.5": ("blocks.5", "blocks.6")}

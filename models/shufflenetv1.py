@@ -56,6 +56,8 @@ class ShuffleNetV1(StagedModel):
         widths: channels of the stem and of the three stages, multiples of three that grow from stage to stage.
     """
 
+    learning_rate = 0.01  # what the published commands start with, instead of 0.05
+
     def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS) -> None:
         layers = ("layer1", "layer2", "layer3")
         parts = {"conv1": ("conv1", "bn1"), **{layer: (layer,) for layer in layers}}

@@ -81,6 +81,8 @@ class ShuffleNetV2(StagedModel):
             channels of the second, before its 1×1 convolution.
     """
 
+    learning_rate = 0.01  # what the published commands start with, instead of 0.05
+
     def __init__(self, num_classes: int, widths: Sequence[int]) -> None:
         parts = {"conv1": ("conv1", "bn1"), "layer1": ("layer1",), "layer2": ("layer2",)}
         parts |= {"layer3": ("layer3", "relu3", "conv2", "bn2")}

@@ -20,7 +20,7 @@ from helper.errors import UsageError
 from models.base import TORCHVISION, Output, StagedModel, model_dict
 
 IMAGENET_CLASSES = 1000
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+AUXILIARY = ("aux1", "aux2", "AuxLogits")
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,12 @@ ANATOMY = {
     "DenseNet": Anatomy(("features.*",), ("classifier",), final_relu=True),
     "EfficientNet": Anatomy(("features.*",), ("classifier",), "avgpool"),
     "GoogLeNet": Anatomy(
-        ("transform_input", "conv1", "maxpool1", "conv2", "conv3", "maxpool2", "inception3a", "inception3b", "maxpool3")
-        + tuple(f"inception4{letter}" for letter in "abcde")
-        + ("maxpool4", "inception5a", "inception5b"),
+        (
+            *("transform_input", "conv1", "maxpool1", "conv2", "conv3", "maxpool2"),
+            *("inception3a", "inception3b", "maxpool3"),
+            *("inception4a", "inception4b", "inception4c", "inception4d", "inception4e", "maxpool4"),
+            *("inception5a", "inception5b"),
+        ),
         ("dropout", "fc"),
         "avgpool",
     ),
@@ -113,8 +116,10 @@ class TorchvisionConvNet(StagedModel):
         last = list(parts)[-1]
         super().__init__(num_classes, parts, anatomy.head[-1], relu_after=(last,) if anatomy.final_relu else ())
         self.anatomy = anatomy
+        self._version = net._version  # MNASNet reads it from the state
         for name, child in net.named_children():
-            self.add_module(name, child)
+            if name not in AUXILIARY:
+                self.add_module(name, child)
 
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pool = self.anatomy.pool
@@ -127,7 +132,8 @@ class TorchvisionConvNet(StagedModel):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Published checkpoints of GoogLeNet and Inception hold auxiliary heads, which are off here."""
-        for key in [key for key in state_dict if key.startswith(tuple(prefix + head for head in AUXILIARY))]:
+        unused = tuple(f"{prefix}{head}." for head in AUXILIARY)
+        for key in [key for key in state_dict if key.startswith(unused)]:
             del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -145,6 +151,7 @@ class LogitsOnly(StagedModel):
         # tuple keeps the network itself from becoming a child, whose name would be a prefix.
         self._parameters, self._buffers, self._modules = net._parameters, net._buffers, net._modules
         self._net = (net,)
+        self._version = net._version
 
     def train(self, mode: bool = True) -> LogitsOnly:
         self._net[0].training = mode
@@ -184,7 +191,8 @@ def stage_parts(net: nn.Module, children: list[str]) -> dict[str, tuple[str, ...
             groups.append([])
         groups[-1].append(child)
     if not has_weights(net, groups[-1]):  # the pooling that ends AlexNet and VGG
-        groups[-2] += groups.pop()
+        trailing = groups.pop()
+        groups[-1] += trailing
     return {next(child for child in group if has_weights(net, [child])): tuple(group) for group in groups}
 
 
@@ -207,10 +215,9 @@ def torchvision_model(name: str, num_classes: int, pretrained: bool = False) -> 
         pretrained: load torchvision's best ImageNet weights; the last layer is new where ``num_classes`` is not 1000.
     """
     config: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
-    if name in ("googlenet", "inception_v3"):
-        config["aux_logits"] = False
-        if not pretrained:
-            config["init_weights"] = True  # the default, which warns when it is not spelt out
+    if name in ("googlenet", "inception_v3") and not pretrained:
+        # torchvision's defaults but for the heads; not to spell out the initialisation makes it warn
+        config |= {"aux_logits": False, "init_weights": True}
     net = torchvision.models.get_model(name, **config)
     if pretrained and num_classes != IMAGENET_CLASSES:
         replace_last_layer(net, num_classes)
@@ -227,7 +234,7 @@ def replace_last_layer(net: nn.Module, num_classes: int) -> None:
     if isinstance(old, nn.Conv2d):
         new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size)  # type: ignore[arg-type]
     else:
-        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)  # type: ignore[arg-type,union-attr]
+        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     net.set_submodule(path, new)
 
 

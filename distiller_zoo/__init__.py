@@ -1,0 +1,9 @@
+"""Losses between one student and one teacher: one paper per file, one line per file here."""
+
+from distiller_zoo import hint, inter, kd
+from distiller_zoo.base import Distiller, FeatureDistiller, distill_dict
+from distiller_zoo.hint import Hint
+from distiller_zoo.inter import Inter
+from distiller_zoo.kd import DistillKL
+
+__all__ = ["DistillKL", "Distiller", "FeatureDistiller", "Hint", "Inter", "distill_dict", "hint", "inter", "kd"]

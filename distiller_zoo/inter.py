@@ -1,0 +1,62 @@
+"""Confidence-Aware Multi-Teacher Knowledge Distillation (Zhang, Chen, Wang; ICASSP 2022): the intermediate loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from distiller_zoo.base import FeatureDistiller, Shape, distill_dict
+
+
+@distill_dict.register("inter")
+class Inter(FeatureDistiller):
+    """Mean squared error between the last maps; the student's is embedded in the teacher's space (eq. 6).
+
+    The embedded map can be read by the teacher's own classifier, which tells how well the teacher's knowledge suits
+    the student's features (eq. 5).
+
+    Args:
+        student_shapes: of the student's features, see :class:`FeatureDistiller`.
+        teacher_shapes: of the teacher's.
+        convs: a 1×1 → 3×3 → 1×1 bottleneck instead of one 1×1 convolution.
+        factor: how much narrower than the teacher the bottleneck is.
+    """
+
+    feeds_head = True
+
+    def __init__(
+        self,
+        student_shapes: Sequence[Shape],
+        teacher_shapes: Sequence[Shape],
+        *,
+        convs: Annotated[bool, "embed with a 1x1-3x3-1x1 bottleneck instead of one 1x1 convolution"] = False,
+        factor: Annotated[int, "the bottleneck of --convs is this many times narrower than the teacher"] = 2,
+    ) -> None:
+        super().__init__(student_shapes, teacher_shapes, layer=-2)
+        width, teacher_width = self.student_shape[0], self.teacher_shape[0]
+        if not convs:
+            self.embed = _conv_bn_relu(width, teacher_width, 1)
+            return
+        narrow = max(1, teacher_width // factor)
+        self.embed = nn.Sequential(
+            _conv_bn_relu(width, narrow, 1), _conv_bn_relu(narrow, narrow, 3), _conv_bn_relu(narrow, teacher_width, 1)
+        )
+
+    def adapt(self, student_map: torch.Tensor) -> torch.Tensor:
+        return self.embed(_resize(student_map, self.teacher_shape[1:]))
+
+
+def _conv_bn_relu(inputs: int, outputs: int, size: int) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Maps ``[B, C, H, W]`` pooled down or interpolated up to ``size``."""
+    if maps.shape[2] >= size[0] and maps.shape[3] >= size[1]:
+        return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

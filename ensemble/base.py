@@ -1,0 +1,106 @@
+"""What a weighting method is told about the teachers, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+
+from helper.registry import Registry
+
+
+@dataclass
+class TeacherLosses:
+    """K teachers' losses on one batch of B samples, described once for every weighting method.
+
+    What is costly is given as a function and computed only when a method asks for it.
+
+    Args:
+        losses: ``[K, B]``, teacher k's loss on each sample.
+        target: ``[B]``, the labels.
+        level: whether the losses compare logits or feature maps.
+        logits_of: → ``[K, B, C]``: the teachers' own logits, or, where the student's adapted map can be read by the
+            teachers' classifiers, what those make of it (with a gradient to the student).
+        gradients_of: → ``[K, N]``: the mean over the batch of the gradient of teacher k's batch-mean loss with
+            respect to the student's output (N = C) or feature map (N = C·H·W).
+    """
+
+    losses: torch.Tensor
+    target: torch.Tensor
+    level: Literal["logit", "feature"]
+    logits_of: Callable[[], torch.Tensor]
+    gradients_of: Callable[[], torch.Tensor]
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """``[K, B, C]``"""
+        return self.logits_of()
+
+    @cached_property
+    def gradients(self) -> torch.Tensor:
+        """``[K, N]`` in float64, without a graph."""
+        return self.gradients_of().detach().double()
+
+    @cached_property
+    def gram(self) -> torch.Tensor:
+        """``[K, K]`` inner products of the gradients, in float64: squares of 1e-12 still have all their digits."""
+        return self.gradients @ self.gradients.T
+
+
+class EnsembleMethod:
+    """K teachers → weights.
+
+    Keyword-only arguments of a subclass's constructor are its hyperparameters: the command line offers them as flags.
+    A subclass answers :meth:`weights`; the rest has defaults.
+    """
+
+    released_division: ClassVar[bool] = False
+    """Whether the authors' code divides the weighted sum by K once more (``--kd_scale released``)."""
+
+    def check(self, teacher_num: int) -> None:
+        """Refuse hyperparameters that make no sense for so many teachers, before anything is trained.
+
+        Raises:
+            UsageError: naming the option, its value and the valid range.
+        """
+
+    def weights(self, teachers: TeacherLosses) -> torch.Tensor:
+        """Weights ``[K]``, or ``[K, B]`` where each sample has its own; called for K ≥ 2."""
+        raise NotImplementedError
+
+    def diagnostics(self, teachers: TeacherLosses, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Named scalars worth a curve in TensorBoard; ``weights`` as :meth:`weights` returned them."""
+        return {}
+
+
+ensemble_dict: Registry[type[EnsembleMethod]] = Registry("--ensemble_method")
+
+
+def weigh(method: EnsembleMethod, teachers: TeacherLosses, kd_scale: str) -> torch.Tensor:
+    """The weights that multiply the teachers' losses.
+
+    Args:
+        method: any entry of ``ensemble_dict``, constructed.
+        teachers: K ≥ 1 teachers' losses.
+        kd_scale: ``released`` divides by K where the authors' code does; ``unit`` makes every method's weights sum
+            to 1, so that equal ``-a`` and ``-b`` mean equal strength.
+
+    Returns:
+        ``[K]`` or ``[K, B]``; ones for a single teacher, whatever the method.
+    """
+    teacher_num = teachers.losses.shape[0]
+    if teacher_num == 1:
+        return torch.ones_like(teachers.losses[:, 0])
+    weights = method.weights(teachers)
+    if kd_scale == "unit":
+        return weights / weights.sum(0)
+    return weights / teacher_num if method.released_division else weights
+
+
+def combine(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    """``Σ_k mean_b(w_kb · loss_kb)`` of weights ``[K]`` or ``[K, B]`` and losses ``[K, B]``: a scalar."""
+    per_sample = weights if weights.ndim == 2 else weights[:, None]  # [K, B] or [K, 1]
+    return (per_sample.to(losses.dtype) * losses).mean(1).sum()

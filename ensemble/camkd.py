@@ -1,0 +1,27 @@
+"""Confidence-Aware Multi-Teacher Knowledge Distillation (Zhang, Chen, Wang; ICASSP 2022)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ensemble.base import EnsembleMethod, TeacherLosses, ensemble_dict
+from helper.kl import full_precision
+
+
+@ensemble_dict.register("CAMKD")
+class CAMKD(EnsembleMethod):
+    """``w_kb = (1 − softmax_k(CE(t_kb, y_b))) / (K − 1)``: teachers that are right count more (eq. 3 and 5).
+
+    The weights sum to 1; the released code divides by K once more. At the feature level the cross-entropy is that of
+    the teacher's own classifier on the student's embedded map, and the gradient flows through the weights (released).
+    """
+
+    released_division = True
+
+    def weights(self, teachers: TeacherLosses) -> torch.Tensor:
+        logits = full_precision(teachers.logits)  # [K, B, C]
+        teacher_num = len(logits)
+        target = teachers.target.expand(teacher_num, -1)
+        cross_entropy = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        return (1 - cross_entropy.view_as(target).softmax(0)) / (teacher_num - 1)

@@ -1,0 +1,261 @@
+"""What every network promises, whatever its family: features, partial runs, classifier, states, widths."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models._api import WeightsEnum
+
+from helper.errors import UsageError
+from helper.registry import Registry
+from models import StagedModel, model_dict
+
+OWN = [name for name in model_dict if not name.startswith("torchvision/")]
+SMALL = ["resnet8", "ResNet18", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ShuffleV2_0_5"]
+FOREIGN = [
+    f"torchvision/{name}"
+    for name in (
+        *("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "googlenet", "vgg11_bn"),
+        *("alexnet", "shufflenet_v2_x0_5", "squeezenet1_1", "convnext_tiny", "mnasnet0_5", "regnet_y_400mf"),
+    )
+]
+CLASSES = 7
+# thinner than the published ones, in the units each family needs
+THIN = {
+    "resnet20": (8, 8, 16, 32),
+    "resnet8x4": (16, 24, 48, 96),
+    "ResNet18": (16, 16, 24, 32, 48),
+    "ResNet50": (16, 32, 64, 64, 128),
+    "wrn_16_2": (8, 8, 16, 32),
+    "vgg8": (16, 24, 32, 48, 64),
+    "MobileNetV2": (8, 6, 8, 24, 80),
+    "ShuffleV1": (12, 120, 240, 480),
+    "ShuffleV2": (12, 60, 120, 256),
+}
+
+
+def images(size: int = 32, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def images_for(name: str) -> Tensor:
+    return images(64 if name.startswith("torchvision/") else 32)
+
+
+def build(name: str, **config: Any) -> StagedModel:
+    torch.manual_seed(0)
+    return model_dict[name](num_classes=CLASSES, **config).eval()
+
+
+@pytest.mark.parametrize("name", [*OWN, *FOREIGN])
+@torch.no_grad()
+def test_features_runs_and_classifier_agree(name: str) -> None:
+    model, x = build(name), images_for(name)
+    logits = model(x)
+    features, same_logits = model(x, is_feat=True)
+    stages = model.stages
+
+    assert logits.shape == (2, CLASSES)
+    assert (model.num_classes, model.has_maps) == (CLASSES, True)
+    assert len(features) == len(stages) + 1
+    assert all(feature.ndim == 4 for feature in features[:-1])
+    assert features[-1].ndim == 2
+    torch.testing.assert_close(same_logits, logits)
+    torch.testing.assert_close(model.classify(features[-2]), logits)
+    torch.testing.assert_close(model.run(x, stages[0], stages[-1]), features[-2])
+    for cut in range(1, len(stages)):
+        trunk = model.run(x, stages[0], stages[cut - 1])
+        torch.testing.assert_close(trunk, features[cut - 1])
+        torch.testing.assert_close(model.run(trunk, stages[cut], stages[-1]), features[-2])
+
+
+@pytest.mark.parametrize("name", OWN)
+@torch.no_grad()
+def test_preact_is_the_map_before_the_relu(name: str) -> None:
+    model, x = build(name), images()
+    features, logits = model(x, is_feat=True)
+    before, same_logits = model(x, is_feat=True, preact=True)
+    torch.testing.assert_close([same_logits, before[-1]], [logits, features[-1]])
+    for stage, pre, post in zip(model.stages, before[:-1], features[:-1], strict=True):
+        if stage in model.relu_after:
+            assert pre.min() < 0
+            torch.testing.assert_close(pre.relu(), post)
+        else:
+            torch.testing.assert_close(pre, post)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_learns(name: str) -> None:
+    model = build(name).train()
+    model(images(batch=4)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8", "vgg8", "wrn_16_1", "ShuffleV2_0_5", "MobileNetV2", "torchvision/resnet18"]
+)
+def test_features_and_plain_logits_update_batch_statistics_alike(name: str) -> None:
+    plain, with_features = build(name).train(), build(name).train()
+    config = {} if name.startswith("torchvision/") else {"preact": True}
+    plain(images_for(name))
+    with_features(images_for(name), is_feat=True, **config)
+    torch.testing.assert_close(plain.state_dict(), with_features.state_dict())
+
+
+@pytest.mark.parametrize("name", ["resnet8", "torchvision/resnet18", "torchvision/swin_t"])
+@torch.no_grad()
+def test_state_and_copies_give_the_same_network(name: str) -> None:
+    model = build(name)
+    x = images_for(name)
+    torch.manual_seed(1)
+    other = model_dict[name](num_classes=CLASSES).eval()
+    other.load_state_dict(model.state_dict())
+    expected = model(x)
+    for twin in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(twin(x), expected, rtol=0, atol=0)
+    # a copy must not share tensors with its original
+    for parameter in copy.deepcopy(model).parameters():
+        parameter.zero_()
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", THIN)
+@torch.no_grad()
+def test_widths_make_a_thinner_network(name: str) -> None:
+    thin, full = build(name, widths=THIN[name]), build(name)
+    features, logits = thin(images(), is_feat=True)
+    assert tuple(feature.shape[1] for feature in features[:-1]) == THIN[name]
+    assert logits.shape == (2, CLASSES)
+    torch.testing.assert_close(thin.classify(features[-2]), logits)
+    assert size(thin) < size(full)
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "message"),
+    [
+        ("resnet8", (16, 16, 32), "expected 4"),
+        ("resnet8", (16, 0, 32, 64), "positive"),
+        ("ResNet50", (64, 257, 512, 1024, 2048), "multiples of 4"),
+        ("ShuffleV1", (24, 240, 240, 960), "growing"),
+        ("ShuffleV2", (24, 117, 232, 1024), "multiples of 2"),
+    ],
+)
+def test_impossible_widths_are_refused(name: str, widths: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        model_dict[name](num_classes=CLASSES, widths=widths)
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg8", "resnet8", "MobileNetV2", "ShuffleV1", "ShuffleV2_0_5", "wrn_16_1", "ResNet18"]
+)
+@pytest.mark.parametrize("side", [40, 64])
+@torch.no_grad()
+def test_other_image_sizes(name: str, side: int) -> None:
+    model = build(name)
+    features, logits = model(images(side), is_feat=True)
+    torch.testing.assert_close(model.classify(features[-2]), logits)
+
+
+def test_unknown_stages_are_named() -> None:
+    model = build("resnet8")
+    with pytest.raises(UsageError, match=r"did you mean 'layer2'.*conv1, layer1, layer2, layer3"):
+        model.run(images(), "conv1", "layer22")
+    with pytest.raises(ValueError, match="comes after"):
+        model.run(images(), "layer2", "layer1")
+
+
+def test_names() -> None:
+    assert "resnet8x4" in model_dict
+    assert "torchvision/resnet18" in model_dict
+    assert "torchvision/nothing" not in model_dict
+    assert {f"torchvision/{name}" for name in torchvision.models.list_models(module=torchvision.models)} < set(
+        model_dict
+    )
+    with pytest.raises(UsageError, match=r"did you mean 'resnet32x4'\?") as own:
+        model_dict["resnet32_x4"]
+    assert "torchvision/<name>" in str(own.value)
+    assert "torchvision/vgg11" not in str(own.value)
+    with pytest.raises(UsageError, match=r"did you mean 'torchvision/resnet50'\?") as foreign:
+        model_dict["torchvision/resnet50v"]
+    assert "wrn_16_2" not in str(foreign.value)
+    assert "\n" not in str(own.value) + str(foreign.value)
+
+
+def test_a_second_network_of_the_same_name_is_refused() -> None:
+    assert isinstance(model_dict, Registry)
+    with pytest.raises(ValueError, match="registered twice"):
+        model_dict.register("resnet8")(nn.Identity)
+
+
+@pytest.mark.parametrize("name", [name for name in FOREIGN if "vgg" not in name])  # slow, and built like alexnet
+@torch.no_grad()
+def test_torchvision_networks_keep_their_names_and_outputs(name: str) -> None:
+    config = {"aux_logits": False, "init_weights": False, "transform_input": True} if "googlenet" in name else {}
+    theirs = torchvision.models.get_model(name.removeprefix("torchvision/"), num_classes=CLASSES, **config)
+    ours = build(name)
+    theirs.load_state_dict(ours.state_dict())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    x = images_for(name)
+    torch.testing.assert_close(ours(x), theirs.eval()(x))
+    # dropout and stochastic depth follow the mode
+    torch.manual_seed(2)
+    expected = theirs.train()(x)
+    torch.manual_seed(2)
+    torch.testing.assert_close(ours.train()(x), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_torchvision_networks_have_no_preact() -> None:
+    with pytest.raises(UsageError, match="preact"):
+        build("torchvision/squeezenet1_1")(images(), is_feat=True, preact=True)
+
+
+@torch.no_grad()
+def test_transformers_offer_logits_only() -> None:
+    model, x = build("torchvision/vit_b_32"), images(224, batch=1)
+    assert (model.has_maps, model.stages, model.num_classes) == (False, (), CLASSES)
+    assert model(x).shape == (1, CLASSES)
+    assert not any(name.startswith(("net.", "_net")) for name in model.state_dict())
+    for use in (lambda: model(x, is_feat=True), lambda: model.classify(x), lambda: model.run(x, "a", "b")):
+        with pytest.raises(UsageError, match="only --distill kd"):
+            use()
+
+
+@torch.no_grad()
+def test_transformers_follow_mode_and_type() -> None:
+    model = build("torchvision/swin_t").double()
+    assert model(images(64, batch=1).double()).dtype == torch.float64
+    assert all(not module.training for module in model.modules())
+    assert all(module.training for module in model.train().modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "googlenet"])
+@torch.no_grad()
+def test_pretrained_weights_are_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    aux = {"aux_logits": True, "init_weights": False, "transform_input": True} if name == "googlenet" else {}
+    theirs = torchvision.models.get_model(name, **aux).eval()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: theirs.state_dict())
+
+    ours = model_dict[f"torchvision/{name}"](num_classes=1000, pretrained=True).eval()
+    torch.testing.assert_close(ours(images(64)), theirs(images(64)))
+    assert not any(key.startswith("aux") for key in ours.state_dict())
+
+    few = model_dict[f"torchvision/{name}"](num_classes=CLASSES, pretrained=True).eval()
+    assert few(images(64)).shape == (2, CLASSES)
+    kept = {key: value for key, value in few.state_dict().items() if value.shape == theirs.state_dict()[key].shape}
+    assert len(few.state_dict()) - len(kept) == 2
+    torch.testing.assert_close(kept, {key: theirs.state_dict()[key] for key in kept})
+
+
+def test_published_checkpoints_with_auxiliary_heads_load() -> None:
+    published = torchvision.models.get_model("googlenet", num_classes=CLASSES, aux_logits=True, init_weights=False)
+    build("torchvision/googlenet").load_state_dict(published.state_dict())

@@ -1,0 +1,290 @@
+#!/usr/bin/env python3
+"""Distil K frozen teachers into one student: ``r·CE + a·L_kd + b·L_feat``.
+
+python train_student.py --model_s vgg8 --teacher_num 3 --distill inter --ensemble_method CAMKD --nesterov \
+    -r 1 -a 1 -b 50 --trial 0
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import setting
+from dataset import dataset_dict, get_loaders, info_of
+from distiller_zoo import Distiller, DistillKL, FeatureDistiller, distill_dict
+from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
+from helper.errors import UsageError
+from helper.loop import Scalars
+from helper.meters import accuracy
+from helper.options import Options, one_of, positive_float, positive_int, weight
+from helper.recipe import add_recipe
+from helper.script import run_script
+from helper.session import Session
+from helper.teachers import (
+    TeacherFile,
+    Teachers,
+    chosen_teachers,
+    ensemble_logits,
+    fingerprint,
+    load_teachers,
+    require_files,
+)
+from models import model_dict
+
+
+class Distillation:
+    """The objective of one student under K teachers.
+
+    Args:
+        student: the network that is trained.
+        teachers: K frozen networks.
+        adapters: one per teacher where the distillation loss compares feature maps, else none.
+        method: weighs the teachers.
+        opt: ``gamma``, ``alpha``, ``beta``, ``kd_T``, ``kd_scale``, ``distill_decay``, ``feat_start_epoch`` and
+            ``epochs`` as :func:`options` describes them.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Teachers,
+        adapters: Sequence[FeatureDistiller],
+        method: EnsembleMethod,
+        opt: argparse.Namespace,
+    ) -> None:
+        self.teachers, self.method, self.opt = teachers, method, opt
+        self.kl = DistillKL(opt.kd_T)
+        self.trained = nn.ModuleDict({"network": student, "adapters": nn.ModuleList(adapters)})
+        self.student, self.adapters = student, adapters
+
+    def step(self, images: torch.Tensor, target: torch.Tensor, epoch: int) -> Scalars:
+        """Images ``[B, 3, H, W]``, labels ``[B]`` → ``loss`` and its parts, each a batch mean."""
+        r, a, b = self.loss_weights(epoch)
+        if b > 0:
+            layer = self.adapters[0].layer
+            teacher_maps, teacher_logits = self.teachers.maps(images, layer)
+            features, logits = self.student(images, is_feat=True)
+        else:
+            teacher_logits, logits = self.teachers.logits(images), self.student(images)
+
+        cross_entropy = F.cross_entropy(logits.float(), target)
+        kd, report = self.logit_loss(logits, teacher_logits, target)
+        loss = r * cross_entropy + a * kd
+        scalars = {"loss_ce": cross_entropy, "loss_kd": kd, **report, "accuracy": accuracy(logits, target)}
+        if b > 0:
+            feature, report = self.feature_loss(features[layer], teacher_maps, teacher_logits, target)
+            loss = loss + b * feature
+            scalars |= {"loss_feature": feature, **report}
+        return {"loss": loss, **scalars}
+
+    def loss_weights(self, epoch: int) -> tuple[float, float, float]:
+        """``r, a, b`` in this epoch. ``--distill_decay`` lets ``a`` fall to 0 over the second half, ``r = 1 − a``."""
+        r, a, b = self.opt.gamma, self.opt.alpha, self.opt.beta
+        half = self.opt.epochs / 2
+        if self.opt.distill_decay and epoch > half:
+            a = a * (self.opt.epochs - epoch) / half
+            r = 1 - a
+        return r, a, b if self.adapters and epoch >= feat_start_epoch(self.opt) else 0.0
+
+    def logit_loss(
+        self, logits: torch.Tensor, teacher_logits: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, Scalars]:
+        """Student ``[B, C]`` and teachers ``[K, B, C]`` → the weighted KL, and each teacher's mean weight."""
+        T = self.opt.kd_T
+
+        def gradients() -> torch.Tensor:
+            # ∂(mean_b KL_k)/∂s has a closed form, so that no backward pass is needed: T·(p_s − p_k)/B; its batch mean.
+            gap = (logits.detach() / T).double().softmax(-1) - (teacher_logits / T).double().softmax(-1)  # [K, B, C]
+            return gap.mean(1) * (T / len(target))
+
+        losses = TeacherLosses(
+            losses=self.kl(logits, teacher_logits),
+            target=target,
+            level="logit",
+            logits_of=lambda: teacher_logits,
+            gradients_of=gradients,
+        )
+        return self.weighted(losses, "")
+
+    def feature_loss(
+        self,
+        student_map: torch.Tensor,
+        teacher_maps: Sequence[torch.Tensor],
+        teacher_logits: torch.Tensor,
+        target: torch.Tensor,
+    ) -> tuple[torch.Tensor, Scalars]:
+        """Student map ``[B, C, H, W]`` and one map of each teacher → the weighted distance, and mean weights."""
+        # One alias of the map per teacher: a single pass back to them gives all K gradients, none reaches the student.
+        aliases = student_map.expand(len(self.teachers), *student_map.shape)
+        adapted = [adapter.adapt(alias) for adapter, alias in zip(self.adapters, aliases, strict=True)]
+        distances = torch.stack(
+            [
+                adapter.distance(mine, theirs)
+                for adapter, mine, theirs in zip(self.adapters, adapted, teacher_maps, strict=True)
+            ]
+        )  # [K, B]
+
+        def gradients() -> torch.Tensor:
+            (slopes,) = torch.autograd.grad(distances.mean(1).sum(), aliases, retain_graph=True)  # [K, B, C, H, W]
+            return slopes.double().mean(1).flatten(1)
+
+        def head_logits() -> torch.Tensor:
+            if not self.adapters[0].feeds_head:
+                return teacher_logits
+            return torch.stack([self.teachers.classify(k, maps) for k, maps in enumerate(adapted)])
+
+        losses = TeacherLosses(
+            losses=distances, target=target, level="feature", logits_of=head_logits, gradients_of=gradients
+        )
+        return self.weighted(losses, "feature_")
+
+    def weighted(self, losses: TeacherLosses, prefix: str) -> tuple[torch.Tensor, Scalars]:
+        """Weigh and combine; report the weights that multiply the losses and what the method finds worth a curve."""
+        weights = weigh(self.method, losses, self.opt.kd_scale)
+        means = weights if weights.ndim == 1 else weights.mean(1)
+        report = {f"{prefix}weight_{k}": mean.detach() for k, mean in enumerate(means)}
+        if len(means) > 1:
+            report |= {f"{prefix}{name}": value for name, value in self.method.diagnostics(losses, weights).items()}
+        return combine(weights, losses.losses), report
+
+    def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"network": self.student(images)}
+
+
+def feat_start_epoch(opt: argparse.Namespace) -> int:
+    """The first epoch with the feature loss: the released code leaves it out of the first, if there is another."""
+    return opt.feat_start_epoch or min(2, opt.epochs)
+
+
+def make_adapters(
+    kind: type[Distiller], settings: dict[str, object], student: nn.Module, teachers: Teachers, images: torch.Tensor
+) -> list[FeatureDistiller]:
+    """One adapter per teacher, none for a loss on logits alone; ``images`` ``[B, 3, H, W]`` show the maps' sizes.
+
+    Raises:
+        UsageError: a network has no maps, or not the layer that the loss asks for.
+    """
+    if not issubclass(kind, FeatureDistiller):
+        return []
+    make: Callable[..., FeatureDistiller] = kind
+    student_shapes = feature_shapes(student, images)
+    adapters = [make(student_shapes, feature_shapes(teacher, images), **settings) for teacher in teachers.networks]
+    return [adapter.to(images.device, memory_format=torch.channels_last) for adapter in adapters]  # type: ignore[call-overload]
+
+
+@torch.no_grad()
+def feature_shapes(network: nn.Module, images: torch.Tensor) -> list[tuple[int, ...]]:
+    """``(C, H, W)`` of each stage output and ``(D,)`` of the pooled vector."""
+    training = network.training
+    features, _ = network.eval()(images, is_feat=True)
+    network.train(training)
+    return [tuple(feature.shape[1:]) for feature in features]
+
+
+def options() -> Options:
+    """The command line."""
+    parser = Options("Distil K frozen teachers into one student.")
+    add = parser.section("student and teachers")
+    add("--model_s", type=one_of("--model_s", model_dict), default="resnet8", help="any name of models.model_dict")
+    add("--pretrained", action="store_true", help="start from torchvision's ImageNet weights (torchvision/… only)")
+    add("--teacher_num", type=positive_int, default=None, help="the first so many teachers; all, unless given")
+    add("--teachers", nargs="+", metavar="PATH[:ARCH]", default=None, help="checkpoints to use instead of setting.py's")
+    add = parser.section("loss r·CE + a·L_kd + b·L_feat")
+    add("-r", "--gamma", type=weight, default=1.0, help="weight of the cross-entropy with the labels")
+    add("-a", "--alpha", type=weight, default=1.0, help="weight of the softened KL to the teachers' logits")
+    add("-b", "--beta", type=weight, default=0.0, help="weight of the loss on feature maps of hint and inter")
+    add("--kd_T", type=positive_float, default=4.0, help="temperature of the softened KL")
+    add(
+        "--kd_scale",
+        type=one_of("--kd_scale", ("released", "unit")),
+        default="released",
+        metavar="released|unit",
+        help="released: a method's weights sum to what its authors' code gives; unit: every method's sum to 1",
+    )
+    add("--distill_decay", action="store_true", help="let -a fall to 0 over the second half of the epochs, r = 1 − a")
+    add(
+        "--feat_start_epoch",
+        type=positive_int,
+        default=None,
+        help="first epoch with the feature loss; 2, unless given (1 when the run has one epoch)",
+    )
+    parser.add_methods("distillation loss", "distill", distill_dict, "kd", "loss between the student and one teacher")
+    parser.add_methods("ensemble method", "ensemble_method", ensemble_dict, "AVERAGE_LOSS", "weights the teachers")
+    add_recipe(parser, dataset_dict, nesterov_help="Nesterov momentum (the published student commands have it)")
+    return parser
+
+
+def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFile]) -> list[str]:
+    """What tells this run from others: the choices that every run makes, then whatever differs from its default."""
+    always = {"model_s", "dataset", "distill", "ensemble_method", "gamma", "alpha", "beta", "trial"}
+    losses = [f"{flag}={value:g}" for flag, value in (("r", opt.gamma), ("a", opt.alpha), ("b", opt.beta))]
+    changed = parser.changed(opt, leave_out=(*always, "teacher_num", "teachers"))
+    choices = [opt.model_s, opt.dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
+    return [*choices, *losses, *changed, f"trial={opt.trial}"]
+
+
+def report_teachers(session: Session, teachers: Teachers, files: Sequence[TeacherFile]) -> dict[str, object]:
+    """Print the accuracy of every teacher and of their ensemble; returns it for ``result.json``."""
+
+    def predict(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = teachers.logits(images)
+        return {**{str(k): each for k, each in enumerate(logits)}, "ensemble": ensemble_logits(logits)}
+
+    scores = session.test(predict)
+    for k, file in enumerate(files):
+        print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %  {file.arch}  {file.path}")
+    print(f"their ensemble: {scores['ensemble']['accuracy']:.2f} %", flush=True)
+    described = [{"arch": file.arch, "path": str(file.path), **scores[str(k)]} for k, file in enumerate(files)]
+    return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
+
+
+def check(opt: argparse.Namespace, kind: type[Distiller], method: EnsembleMethod, teacher_num: int) -> None:
+    """Refuse what cannot be meant, before anything is loaded.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    method.check(teacher_num)
+    if opt.beta > 0 and not kind.feature_level:
+        raise UsageError(f"-b: {opt.beta:g} weighs a loss on feature maps, which --distill {opt.distill} does not have")
+    if opt.gamma == opt.alpha == opt.beta == 0:
+        raise UsageError("-r, -a, -b: all are 0, so that there is no loss")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train, or evaluate, as the command line says."""
+    parser = options()
+    opt = parser.parse(arguments)
+    session = Session(opt, model_dict, get_loaders, info_of)
+    if opt.evaluate:
+        session.print_evaluation(session.build(opt.model_s), opt.model_s, opt.evaluate)
+        return
+    files = chosen_teachers(
+        setting.TEACHERS.get(opt.dataset, []), opt.teachers, opt.teacher_num, opt.dataset, model_dict
+    )
+    kind = distill_dict[opt.distill]
+    method = ensemble_dict[opt.ensemble_method](**parser.hyperparameters(opt, "ensemble_method"))
+    check(opt, kind, method, len(files))
+    run = session.run_folder("students", run_name(parser, opt, files))
+    if run is None:
+        return
+    require_files(files, opt.dataset)
+    # The student first: its initial weights depend on the seed alone, whoever teaches it.
+    student = session.build(opt.model_s, pretrained=opt.pretrained)
+    teachers, notes = load_teachers(files, session.build, session.info.num_classes)
+    adapters = make_adapters(kind, parser.hyperparameters(opt, "distill"), student, teachers, session.example())
+    for note in notes:
+        print(note)
+    if kind.feature_level and opt.beta == 0:
+        print(f"-b 0: the feature loss of --distill {opt.distill} is left out")
+    task = Distillation(student, teachers, adapters, method, opt)
+    session.train(run, task, opt.model_s, report_teachers(session, teachers, files))
+
+
+if __name__ == "__main__":
+    run_script(main)
