@@ -21,7 +21,7 @@ from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weig
 from helper.errors import UsageError
 from helper.loop import Scalars
 from helper.meters import accuracy
-from helper.options import Options, one_of, positive_float, positive_int, weight
+from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
 from helper.recipe import add_recipe
 from helper.script import run_script
 from helper.session import Session
@@ -222,7 +222,7 @@ def options() -> Options:
 def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFile]) -> list[str]:
     """What tells this run from others: the choices that every run makes, then whatever differs from its default."""
     always = {"model_s", "dataset", "distill", "ensemble_method", "gamma", "alpha", "beta", "trial"}
-    losses = [f"{flag}={value:g}" for flag, value in (("r", opt.gamma), ("a", opt.alpha), ("b", opt.beta))]
+    losses = [f"{flag}={text_of(value)}" for flag, value in (("r", opt.gamma), ("a", opt.alpha), ("b", opt.beta))]
     changed = parser.changed(opt, leave_out=(*always, "teacher_num", "teachers"))
     choices = [opt.model_s, opt.dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
     return [*choices, *losses, *changed, f"trial={opt.trial}"]

@@ -41,6 +41,8 @@ class Cifar(MemoryDataset):
 
 @dataset_dict.register("cifar10")
 class Cifar10(Cifar):
+    """50,000 + 10,000 photographs of 10 kinds of things, 32×32 (Krizhevsky 2009)."""
+
     name = "cifar10"
     reader = datasets.CIFAR10
 
@@ -53,6 +55,8 @@ class Cifar10(Cifar):
 
 @dataset_dict.register("cifar100")
 class Cifar100(Cifar):
+    """50,000 + 10,000 photographs of 100 kinds of things, 32×32 (Krizhevsky 2009)."""
+
     name = "cifar100"
     reader = datasets.CIFAR100
 

@@ -30,7 +30,10 @@ class Loader(Protocol):
 
 
 class TrainLoader(Loader, Protocol):
-    def set_epoch(self, epoch: int) -> None: ...
+    """A loader whose order and augmentation follow from the seed and the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration runs through."""
 
 
 @dataclass(frozen=True)

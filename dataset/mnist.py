@@ -34,6 +34,8 @@ class GreyImages(MemoryDataset):
 
 @dataset_dict.register("mnist")
 class Mnist(GreyImages):
+    """60,000 + 10,000 handwritten digits (LeCun et al. 1998)."""
+
     name = "mnist"
     reader = datasets.MNIST
 
@@ -45,6 +47,8 @@ class Mnist(GreyImages):
 
 @dataset_dict.register("fashion_mnist")
 class FashionMnist(GreyImages):
+    """60,000 + 10,000 pictures of clothes (Xiao et al. 2017)."""
+
     name = "fashion_mnist"
     reader = datasets.FashionMNIST
 

@@ -19,6 +19,8 @@ class Labelled(datasets.STL10):
 
 @dataset_dict.register("stl10")
 class Stl10(MemoryDataset):
+    """5,000 + 8,000 labelled photographs of 10 kinds of things, 96×96 (Coates et al. 2011)."""
+
     @property
     def info(self) -> DatasetInfo:
         classes = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -35,6 +37,7 @@ class Stl10(MemoryDataset):
 
 
 def read(directory: Path, part: str) -> Split:
+    """One labelled part, ``train`` or ``test``."""
     data = Labelled(directory, part)
     images = torch.from_numpy(data.data)  # uint8 [N, 3, 96, 96]
     return Split(images.permute(0, 2, 3, 1).contiguous(), to_labels(data.labels))

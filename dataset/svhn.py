@@ -13,6 +13,8 @@ from dataset.files import Source, provide, reading
 
 @dataset_dict.register("svhn")
 class Svhn(MemoryDataset):
+    """73,257 + 26,032 house numbers, 32×32 (Netzer et al. 2011)."""
+
     @property
     def info(self) -> DatasetInfo:
         mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
@@ -30,6 +32,7 @@ PARTS = ("train", "test")
 
 
 def download(directory: Path) -> None:
+    """Fetch both parts into ``directory``."""
     for part in PARTS:
         datasets.SVHN(directory / "svhn", part, download=True)
 

@@ -42,6 +42,7 @@ class TinyImageNet(FileDataset):
 
 
 def download(directory: Path) -> None:
+    """Fetch and unpack the archive into ``directory``."""
     download_and_extract_archive(ADDRESS, directory, filename=ARCHIVE, md5=ARCHIVE_MD5)
 
 

@@ -64,6 +64,8 @@ class FeatureDistiller(Distiller):
 def _map_shape(shapes: Sequence[Shape], layer: int, whose: str) -> tuple[int, int, int]:
     maps = {index: shape for index, shape in enumerate(shapes) if len(shape) == 3}
     position = layer + len(shapes) if layer < 0 else layer
+    if not maps:
+        raise UsageError(f"--distill: the {whose} has no feature maps to compare; choose kd")
     if position not in maps:
         last = max(maps)
         raise UsageError(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from distiller_zoo.base import FeatureDistiller, Shape, distill_dict
+from helper.errors import UsageError
 
 
 @distill_dict.register("inter")
@@ -37,6 +38,8 @@ class Inter(FeatureDistiller):
         factor: Annotated[int, "the bottleneck of --convs is this many times narrower than the teacher"] = 2,
     ) -> None:
         super().__init__(student_shapes, teacher_shapes, layer=-2)
+        if factor < 1:
+            raise UsageError(f"--factor: the bottleneck cannot be {factor} times narrower; choose 1 or more")
         width, teacher_width = self.student_shape[0], self.teacher_shape[0]
         if not convs:
             self.embed = _conv_bn_relu(width, teacher_width, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ def load(path: Path) -> dict[str, Any]:
     except Damaged:
         raise
     except pickle.UnpicklingError as error:
-        unsafe = "weights_only" in str(error).lower() or "unsupported" in str(error).lower()
+        unsafe = re.search(r"global|reduce|instantiate|build", str(error).partition("Please file an issue")[0], re.I)
         reason = "it needs unpickling of code, which is not trusted" if unsafe else "it is no checkpoint or is damaged"
         raise Damaged(reason) from None
     except Exception as error:
@@ -101,7 +102,7 @@ def network_state(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         if isinstance(state.get(key), Mapping):
             state = state[key]
             break
-    weights = {name.removeprefix("module."): value for name, value in state.items()}
+    weights = {str(name).removeprefix("module."): value for name, value in state.items()}
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise Damaged("it holds no weights under 'model' or 'state_dict'")
     return weights

@@ -24,10 +24,8 @@ def softened_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, T: f
         shape ``[..., B]`` in nats, float32 or better; finite for logits of ±1e4.
     """
     log_student = F.log_softmax(full_precision(student_logits) / T, dim=-1)
-    log_teacher = F.log_softmax(full_precision(teacher_logits) / T, dim=-1)
-    if eps:
-        target = log_teacher.exp() + eps
-        log_teacher = target.log()
-    else:
-        target = log_teacher.exp()
-    return (target * (log_teacher - log_student)).sum(-1) * T**2
+    target = F.softmax(full_precision(teacher_logits) / T, dim=-1) + eps
+    # The released code's order of operations, so that float32 rounds alike; the clamp keeps the gradient with respect
+    # to a target that underflowed finite.
+    log_target = target.clamp_min(torch.finfo(target.dtype).tiny).log()
+    return (target * log_target - target * log_student).sum(-1) * T**2

@@ -80,6 +80,13 @@ def _number(kind: type, text: str, valid: Callable[[Any], bool], expected: str) 
     return value
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Options(argparse.ArgumentParser):
     """An argument parser that knows which options change a result, and which belong to which method.
 
@@ -91,7 +98,7 @@ class Options(argparse.ArgumentParser):
             description=description,
             allow_abbrev=False,
             add_help=True,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         self._unnamed: set[str] = set()
         self._owners: dict[str, dict[str, set[str]]] = {}
@@ -142,7 +149,8 @@ class Options(argparse.ArgumentParser):
         flags = [f"--{parameter.name}"]
         if len(parameter.name) == 1:
             flags.insert(0, f"-{parameter.name}")
-        settings: Values = {"help": f"{help_text} (default: {parameter.default}; {owner})"}
+        default = "" if parameter.default in (None, False) else f" (default: {parameter.default})"
+        settings: Values = {"help": f"{owner}: {help_text}{default}"}
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is Literal:
@@ -158,29 +166,30 @@ class Options(argparse.ArgumentParser):
         Raises:
             UsageError: an option or value is unknown, or an option belongs to a method that was not chosen.
         """
-        self._own_defaults = {action.dest: action.default for action in self._actions}  # a config replaces them below
-        config, _ = self.parse_known_args(arguments)
-        inherited = self._read_config(config.config) if config.config else {}
-        self.set_defaults(**inherited)
-        options, rest = self.parse_known_args(arguments)
+        given, rest = self.parse_known_args(arguments)
         if rest:
             self._refuse(rest[0])
-        given, _ = self.parse_known_args(arguments, argparse.Namespace(**dict.fromkeys(inherited)))
+        inherited = self._config_words(given.config) if given.config else []
+        options = self.parse_args([*inherited, *arguments])
         for dest in self._methods:
             self._settle(options, given, dest)
         return options
 
-    def _read_config(self, path: Path) -> Values:
+    def _config_words(self, path: Path) -> list[str]:
+        """What one would type to get the options in a ``parameters.json``."""
         try:
             values = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UsageError(f"--config: cannot read {str(path)!r} ({error})") from None
+        if not isinstance(values, dict):
+            raise UsageError(f"--config: {str(path)!r} holds no options")
         known = {action.dest: action for action in self._actions}
-        for name in values:
+        words = []
+        for name, value in values.items():
             if name not in known:
                 raise UsageError(f"--config: {str(path)!r} holds {name!r}, which is no option of this script")
-        values.pop("config", None)
-        return {name: _restore(known[name], value) for name, value in values.items() if value is not None}
+            words += _words(known[name], value)
+        return words
 
     def _refuse(self, word: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
@@ -219,7 +228,7 @@ class Options(argparse.ArgumentParser):
             value = getattr(options, name)
             default = self._published_default(options, action)
             if value != default and value is not None:
-                parts.append(name if value is True else f"{name}={_text(value)}")
+                parts.append(name if value is True else f"{name}={text_of(value)}")
         return parts
 
     def _published_default(self, options: argparse.Namespace, action: argparse.Action) -> Any:
@@ -227,7 +236,7 @@ class Options(argparse.ArgumentParser):
             if action.dest in owners:
                 entry = self._methods[dest][getattr(options, dest)]
                 return inspect.signature(entry).parameters[action.dest].default
-        return self._own_defaults[action.dest]
+        return action.default
 
 
 def _hyperparameters(entry: Any) -> list[inspect.Parameter]:
@@ -245,14 +254,22 @@ def _annotation(entry: Any, name: str) -> tuple[Any, str]:
     return kind, help_text
 
 
-def _restore(action: argparse.Action, value: Any) -> Any:
-    """A value from parameters.json in the type that the option has; lists stay lists."""
-    if isinstance(value, str) and action.type is not None:
-        return action.type(value)  # type: ignore[operator]
-    return value
+def _words(action: argparse.Action, value: Any) -> list[str]:
+    """An option as typed, such that it parses to ``value``; nothing for None and for a switch that is off."""
+    flag = next(flag for flag in action.option_strings if flag.startswith("--"))
+    if value is None:
+        return []
+    if isinstance(action, argparse.BooleanOptionalAction) and isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if action.nargs == 0 and isinstance(value, bool):
+        return [flag] if value else []
+    if action.nargs == "+" and isinstance(value, list):
+        return [flag, *map(str, value)]
+    return [f"{flag}={value}"]
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value for a run's name: the shortest form that tells it from all others."""
     if isinstance(value, (list, tuple)):
-        return ",".join(_text(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return ",".join(text_of(item) for item in value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -46,10 +46,17 @@ class RunFolder:
             raise UsageError(f"{self.path} holds an unfinished run; continue it with --resume, or --overwrite it")
 
     def open(self, parameters: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-        """Make the folder, write the options, and return the state to resume from, if there is one."""
+        """Make the folder, write the options, and return the state to resume from, if there is one.
+
+        Raises:
+            UsageError: the folder cannot be made.
+        """
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--save_dir: cannot make {self.path} ({error.strerror})") from None
         state, notes = checkpoint.load_newest(self.last)
         for note in notes:
             print(f"{note}; the one before it is used", flush=True)

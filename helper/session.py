@@ -72,7 +72,20 @@ class Session:
             raise UsageError(f"--pretrained: there are no ImageNet weights for {arch}, only for torchvision/<name>")
         settings = {"pretrained": True} if pretrained else {}
         network = self.models[arch](num_classes=self.info.num_classes, **settings)
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._try_size(network, arch)
+        return network
+
+    @torch.no_grad()
+    def _try_size(self, network: nn.Module, arch: str) -> None:
+        """UsageError where the dataset's images are too small for the network, or not of the one size it takes."""
+        size = self.info.image_size
+        try:
+            network.eval()(self.example())
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{arch} cannot take {self.opt.dataset}'s images of {size}×{size}: {reason}") from None
+        network.train()
 
     def run_folder(self, kind: str, name: Sequence[str]) -> RunFolder | None:
         """The folder ``save_dir/kind/name``; None, after saying so, for a run that is finished.

@@ -69,6 +69,7 @@ class DownBlock(nn.Module):
 
 
 def stage(inputs: int, outputs: int, depth: int) -> ReluBetween:
+    """``depth`` blocks, the first of which halves the map and widens it to ``outputs``."""
     return ReluBetween(DownBlock(inputs, outputs), *(SplitBlock(outputs) for _ in range(depth - 1)))
 
 

@@ -197,6 +197,7 @@ def stage_parts(net: nn.Module, children: list[str]) -> dict[str, tuple[str, ...
 
 
 def has_weights(net: nn.Module, children: list[str]) -> bool:
+    """Whether any of the children has parameters."""
     return any(True for child in children for _ in net.get_submodule(child).parameters())
 
 

@@ -35,7 +35,7 @@ def awkward_gradients(K: int) -> list[Tensor]:
     """Full rank, fewer numbers than gradients, alike, far apart in length; duplicate, collinear and zero ones."""
     found = []
     for N in (1, 2, K // 2 + 1, 10 * K):
-        plain = random_gradients(K, N)
+        plain = random_gradients(K, N, count=8 if K < 64 else 3)
         duplicate, opposite, zero = plain.clone(), plain.clone(), plain.clone()
         duplicate[:, 1::2] = plain[:, :1]
         opposite[:, 1::2] = -2 * plain[:, :1]
@@ -88,6 +88,17 @@ def test_optimal_on_awkward_gradients(K: int, C: float | str) -> None:
         assert_feasible(weights, C, 1e-6)
         exact = rounded.double() @ rounded.double().mT
         assert suboptimality(exact, weights.double(), C).max() < 1e-6
+
+
+@pytest.mark.parametrize("above", [1.01, 1.1, 1.3])
+@pytest.mark.parametrize("K", [5, 8, 12, 24])
+def test_optimal_on_lengths_of_all_magnitudes(K: int, above: float) -> None:
+    """Bounds just above the average: where a predictor–corrector method without safeguards has been seen to cycle."""
+    gradients = random_gradients(K, K // 2 + 1, count=600, seed=5)
+    lengths = torch.rand(600, K, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    gradients = gradients * 10 ** (-6 * lengths)
+    gram = gradients @ gradients.mT
+    assert suboptimality(gram, solve_min_norm(gram, above / K), above / K).max() < 1e-8
 
 
 @pytest.mark.parametrize("C", [0.3, 0.6, 1.0])

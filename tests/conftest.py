@@ -1,0 +1,42 @@
+"""What several test files share: one thread per worker, the student's objective, and a run that takes seconds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from helper import checkpoint
+from models import model_dict
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers with all threads each would fight for the cores
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def loss_options() -> Callable[..., argparse.Namespace]:
+    """The options that ``train_student.Distillation`` reads; keyword arguments replace the defaults."""
+
+    def make(**changes: object) -> argparse.Namespace:
+        opt = argparse.Namespace(gamma=1.0, alpha=1.0, beta=1.0, kd_T=4.0, kd_scale="released", distill_decay=False)
+        opt = argparse.Namespace(**vars(opt), feat_start_epoch=1, epochs=10)
+        assert changes.keys() <= vars(opt).keys()
+        return argparse.Namespace(**{**vars(opt), **changes})
+
+    return make
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> list[str]:
+    """Arguments of ``train_student.main`` for one epoch on the digits under two untrained teachers."""
+    torch.manual_seed(0)
+    for k in range(2):
+        network = model_dict["resnet8"](num_classes=10)
+        checkpoint.save({"model": network.state_dict(), "arch": "resnet8"}, tmp_path / f"teacher{k}.pth")
+    teachers = [str(tmp_path / f"teacher{k}.pth") for k in range(2)]
+    run = ["--model_s", "resnet8", "--dataset", "digits", "--epochs", "1", "--batch_size", "256", "--device", "cpu"]
+    return [*run, "--save_dir", str(tmp_path / "save"), "--teachers", *teachers]

@@ -1,0 +1,290 @@
+"""What every weighting of the teachers promises, by walking ``ensemble_dict``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+import train_student
+from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
+from ensemble.qp_solvers import qp_solver_dict
+from helper.errors import UsageError
+from helper.options import _annotation
+
+Level = Literal["logit", "feature"]
+LEVELS = get_args(Level)
+SCALES = ("released", "unit")
+MANY = [2, 3, 5, 8, 16]
+B, C, N = 6, 5, 40
+# What the released weights sum to (METHODS.md); methods that are not listed may sum to anything.
+RELEASED_SUMS: dict[str, Callable[[int], float]] = {
+    "AVERAGE_LOSS": lambda K: 1,
+    "EBKD": lambda K: (K - 1) / K,
+    "CAMKD": lambda K: 1 / K,
+    "AEKD": lambda K: 1,
+}
+each_method = pytest.mark.parametrize("name", list(ensemble_dict))
+each_level = pytest.mark.parametrize("level", LEVELS)
+
+
+def random_teachers(K: int, level: Level = "logit", dtype: torch.dtype = torch.float64) -> TeacherLosses:
+    """K teachers who disagree."""
+    draw = torch.Generator().manual_seed(K)
+    losses = torch.rand(K, B, generator=draw, dtype=torch.float64)
+    logits = torch.randn(K, B, C, generator=draw, dtype=torch.float64) * 3
+    gradients = torch.randn(K, N, generator=draw, dtype=torch.float64) * torch.linspace(0.5, 2, K).unsqueeze(1)
+    target = torch.randint(0, C, (B,), generator=draw)
+    return TeacherLosses(losses.to(dtype), target, level, lambda: logits.to(dtype), lambda: gradients)
+
+
+def changed(
+    teachers: TeacherLosses, logits: Tensor | None = None, gradients: Tensor | None = None, order: Tensor | None = None
+) -> TeacherLosses:
+    """The same teachers with other logits or gradients, or in another order."""
+    logits = teachers.logits if logits is None else logits
+    gradients = teachers.gradients if gradients is None else gradients
+    order = torch.arange(len(teachers.losses)) if order is None else order
+    return TeacherLosses(
+        teachers.losses[order], teachers.target, teachers.level, lambda: logits[order], lambda: gradients[order]
+    )
+
+
+def assert_usable(weights: Tensor, K: int) -> None:
+    assert weights.shape in ((K,), (K, B))
+    assert weights.isfinite().all()
+    assert (weights >= 0).all()
+
+
+@each_method
+@each_level
+@pytest.mark.parametrize("K", MANY)
+def test_weights_are_usable_and_sum_as_documented(name: str, level: Level, K: int) -> None:
+    method, teachers = ensemble_dict[name](), random_teachers(K, level)
+    for scale in SCALES:
+        weights = weigh(method, teachers, scale)
+        assert_usable(weights, K)
+        total = 1 if scale == "unit" else RELEASED_SUMS.get(name, lambda _, w=weights: w.sum(0))(K)
+        torch.testing.assert_close(weights.sum(0), torch.ones_like(weights[0]) * total)
+
+
+@each_method
+@each_level
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("K", MANY)
+def test_the_order_of_the_teachers_does_not_matter(name: str, level: Level, scale: str, K: int) -> None:
+    method, teachers = ensemble_dict[name](), random_teachers(K, level)
+    weights = weigh(method, teachers, scale)
+    for order in (torch.arange(K).flip(0), torch.randperm(K, generator=torch.Generator().manual_seed(1))):
+        shuffled = weigh(method, changed(teachers, order=order), scale)
+        torch.testing.assert_close(shuffled, weights[order], rtol=1e-6, atol=1e-8)
+
+
+@each_method
+@each_level
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_single_teacher_counts_fully(name: str, level: Level, scale: str) -> None:
+    teachers = random_teachers(1, level)
+    weights = weigh(ensemble_dict[name](), teachers, scale)
+    torch.testing.assert_close(weights, torch.ones(1, dtype=torch.float64), rtol=0, atol=0)
+    torch.testing.assert_close(combine(weights, teachers.losses), teachers.losses.mean())
+
+
+@each_method
+@each_level
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1.0, 100.0, 1e4])
+def test_extreme_logits(name: str, level: Level, dtype: torch.dtype, size: float) -> None:
+    """No entropy, no overflow, no class with a probability above 0: finite all the same."""
+    K = 4
+    teachers = random_teachers(K, level, dtype)
+    teachers = changed(teachers, logits=(teachers.logits.sign() * size).to(dtype))
+    for scale in SCALES:
+        weights = weigh(ensemble_dict[name](), teachers, scale)
+        assert_usable(weights, K)
+        assert combine(weights, teachers.losses).isfinite()
+
+
+@each_method
+def test_half_precision_logits_are_weighed_in_full(name: str) -> None:
+    half = random_teachers(4, dtype=torch.bfloat16)
+    full = changed(half, logits=half.logits.double())
+    expected = ensemble_dict[name]().weights(full)
+    torch.testing.assert_close(ensemble_dict[name]().weights(half), expected, check_dtype=False, rtol=1e-2, atol=1e-3)
+    if name in ("EBKD", "CAMKD"):  # whose weights are made from the logits alone
+        assert ensemble_dict[name]().weights(half).dtype == torch.float32
+        torch.testing.assert_close(ensemble_dict[name]().weights(half).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@each_method
+@each_level
+def test_equal_teachers_count_equally(name: str, level: Level) -> None:
+    teachers = random_teachers(5, level)
+    first = torch.zeros(5, dtype=torch.long)
+    weights = weigh(ensemble_dict[name](), changed(teachers, order=first), "unit")
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 5), rtol=1e-4, atol=0)
+
+
+@each_method
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_all_teachers_perfectly_certain(name: str, sign: float) -> None:
+    """Without any entropy to share out, and all right or all wrong: equal parts."""
+    teachers = random_teachers(4)
+    certain = sign * 1e4 * torch.nn.functional.one_hot(teachers.target, C).double().expand(4, -1, -1)
+    weights = weigh(ensemble_dict[name](), changed(teachers, certain, torch.ones(4, N)), "unit")
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 4), rtol=1e-4, atol=0)
+
+
+def test_certain_and_right_teachers_count_more() -> None:
+    teachers = random_teachers(3)
+    sure = teachers.logits.clone()
+    sure[1] += 50 * torch.nn.functional.one_hot(teachers.target, C)
+    for name in ("EBKD", "CAMKD"):
+        weights = ensemble_dict[name]().weights(changed(teachers, sure))
+        assert weights.shape == (3, B)  # each sample has its own
+        assert (weights[1] >= weights).all()
+
+
+def test_average_has_one_weight_per_teacher() -> None:
+    assert ensemble_dict["AVERAGE_LOSS"]().weights(random_teachers(3)).tolist() == [1 / 3] * 3
+
+
+@each_method
+def test_where_gradients_flow_through_weights(name: str) -> None:
+    """CAMKD's feature weights teach the student (released); every other weight is a constant."""
+    plain = random_teachers(3, "feature")
+    logits = plain.logits.clone().requires_grad_()
+    weights = weigh(ensemble_dict[name](), changed(plain, logits=logits), "released")
+    assert weights.requires_grad == (name == "CAMKD")
+    if weights.requires_grad:
+        weights[0].sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.abs().sum() > 0
+
+
+@each_level
+@pytest.mark.parametrize("K", [2, 3, 8, 16])
+@pytest.mark.parametrize("cap", [0.6, 1.0])
+def test_aekd_ignores_the_scale_of_the_gradients(level: Level, K: int, cap: float) -> None:
+    teachers = random_teachers(K, level)
+    weights = ensemble_dict["AEKD"](C=cap).weights(teachers)
+    for scale in (1e-12, 1e-9, 1e-6, 1e-3, 1e3, 1e6):
+        scaled = changed(teachers, gradients=teachers.gradients * scale)
+        method = ensemble_dict["AEKD"](C=cap)
+        torch.testing.assert_close(method.weights(scaled), weights, rtol=1e-6, atol=1e-9)
+        assert all(value.isfinite() for value in method.diagnostics(scaled, weights).values())
+
+
+@pytest.mark.parametrize("K", [2, 3, 7, 16])
+def test_aekd_between_the_average_and_the_shortest(K: int) -> None:
+    """C = 1/K is AVERAGE_LOSS, and the larger C, the shorter the combined gradient."""
+    teachers = random_teachers(K)
+    average = ensemble_dict["AVERAGE_LOSS"]().weights(teachers)
+    torch.testing.assert_close(ensemble_dict["AEKD"](C=1 / K).weights(teachers), average)
+    feature = random_teachers(K, "feature")
+    torch.testing.assert_close(ensemble_dict["AEKD"](C=1 / K, svm_norm=False).weights(feature), average)
+    lengths = []
+    for cap in torch.linspace(1 / K, 1, 6).tolist():
+        method = ensemble_dict["AEKD"](C=cap)
+        weights = method.weights(teachers)
+        assert weights.max() <= cap + 1e-6
+        lengths.append(method.diagnostics(teachers, weights)["combined_gradient"].item())
+    assert all(after <= before * (1 + 1e-9) for before, after in pairwise(lengths))
+
+
+def test_aekd_normalises_at_the_feature_level_unless_told() -> None:
+    logit, feature = random_teachers(4, "logit"), random_teachers(4, "feature")
+    plain, normalised = (ensemble_dict["AEKD"](svm_norm=norm).weights(logit) for norm in (False, True))
+    assert not torch.allclose(plain, normalised, atol=1e-3)
+    torch.testing.assert_close(ensemble_dict["AEKD"]().weights(logit), plain)
+    torch.testing.assert_close(ensemble_dict["AEKD"]().weights(feature), normalised)
+
+
+def test_aekd_diagnostics_of_zero_gradients_are_finite() -> None:
+    teachers = changed(random_teachers(3), gradients=torch.zeros(3, N))
+    method = ensemble_dict["AEKD"]()
+    assert all(value == 0 for value in method.diagnostics(teachers, method.weights(teachers)).values())
+
+
+@pytest.mark.parametrize(("cap", "K"), [(0.1, 2), (0.3, 3), (0.0, 4), (-1.0, 2), (1.01, 2), (float("nan"), 3)])
+def test_aekd_refuses_an_impossible_bound(cap: float, K: int) -> None:
+    with pytest.raises(UsageError, match=r"^-C: .*(1/K|to 1)") as caught:
+        ensemble_dict["AEKD"](C=cap).check(K)
+    assert "\n" not in str(caught.value)
+    ensemble_dict["AEKD"](C=cap).check(1)  # a single teacher: -C is ignored
+
+
+@pytest.mark.parametrize(("cap", "K"), [(0.6, 2), (1.0, 2), (0.3333, 3), (1 / 7, 7), (1.0, 16)])
+def test_aekd_accepts_a_possible_bound(cap: float, K: int) -> None:
+    ensemble_dict["AEKD"](C=cap).check(K)
+
+
+def test_every_solver_can_be_chosen() -> None:
+    kind, _ = _annotation(ensemble_dict["AEKD"], "qp_solver")
+    assert set(get_args(kind)) == set(qp_solver_dict)
+
+
+@each_method
+def test_costly_descriptions_are_made_only_when_asked_for(name: str) -> None:
+    """Only AEKD looks at gradients; the average looks at nothing."""
+    made: list[str] = []
+    plain = random_teachers(3)
+
+    def tell(what: str, value: Tensor) -> Callable[[], Tensor]:
+        return lambda: made.append(what) or value
+
+    teachers = TeacherLosses(
+        plain.losses, plain.target, "logit", tell("logits", plain.logits), tell("gradients", plain.gradients)
+    )
+    method = ensemble_dict[name]()
+    method.diagnostics(teachers, weigh(method, teachers, "released"))
+    expected = {"AVERAGE_LOSS": [], "AEKD": ["gradients"], "EBKD": ["logits"], "CAMKD": ["logits"]}
+    assert made == expected.get(name, made)
+
+
+def test_combine_is_the_weighted_sum_of_batch_means() -> None:
+    losses, weights = torch.rand(3, B), torch.rand(3, B)
+    assert combine(weights, losses).item() == pytest.approx((weights * losses).sum().item() / B)
+    assert combine(weights[:, 0], losses).item() == pytest.approx((weights[:, 0] @ losses.mean(1)).item())
+
+
+def test_a_name_is_registered_once_and_unknown_ones_are_explained() -> None:
+    with pytest.raises(ValueError, match="'AEKD' is registered twice"):
+        ensemble_dict.register("AEKD")(EnsembleMethod)
+    with pytest.raises(UsageError, match=r"--ensemble_method: unknown value 'EABK'.*AVERAGE_LOSS"):
+        ensemble_dict["EABK"]
+
+
+class Loudest(EnsembleMethod):
+    """A method of somebody else: a softmax of the losses."""
+
+    def __init__(self, *, sharpness: Annotated[float, "how much a larger loss counts"] = 1.0) -> None:
+        self.sharpness = sharpness
+
+    def weights(self, teachers: TeacherLosses) -> Tensor:
+        return (self.sharpness * teachers.losses.detach().mean(1)).softmax(0)
+
+
+def test_a_new_method_is_a_class_and_a_registration(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ensemble_dict, "_entries", dict(ensemble_dict._entries))
+    ensemble_dict.register("LOUDEST")(Loudest)
+    with pytest.raises(UsageError, match="--sharpness: belongs to --ensemble_method LOUDEST, not to AVERAGE_LOSS"):
+        train_student.main([*tiny, "--sharpness", "2"])
+    train_student.main([*tiny, "--ensemble_method", "LOUDEST", "--sharpness", "2"])
+
+    (run,) = (tmp_path / "save" / "students").iterdir()
+    assert "LOUDEST" in run.name
+    assert "sharpness=2" in run.name
+    assert json.loads((run / "parameters.json").read_text())["sharpness"] == 2
+    (row,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert row["train_weight_0"] + row["train_weight_1"] == pytest.approx(1)
+    assert (run / "result.json").exists()
+    assert "their ensemble" in capsys.readouterr().out

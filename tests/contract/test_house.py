@@ -1,0 +1,203 @@
+"""The rules of the house: who imports whom, no name of a method outside its folder, nothing of one machine."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from helper.registry import Registry
+
+ROOT = Path(__file__).parents[2]
+METHOD_FOLDERS = ("models", "distiller_zoo", "ensemble", "online", "dataset")
+FOLDERS = ("helper", *METHOD_FOLDERS)
+METHODS = [folder for folder in METHOD_FOLDERS if (ROOT / folder).is_dir()]
+NOT_OURS = {"data", "save", "results"}  # written by runs
+SCRIPTS = sorted(ROOT.glob("train_*.py"))
+TEXT = {".py", ".sh", ".toml", ".md", ".txt", ".yml", ".yaml", ".cff", ".json", ".csv"}
+
+
+def files_of(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@cache
+def registered(folder: str) -> set[str]:
+    """The names in a folder's registries."""
+    module = importlib.import_module(folder)
+    return {name for registry in vars(module).values() if isinstance(registry, Registry) for name in registry}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree(path)))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names of all modules that a file imports, wherever in it; relative imports made absolute."""
+    found = set()
+    for node in nodes(path):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def roots_of(path: Path) -> set[str]:
+    return {module.split(".")[0] for module in imported(path)}
+
+
+def ours() -> set[str]:
+    return {*FOLDERS, "setting", "scripts", "tests", *(script.stem for script in SCRIPTS)}
+
+
+LIBRARY = [path for folder in FOLDERS for path in files_of(folder)]
+PROGRAMS = [ROOT / "setting.py", *SCRIPTS, *files_of("scripts")]
+TESTS = files_of("tests")
+each_file = pytest.mark.parametrize("path", [*LIBRARY, *PROGRAMS], ids=name)
+each_of_all = pytest.mark.parametrize("path", [*LIBRARY, *PROGRAMS, *TESTS], ids=name)
+
+
+def test_every_folder_is_known() -> None:
+    """A new folder of code needs a rule here, and no registry is overlooked."""
+    assert all(registered(folder) for folder in METHODS)
+    found = {path.parent.name for path in ROOT.glob("*/__init__.py")} - NOT_OURS - {"scripts", "tests"}
+    assert found <= set(FOLDERS)
+    assert {path.name for path in ROOT.glob("*.py")} == {"setting.py", *(script.name for script in SCRIPTS)}
+
+
+def test_setting_needs_the_standard_library_only() -> None:
+    assert roots_of(ROOT / "setting.py") <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name)
+def test_folders_keep_to_themselves(path: Path) -> None:
+    """helper knows nobody; a method's folder knows helper and itself, and leaves the command line to helper."""
+    folder = path.relative_to(ROOT).parts[0]
+    allowed = {folder, "helper"}
+    assert roots_of(path) & ours() <= allowed
+    if folder != "helper":
+        assert "argparse" not in roots_of(path)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name)
+def test_scripts_do_not_import_each_other(path: Path) -> None:
+    assert not roots_of(path) & ({script.stem for script in SCRIPTS} | {"scripts", "tests"})
+
+
+@pytest.mark.parametrize("folder", METHODS)
+def test_a_folders_init_imports_every_file_that_registers(folder: str) -> None:
+    """Else its names would exist only for those who happen to import it."""
+    known = imported(ROOT / folder / "__init__.py")
+    for path in files_of(folder):
+        own = {
+            target.id
+            for node in tree(path).body
+            if isinstance(node, (ast.Assign, ast.AnnAssign))
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)
+        }
+        registers = {
+            node.value.id
+            for node in nodes(path)
+            if isinstance(node, ast.Attribute) and node.attr == "register" and isinstance(node.value, ast.Name)
+        }
+        if registers - own:
+            assert f"{folder}.{path.stem}" in known
+
+
+def compared_texts(node: ast.AST) -> Iterator[str]:
+    """Strings that ``==``, ``in``, ``case`` and the like compare something with."""
+    if isinstance(node, ast.Compare):
+        for side in (node.left, *node.comparators):
+            parts = side.elts if isinstance(side, (ast.Tuple, ast.List, ast.Set)) else [side]
+            yield from (part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str))
+    elif isinstance(node, ast.MatchValue) and isinstance(node.value, ast.Constant):
+        yield str(node.value.value)
+
+
+@each_file
+def test_no_method_is_known_by_name(path: Path) -> None:
+    """No ``if opt.ensemble_method == "AEKD"``: what is special about a method stands in its own folder."""
+    folder = path.relative_to(ROOT).parts[0]
+    names = set().union(*(registered(other) for other in METHODS if other != folder))
+    options = {"ensemble_method", "distill", "dataset", "model", "model_s", "method"}
+    for node in nodes(path):
+        assert not set(compared_texts(node)) & names
+        if isinstance(node, ast.Compare):
+            sides = (node.left, *node.comparators)
+            chosen = any(isinstance(side, ast.Attribute) and side.attr in options for side in sides)
+            assert not (chosen and list(compared_texts(node))), f"line {node.lineno}"
+
+
+@each_file
+def test_devices_are_not_spelt_out(path: Path) -> None:
+    """``.to(device)``, so that all runs on a CPU."""
+    called = [node.func for node in nodes(path) if isinstance(node, ast.Call)]
+    assert not [
+        function.lineno for function in called if isinstance(function, ast.Attribute) and function.attr == "cuda"
+    ]
+
+
+@each_of_all
+def test_no_checkpoint_is_trusted(path: Path) -> None:
+    for node in nodes(path):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "load_state_dict_from_url"):
+            safe = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert safe.get("weights_only") == "True", f"line {node.lineno}"
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node) not in ("pickle.load", "pickle.Unpickler", "yaml.load"), f"line {node.lineno}"
+
+
+def text_files() -> list[Path]:
+    """Everything that is ours to read: no data, no caches, nothing hidden but the checks."""
+    return [
+        path
+        for path in sorted(ROOT.rglob("*"))
+        if (path.suffix in TEXT or path.parts[-2:] == (".ci", "run"))
+        and not NOT_OURS & set(path.relative_to(ROOT).parts[:1])
+        and not any(part.startswith(".") and part != ".ci" for part in path.relative_to(ROOT).parts)
+        and path != Path(__file__)
+        and path.is_file()
+    ]
+
+
+def test_nothing_of_one_machine() -> None:
+    """No absolute path of a home or a workplace, and nothing outside the collection."""
+    machine = re.compile(r"(?<![\w.~])/(?:home|root|Users|work|mnt|scratch|workspace|tmp/[a-z])\b/?|\b[A-Z]:\\\\")
+    outside = re.compile(r"\.\./shared|/work/shared|\bshared/(?:golden|METHODS|DESIGN)")
+    found = [
+        f"{name(path)}:{number}: {line.strip()[:100]}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if len(line) < 2000 and (machine.search(line) or outside.search(line))
+    ]
+    assert not found
+
+
+@each_file
+def test_what_is_public_is_described(path: Path) -> None:
+    """Modules, classes and functions; a method may lean on the class that it overrides."""
+    if path.name == "__init__.py" and not path.read_text().strip():
+        return
+    assert ast.get_docstring(tree(path)), "the module"
+    for node in tree(path).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name}, line {node.lineno}"

@@ -1,0 +1,436 @@
+"""The command line: what is misspelt is explained, what is published is understood, what is run can be repeated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train_student
+import train_teacher
+from dataset import dataset_dict
+from distiller_zoo import distill_dict
+from ensemble import ensemble_dict
+from helper.errors import UsageError
+from helper.options import Options, _hyperparameters
+from helper.recipe import PUBLISHED_DROPS, PUBLISHED_EPOCHS, check, device_of, lr_drops, seed_of
+from helper.run_folder import RunFolder, parameters_of
+from helper.session import Session, folder_name
+from helper.teachers import TeacherFile
+
+FILES = [TeacherFile("resnet20", Path("save/a.pth")), TeacherFile("resnet20", Path("save/b.pth"))]
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    return train_student.options().parse(arguments)
+
+
+def name_of(*arguments: str, files: Sequence[TeacherFile] = FILES) -> str:
+    parser = train_student.options()
+    return folder_name(train_student.run_name(parser, parser.parse(arguments), files))
+
+
+def teacher_name(*arguments: str) -> list[str]:
+    parser = train_teacher.options()
+    return parser.changed(parser.parse(arguments))
+
+
+def error_of(*arguments: str) -> str:
+    """The one line that the user reads."""
+    with pytest.raises(UsageError) as caught:
+        parse(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """The parameters.json of a run with options of every kind."""
+    opt = parse(*RECORDED)
+    path = tmp_path / "parameters.json"
+    path.write_text(json.dumps(parameters_of(opt)))
+    return path
+
+
+RECORDED = (
+    *("--model_s", "vgg8", "--distill", "inter", "--convs", "--factor", "4", "--ensemble_method", "AEKD", "-C", "0.7"),
+    *("--no-svm_norm", "--teachers", "a.pth:vgg13", "b.pth:vgg13", "--lr_decay_epochs", "10,20", "--lr", "0.02"),
+    *("--epochs", "30", "--nesterov", "--data_dir", "elsewhere", "-t", "third", "--seed", "5", "-b", "50"),
+)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        *(("--ensemble_metod", "--ensemble_method"), ("--model", "--model_s"), ("--epoch", "--epochs")),
+        *(("--learningrate", "--learning_rate"), ("--alph=3", "--alpha"), ("--svmnorm", "--svm_norm")),
+        *(("--lr_decay", "--lr_decay_"), ("--teacher_nums", "--teacher_num"), ("--batchsize", "--batch_size")),
+    ],
+)
+def test_a_misspelt_option(typed: str, meant: str) -> None:
+    message = error_of(typed, "3")
+    assert repr(typed.split("=")[0]) in message
+    assert f"did you mean {meant}" in message
+
+
+@pytest.mark.parametrize(
+    ("option", "typed", "meant"),
+    [
+        *(("--ensemble_method", "AEDK", "AEKD"), ("--ensemble_method", "average_loss", "AVERAGE_LOSS")),
+        *(("--distill", "hnit", "hint"), ("--model_s", "resnet-8", "resnet8"), ("--dataset", "cifar-100", "cifar100")),
+        *(("--model_s", "torchvision/resnet81", "torchvision/resnet18"), ("--precision", "fp23", "fp32")),
+        *(("--qp_solver", "exactly", "exact"), ("--kd_scale", "units", "unit")),
+    ],
+)
+def test_a_misspelt_value(option: str, typed: str, meant: str) -> None:
+    method = ["--ensemble_method", "AEKD"] if option == "--qp_solver" else []
+    message = error_of(*method, option, typed)
+    assert message.startswith(f"{option}: ")
+    assert repr(typed) in message
+    assert f"did you mean '{meant}'" in message
+    assert "choose from" in message
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        *(("--epochs", ["0", "-1", "1.5", "ten"]), ("--kd_T", ["0", "-4", "nan", "inf"]), ("-a", ["-1", "nan", "inf"])),
+        *(("--batch_size", ["0"]), ("--validation", ["1", "-0.1"]), ("--momentum", ["1"]), ("--seed", ["-1", "x"])),
+        *(("--learning_rate", ["0", "nan"]), ("--lr_decay_epochs", ["150,x", "0"]), ("--teacher_num", ["0"])),
+        *(("--gpu_id", ["-1"]), ("--weight_decay", ["-1"]), ("--feat_start_epoch", ["0"])),
+    ],
+)
+def test_a_senseless_value(option: str, values: Sequence[str]) -> None:
+    for value in values:
+        message = error_of(f"{option}={value}" if option.startswith("--") else option + value)
+        assert option in message
+        assert "expected" in message
+
+
+def test_an_option_without_its_value() -> None:
+    assert "--epochs" in error_of("--epochs")
+    assert "'resnet8'" in error_of("resnet8")  # a value without its option
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "owner"),
+    [
+        (["-C", "0.6"], "-C", "AEKD"),
+        (["-C0.6", "--ensemble_method", "CAMKD"], "-C", "AEKD"),
+        (["--ensemble_method", "EBKD", "--no-svm_norm"], "--svm_norm", "AEKD"),
+        (["--qp_solver", "exact"], "--qp_solver", "AEKD"),  # even its default
+        (["--hint_layer", "1"], "--hint_layer", "hint"),
+        (["--distill", "hint", "--factor", "2"], "--factor", "inter"),
+    ],
+)
+def test_an_option_of_another_method(arguments: Sequence[str], option: str, owner: str) -> None:
+    message = error_of(*arguments)
+    assert message.startswith(f"{option}: ")
+    assert owner in message
+
+
+@pytest.mark.parametrize(("dest", "registry"), [("distill", distill_dict), ("ensemble_method", ensemble_dict)])
+def test_every_hyperparameter_is_a_flag(dest: str, registry: dict[str, Any]) -> None:
+    """Shown in --help, typed, with the default of the signature."""
+    text = train_student.options().format_help()
+    for name, entry in registry.items():
+        parser = train_student.options()
+        opt = parser.parse([f"--{dest}", name])
+        values = parser.hyperparameters(opt, dest)
+        assert values == {parameter.name: parameter.default for parameter in _hyperparameters(entry)}
+        assert all(f"--{hyperparameter}" in text for hyperparameter in values)
+        assert not set(values) & {"student_shapes", "teacher_shapes"}
+    assert all(name in text for name in registry)
+
+
+def test_help_leaves_with_success(capsys: pytest.CaptureFixture[str]) -> None:
+    for parser in (train_student.options(), train_teacher.options()):
+        with pytest.raises(SystemExit) as left:
+            parser.parse(["--help"])
+        assert left.value.code == 0
+        text = capsys.readouterr().out
+        assert all(name in text for name in dataset_dict)
+        assert all(action.help for action in parser._actions)
+
+
+def test_defaults_are_the_published_ones() -> None:
+    opt = parse()
+    expected = vars(
+        argparse.Namespace(
+            model_s="resnet8",
+            distill="kd",
+            ensemble_method="AVERAGE_LOSS",
+            kd_T=4.0,
+            kd_scale="released",
+            teacher_num=None,
+            gamma=1.0,
+            alpha=1.0,
+            beta=0.0,
+            epochs=240,
+            batch_size=64,
+            momentum=0.9,
+            weight_decay=5e-4,
+            lr_decay_rate=0.1,
+            dataset="cifar100",
+            trial="0",
+        )
+    )
+    assert {name: getattr(opt, name) for name in expected} == expected
+    assert parse("--ensemble_method", "AEKD").C == 0.6
+    assert lr_drops(opt.epochs, opt.lr_decay_epochs) == [150, 180, 210]
+
+
+def test_published_spellings() -> None:
+    """Of OKDDip and ONE, of RepDistiller and its descendants; all mean the same."""
+    okddip = parse("--num_epochs", "300", "--lr", "0.1", "--wd", "1e-4", "--schedule", "150", "225", "--gpu_id", "0")
+    plain = parse("--epochs=300", "--learning_rate=0.1", "--weight_decay=1e-4", "--lr_decay_epochs", "150,225")
+    assert okddip.gpu_id == 0
+    assert {**vars(okddip), "gpu_id": None} == vars(plain)
+    assert okddip.lr_decay_epochs == [150, 225]
+    device_of(okddip)  # also on a machine without a GPU
+    camkd = parse(
+        *("--model_s", "vgg8", "--teacher_num", "3", "--distill", "inter", "--ensemble_method", "CAMKD", "--nesterov"),
+        *("-r", "1", "-a", "1", "-b", "50", "--trial", "0", "--gpu_id", "0", "--lr_decay_epochs", "150,180,210"),
+    )
+    assert (camkd.gamma, camkd.alpha, camkd.beta, camkd.nesterov, camkd.teacher_num) == (1, 1, 50, True, 3)
+    assert camkd.lr_decay_epochs == [150, 180, 210]
+    assert parse("--schedule", "150, 180", "210").lr_decay_epochs == [150, 180, 210]
+    assert parse("--dataset", "CIFAR100").dataset == parse("--dataset", "cifar100").dataset
+    assert parse("-t", "3").trial == parse("--trial", "3").trial == "3"
+    assert parse("--distill", "hint", "--hint_layer", "-2").hint_layer == -2
+
+
+# For each option that changes the result: arguments that differ in nothing else from the second list.
+CHANGING: dict[str, tuple[list[str], list[str]]] = {
+    "model_s": (["--model_s", "vgg8"], []),
+    "pretrained": (["--pretrained"], []),
+    "gamma": (["-r", "0.5"], []),
+    "alpha": (["-a", "0.5"], []),
+    "beta": (["-b", "0.5"], []),
+    "kd_T": (["--kd_T", "3"], []),
+    "kd_scale": (["--kd_scale", "unit"], []),
+    "distill_decay": (["--distill_decay"], []),
+    "feat_start_epoch": (["--feat_start_epoch", "1"], []),
+    "distill": (["--distill", "hint"], []),
+    "ensemble_method": (["--ensemble_method", "EBKD"], []),
+    "hint_layer": (["--distill", "hint", "--hint_layer", "1"], ["--distill", "hint"]),
+    "convs": (["--distill", "inter", "--convs"], ["--distill", "inter"]),
+    "factor": (["--distill", "inter", "--convs", "--factor", "4"], ["--distill", "inter", "--convs"]),
+    "C": (["--ensemble_method", "AEKD", "-C", "0.7"], ["--ensemble_method", "AEKD"]),
+    "svm_norm": (["--ensemble_method", "AEKD", "--no-svm_norm"], ["--ensemble_method", "AEKD"]),
+    "qp_solver": (["--ensemble_method", "AEKD", "--qp_solver", "svm"], ["--ensemble_method", "AEKD"]),
+    "dataset": (["--dataset", "cifar10"], []),
+    "batch_size": (["--batch_size", "128"], []),
+    "validation": (["--validation", "0.1"], []),
+    "epochs": (["--epochs", "239"], []),
+    "learning_rate": (["--lr", "0.1"], []),
+    "lr_decay_epochs": (["--schedule", "1", "2"], ["--schedule", "1"]),
+    "lr_decay_rate": (["--lr_decay_rate", "0.2"], []),
+    "weight_decay": (["--wd", "0"], []),
+    "momentum": (["--momentum", "0"], []),
+    "nesterov": (["--nesterov"], []),
+    "trial": (["-t", "1"], []),
+    "seed": (["--seed", "1"], []),
+    "precision": (["--precision", "bf16"], []),
+}
+KEEPING: dict[str, list[str]] = {
+    "data_dir": ["--data_dir", "/elsewhere"],
+    "save_dir": ["--save_dir", "elsewhere"],
+    "resume": ["--resume"],
+    "overwrite": ["--overwrite"],
+    "evaluate": ["--evaluate", "a.pth"],
+    "device": ["--device", "cpu"],
+    "gpu_id": ["--gpu_id", "1"],
+    "num_workers": ["--num_workers", "1"],
+}
+BY_FILES = {"teacher_num", "teachers"}  # the fingerprint of the teachers' files tells
+OTHER = {"help", "config"}
+
+
+def test_every_option_is_classified() -> None:
+    """A new option of the script goes into CHANGING or KEEPING; hyperparameters of new methods are looked after."""
+    hyperparameters = {
+        parameter.name
+        for registry in (distill_dict, ensemble_dict)
+        for entry in registry.values()
+        for parameter in _hyperparameters(entry)
+    }
+    options = {action.dest for action in train_student.options()._actions}
+    assert options - hyperparameters == (CHANGING.keys() | KEEPING.keys() | BY_FILES | OTHER) - hyperparameters
+
+
+@pytest.mark.parametrize("option", list(CHANGING))
+def test_the_runs_name_tells_every_difference(option: str) -> None:
+    changed, plain = CHANGING[option]
+    assert name_of(*changed) != name_of(*plain)
+
+
+def test_the_runs_names_are_all_different() -> None:
+    names = {name_of(*arguments) for pair in CHANGING.values() for arguments in pair}
+    assert len(names) == len({tuple(arguments) for pair in CHANGING.values() for arguments in pair})
+
+
+@pytest.mark.parametrize("option", list(KEEPING))
+def test_the_runs_name_leaves_out_what_changes_nothing(option: str) -> None:
+    assert name_of(*KEEPING[option]) == name_of()
+
+
+def test_the_runs_name_tells_the_teachers() -> None:
+    other = TeacherFile("resnet20", Path("save/c.pth"))
+    names = [name_of(files=files) for files in (FILES, FILES[:1], [FILES[0], other], [other, FILES[0]])]
+    assert len(set(names)) == 4
+    assert "2xresnet20@" in names[0]
+    assert "3xresnet20+2xvgg13@" in name_of(files=[other] * 3 + [TeacherFile("vgg13", Path("v"))] * 2)
+    assert name_of("--teacher_num", "2") == name_of()
+
+
+def test_the_runs_name_of_close_values() -> None:
+    """Also where they differ in the seventh digit only."""
+    assert name_of("--lr", "0.0123456") != name_of("--lr", "0.01234561")
+    assert name_of("-a", "0.9") != name_of("-a", "0.9000001")
+    assert name_of("--lr", "1e-1") == name_of("--lr", "0.1")
+
+
+def test_a_teachers_name() -> None:
+    assert teacher_name() == []
+    assert teacher_name("--epochs", "10", "--model", "vgg13") == ["model=vgg13", "epochs=10"]
+    assert teacher_name("--schedule", "1", "2", "--num_workers", "1") == ["lr_decay_epochs=1,2"]
+
+
+def test_names_no_file_system_minds() -> None:
+    assert "/" not in name_of("--model_s", "torchvision/resnet18")
+    with pytest.raises(UsageError, match="--trial"):
+        name_of("--trial", "x" * 200)
+    for trial in ("a/b", "a-b", "a b", "", "ä"):
+        with pytest.raises(UsageError, match="--trial"):
+            check(parse(f"--trial={trial}"))
+
+
+def test_a_config_repeats_a_run(recorded: Path) -> None:
+    repeated = parse("--config", str(recorded))
+    assert {**vars(repeated), "config": None} == vars(parse(*RECORDED))
+    assert name_of("--config", str(recorded)) == name_of(*RECORDED)
+    assert parameters_of(repeated) == json.loads(recorded.read_text())
+
+
+def test_the_command_line_overrides_a_config(recorded: Path) -> None:
+    config = ("--config", str(recorded))
+    later = ("--schedule", "7", "-C", "0.9", "--svm_norm", "--no-convs", "--lr", "0.3", "--teachers", "c.pth")
+    opt = parse(*config, *later)
+    assert (opt.lr_decay_epochs, opt.C, opt.svm_norm, opt.convs) == ([7], 0.9, True, False)
+    assert (opt.learning_rate, opt.teachers, opt.epochs) == (0.3, ["c.pth"], 30)
+    assert vars(parse(*later, *config)) == vars(opt)  # wherever it stands
+    assert name_of(*config, *later) == name_of(*RECORDED, *later)
+    assert name_of(*config, "--epochs", "240") == name_of(*RECORDED, "--epochs", "240")  # back to a default
+
+
+def test_another_method_than_the_configs(recorded: Path) -> None:
+    """What belongs to the old method falls away, what belongs to the new one has its defaults or is given."""
+    config = ("--config", str(recorded))
+    opt = parse(*config, "--ensemble_method", "CAMKD", "--distill", "hint", "--hint_layer", "1")
+    assert not {"C", "svm_norm", "qp_solver", "convs", "factor"} & vars(opt).keys()
+    assert opt.hint_layer == 1
+    message = error_of(*config, "--ensemble_method", "CAMKD", "-C", "0.9")
+    assert message.startswith("-C: ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "5", "[1]", "null", '{"epoch": 3}', '{"epochs": "many"}', '{"epochs": 0}', '{"distill": "nothing"}'),
+        *('{"momentum": 2}', '{"epochs": true}', '{"alpha": [1]}'),
+    ],
+)
+def test_a_config_that_is_none(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "parameters.json"
+    path.write_text(content)
+    message = error_of("--config", str(path))
+    assert message.startswith("-")
+    error_of("--config", str(tmp_path / "missing.json"))
+
+
+def test_a_repeated_run_is_found_finished(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real script but for the training: its parameters.json leads to the very same run folder."""
+
+    def train(self: Session, run: RunFolder, *_: object) -> None:
+        scores = {"epoch": 1, "test_accuracy": 10.0}
+        run.open(parameters_of(self.opt), overwrite=False)
+        run.write_json("result.json", {"last": scores, "best": scores, "best_chosen_on": "test"})
+
+    monkeypatch.setattr(Session, "train", train)
+    monkeypatch.setattr(Session, "test", lambda *_: defaultdict(lambda: {"accuracy": 10.0}))
+    train_student.main([*tiny, "--distill", "hint", "-b", "3", "--ensemble_method", "AEKD", "-C", "0.7", "-t", "x"])
+    (run,) = (tmp_path / "save" / "students").iterdir()
+    capsys.readouterr()
+    train_student.main(["--config", str(run / "parameters.json")])
+    assert f"{run} is finished" in capsys.readouterr().out
+    assert list(run.parent.iterdir()) == [run]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 10, 30, 60, 100, 240, 300, 480])
+def test_the_learning_rate_drops_at_the_published_fractions(epochs: int) -> None:
+    drops = lr_drops(epochs, None)
+    assert drops == sorted(drops)
+    for drop, published in zip(drops, PUBLISHED_DROPS, strict=True):
+        assert abs(drop - published * epochs / PUBLISHED_EPOCHS) <= 0.5
+    assert lr_drops(epochs, [3, 5]) == [3, 5]
+
+
+def test_the_seed_is_the_trial_unless_given() -> None:
+    assert seed_of(parse("-t", "7")) == 7
+    assert seed_of(parse("-t", "7", "--seed", "0")) == 0
+    assert seed_of(parse("-t", "first")) == 0
+
+
+def test_what_contradicts_itself_is_refused() -> None:
+    for arguments in (("--resume", "--overwrite"), ("--nesterov", "--momentum", "0")):
+        with pytest.raises(UsageError, match=arguments[0]):
+            check(parse(*arguments))
+    with pytest.raises(UsageError, match="--device: unknown value 'gpu'"):
+        device_of(parse("--device", "gpu"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["-b", "50"], "-b"),
+        (["-r", "0", "-a", "0"], "-r, -a, -b"),
+        (["--ensemble_method", "AEKD", "-C", "0.2"], "-C"),
+        (["--teacher_num", "3"], "--teacher_num"),
+        (["--evaluate", "nothing.pth"], "--evaluate"),
+        (["--teachers", "nothing.pth"], "--teachers"),
+        (["--pretrained"], "--pretrained"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    arguments: list[str], option: str, tiny: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        train_student.main([*tiny, *arguments])
+    assert str(caught.value).startswith(f"{option}: ")
+    assert not (tmp_path / "save").exists()
+
+
+def test_methods_may_share_an_argument() -> None:
+    """The flag is shared; each method keeps the default of its own signature."""
+
+    class One:
+        def __init__(self, *, width: int = 3) -> None: ...
+
+    class Two:
+        def __init__(self, *, width: int = 5, deep: bool = True) -> None: ...
+
+    parser = Options("")
+    parser.add_methods("", "kind", {"one": One, "two": Two}, "one", "")
+    assert parser.hyperparameters(parser.parse([]), "kind") == {"width": 3}
+    opt = parser.parse(["--kind", "two", "--no-deep"])
+    assert parser.hyperparameters(opt, "kind") == {"width": 5, "deep": False}
+    assert parser.changed(opt) == ["kind=two", "deep=False"]

@@ -1,0 +1,87 @@
+"""What README.md says: its worked examples run, its commands are accepted, its names exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_student
+import train_teacher
+from distiller_zoo import distill_dict
+from ensemble import TeacherLosses, ensemble_dict, weigh
+from models import model_dict
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def _forget() -> Iterator[None]:
+    """Examples register themselves; take that back."""
+    before = {id(registry): dict(registry._entries) for registry in (distill_dict, ensemble_dict, model_dict)}
+    yield
+    for registry in (distill_dict, ensemble_dict, model_dict):
+        registry._entries = before[id(registry)]  # type: ignore[assignment]
+
+
+def example(name: str) -> None:
+    (source,) = [source for source in EXAMPLES if f'register("{name}")' in source]
+    exec(compile(source, f"README.md: {name}", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.usefixtures("_forget")
+def test_example_of_a_weighting_method() -> None:
+    example("SOFTMAX_LOSS")
+    opt_parser = train_student.options()
+    opt = opt_parser.parse(["--ensemble_method", "SOFTMAX_LOSS", "--sharpness", "0.5"])
+    method = ensemble_dict["SOFTMAX_LOSS"](**opt_parser.hyperparameters(opt, "ensemble_method"))
+    losses = torch.tensor([[1.0, 2.0], [1.5, 1.0]])
+    zeros = torch.zeros(2, 2, 3)
+    teachers = TeacherLosses(losses, torch.zeros(2, dtype=torch.long), "logit", lambda: zeros, lambda: zeros[:, 0])
+    torch.testing.assert_close(weigh(method, teachers, "released"), (-2 * losses).softmax(0))
+
+
+@pytest.mark.usefixtures("_forget")
+def test_example_of_a_distillation_loss() -> None:
+    example("attention")
+    loss = distill_dict["attention"]([(8, 8, 8), (8,)], [(16, 4, 4), (16,)])
+    student = torch.randn(5, 8, 8, 8, requires_grad=True)
+    values = loss(student, torch.randn(5, 16, 4, 4))
+    values.sum().backward()
+    assert values.shape == (5,)
+    assert student.grad is not None
+    assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.usefixtures("_forget")
+def test_example_of_a_network() -> None:
+    example("tinynet")
+    network = model_dict["tinynet"](num_classes=7).eval()
+    features, logits = network(torch.randn(2, 3, 32, 32), is_feat=True)
+    assert [tuple(feature.shape[1:]) for feature in features] == [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64,)]
+    torch.testing.assert_close(network.classify(features[-2]), logits)
+
+
+def commands() -> list[str]:
+    """Every training command of README.md and run.sh's usage, without shell variables and globs."""
+    joined = README.replace("\\\n", " ")
+    found = re.findall(r"python (train_\w+\.py[^`#\n;|]*)", joined)
+    return [command for command in found if not re.search(r"[$*\[]|…|[A-Z]{4} |--help", command)]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_accepted(command: str) -> None:
+    script, *arguments = shlex.split(command)
+    parser = {"train_teacher.py": train_teacher, "train_student.py": train_student}[script].options()
+    if "SOFTMAX_LOSS" not in command:
+        parser.parse(arguments)
+
+
+def test_names_in_the_method_tables_are_the_registered_ones() -> None:
+    tables = re.findall(r"^\| `(\w+)` \|", README.split("## Methods")[1].split("## Train")[0], re.MULTILINE)
+    assert set(tables) == {*distill_dict, *ensemble_dict}

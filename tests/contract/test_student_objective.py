@@ -1,0 +1,296 @@
+"""The student's objective under K teachers: every loss with every weighting, what learns, what stays, what it costs."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distiller_zoo import distill_dict
+from ensemble import EnsembleMethod, TeacherLosses, ensemble_dict
+from helper.loop import autocast
+from helper.teachers import Teachers
+from models import model_dict
+from train_student import Distillation, feat_start_epoch, feature_shapes, make_adapters
+
+CLASSES, B = 7, 6
+ARCHS = ["resnet8x4", "vgg8", "wrn_16_1", "ShuffleV2_0_5", "resnet8"]
+FEATURE_LEVEL = [name for name, kind in distill_dict.items() if kind.feature_level]
+each_distill = pytest.mark.parametrize("distill", list(distill_dict))
+each_feature_loss = pytest.mark.parametrize("distill", FEATURE_LEVEL)
+each_method = pytest.mark.parametrize("name", list(ensemble_dict))
+Make = Callable[..., argparse.Namespace]
+
+
+@cache
+def teacher(k: int) -> nn.Module:
+    """The k-th of many untrained networks of several families."""
+    torch.manual_seed(100 + k)
+    return model_dict[ARCHS[k % len(ARCHS)]](num_classes=CLASSES)
+
+
+def images(size: int = 16) -> Tensor:
+    return torch.randn(B, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def target() -> Tensor:
+    return torch.arange(B) % CLASSES
+
+
+def objective(
+    distill: str, name: str, K: int, opt: argparse.Namespace, size: int = 16, **settings: object
+) -> Distillation:
+    torch.manual_seed(0)
+    student = model_dict["resnet8"](num_classes=CLASSES)
+    teachers = Teachers([teacher(k) for k in range(K)])
+    adapters = make_adapters(distill_dict[distill], {}, student, teachers, images(size)[:2])
+    task = Distillation(student, teachers, adapters, ensemble_dict[name](**settings), opt)
+    task.trained.train()
+    return task
+
+
+def step(task: Distillation, epoch: int = 5, size: int = 16) -> dict[str, Tensor]:
+    return task.step(images(size), target(), epoch)
+
+
+class Listener(EnsembleMethod):
+    """Weighs as another method does, and keeps what it was told."""
+
+    def __init__(self, method: EnsembleMethod) -> None:
+        self.method, self.heard = method, dict[str, TeacherLosses]()
+        self.answers: dict[str, Tensor] = {}
+
+    def weights(self, teachers: TeacherLosses) -> Tensor:
+        self.heard[teachers.level] = teachers
+        self.answers[teachers.level] = self.method.weights(teachers)
+        return self.answers[teachers.level]
+
+
+@each_distill
+@each_method
+@pytest.mark.parametrize("K", [1, 3, 16])
+def test_everything_that_should_learn_does_and_nothing_else(
+    distill: str, name: str, K: int, loss_options: Make
+) -> None:
+    task = objective(distill, name, K, loss_options(beta=1.0 if distill in FEATURE_LEVEL else 0.0))
+    before = [copy.deepcopy(network.state_dict()) for network in task.teachers.networks]
+    scalars = step(task)
+    scalars["loss"].backward()
+
+    assert all(value.ndim == 0 and value.isfinite() for value in scalars.values())
+    assert len(task.adapters) == (K if distill in FEATURE_LEVEL else 0)
+    for parameter in task.student.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.any()
+    for k, adapter in enumerate(task.adapters):
+        counts = scalars[f"feature_weight_{k}"] > 1e-6  # AEKD may leave a teacher out
+        for which, parameter in adapter.named_parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.isfinite().all()
+            assert parameter.grad.any() or not counts or which == "regressor.0.bias"  # a bias before BN has no effect
+    for network, state in zip(task.teachers.networks, before, strict=True):
+        assert not any(module.training for module in network.modules())
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in network.parameters())
+        assert all(torch.equal(state[entry], value) for entry, value in network.state_dict().items())
+    assert set(map(id, task.trained.parameters())) == {
+        id(parameter) for module in (task.student, *task.adapters) for parameter in module.parameters()
+    }
+
+
+@each_feature_loss
+@each_method
+def test_full_size_images_and_bfloat16(distill: str, name: str, loss_options: Make) -> None:
+    task = objective(distill, name, 4, loss_options(), size=32)
+    with autocast(torch.device("cpu"), "bf16"):
+        scalars = step(task, size=32)
+    scalars["loss"].backward()
+    assert all(value.isfinite() for value in scalars.values())
+    assert scalars["loss"].dtype == torch.float32
+
+
+@each_distill
+@each_method
+@pytest.mark.parametrize("K", [3, 7])
+def test_the_order_of_the_teachers_does_not_matter(distill: str, name: str, K: int, loss_options: Make) -> None:
+    task = objective(distill, name, K, loss_options(beta=1.0 if distill in FEATURE_LEVEL else 0.0))
+    order = torch.randperm(K, generator=torch.Generator().manual_seed(K)).tolist()
+    networks = [task.teachers.networks[k] for k in order]
+    adapters = [task.adapters[k] for k in order] if task.adapters else []
+    shuffled = Distillation(task.student, Teachers(networks), adapters, task.method, task.opt)
+    plain, other = step(task), step(shuffled)
+    for part in ("loss", "loss_kd", "loss_feature"):
+        if part in plain:
+            torch.testing.assert_close(other[part], plain[part], rtol=1e-4, atol=1e-6)
+    for place, k in enumerate(order):
+        torch.testing.assert_close(other[f"weight_{place}"], plain[f"weight_{k}"], rtol=1e-3, atol=1e-5)
+
+
+@each_feature_loss
+@each_method
+def test_the_loss_is_the_weighted_sum_of_its_parts(distill: str, name: str, loss_options: Make) -> None:
+    scalars = step(objective(distill, name, 3, loss_options(gamma=0.3, alpha=0.7, beta=11.0)))
+    parts = 0.3 * scalars["loss_ce"] + 0.7 * scalars["loss_kd"] + 11 * scalars["loss_feature"]
+    torch.testing.assert_close(scalars["loss"], parts)
+    expected = {"loss", "loss_ce", "loss_kd", "loss_feature", "accuracy"}
+    assert expected <= scalars.keys()
+    assert {f"{level}weight_{k}" for level in ("", "feature_") for k in range(3)} <= scalars.keys()
+    assert "weight_3" not in scalars
+
+
+@each_method
+def test_kd_scale(name: str, loss_options: Make) -> None:
+    """``unit`` undoes the released constants at both levels."""
+    K = 3
+    factor = {"EBKD": K / (K - 1), "CAMKD": K, "AVERAGE_LOSS": 1, "AEKD": 1}.get(name)
+    if factor is None:
+        pytest.skip("its constants are its own")
+    released, unit = (step(objective("inter", name, K, loss_options(kd_scale=s))) for s in ("released", "unit"))
+    for part in ("loss_kd", "loss_feature"):
+        torch.testing.assert_close(unit[part], released[part] * factor)
+    for level in ("", "feature_"):
+        assert sum(unit[f"{level}weight_{k}"].item() for k in range(K)) == pytest.approx(1, rel=1e-5)
+
+
+def count_gradients(monkeypatch: pytest.MonkeyPatch, task: Distillation) -> tuple[list[Tensor], list[str]]:
+    """What ``autograd.grad`` is asked for from now on, and whenever a gradient reaches a feature or a weight."""
+    asked: list[Tensor] = []
+    reached: list[str] = []
+    plain = torch.autograd.grad
+
+    def grad(outputs: Tensor, inputs: Tensor, **settings: object) -> tuple[Tensor, ...]:
+        asked.extend([inputs] if isinstance(inputs, Tensor) else inputs)
+        return plain(outputs, inputs, **settings)
+
+    def watch(_: nn.Module, __: object, output: Tensor | tuple[list[Tensor], Tensor]) -> None:
+        maps, logits = ([], output) if isinstance(output, Tensor) else output
+        for feature in (*maps, logits):
+            feature.register_hook(lambda _: reached.append("feature"))
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    task.student.register_forward_hook(watch)
+    for parameter in task.student.parameters():
+        parameter.register_hook(lambda _: reached.append("student"))
+    for adapter in task.adapters:
+        for parameter in adapter.parameters():
+            parameter.register_hook(lambda _: reached.append("adapter"))
+    return asked, reached
+
+
+@each_method
+def test_weighing_logits_needs_no_backward_pass(name: str, loss_options: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = objective("kd", name, 3, loss_options(beta=0.0))
+    asked, reached = count_gradients(monkeypatch, task)
+    loss = step(task)["loss"]
+    assert not asked
+    assert not reached
+    loss.backward()
+    assert reached.count("feature") == 1  # the logits
+    assert reached.count("student") == len(list(task.student.parameters()))
+
+
+@each_feature_loss
+@each_method
+def test_weighing_features_stops_before_the_student(
+    distill: str, name: str, loss_options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AEKD asks for all K gradients in one pass, which ends at the student's map."""
+    task = objective(distill, name, 3, loss_options())
+    asked, reached = count_gradients(monkeypatch, task)
+    loss = step(task)["loss"]
+    assert not reached
+    assert len(asked) == (1 if name == "AEKD" else 0)
+    if asked:
+        assert asked[0].shape[:2] == (3, B)  # [K, B, C, H, W]
+        assert not any(asked[0] is parameter for parameter in task.trained.parameters())
+    loss.backward()
+    assert reached.count("student") == len(list(task.student.parameters()))
+    assert len(asked) <= 1
+
+
+@each_feature_loss
+def test_feature_gradients_are_those_of_each_teacher_alone(distill: str, loss_options: Make) -> None:
+    task = objective(distill, "AEKD", 5, loss_options())
+    task.method = listener = Listener(task.method)
+    step(task)
+    layer = task.adapters[0].layer
+    student_map = task.student(images(), is_feat=True)[0][layer].detach().requires_grad_()
+    maps, _ = task.teachers.maps(images(), layer)
+    losses = [adapter(student_map, theirs).mean() for adapter, theirs in zip(task.adapters, maps, strict=True)]
+    expected = torch.stack([torch.autograd.grad(loss, student_map)[0].mean(0).flatten() for loss in losses])
+    torch.testing.assert_close(listener.heard["feature"].gradients, expected.double(), rtol=1e-4, atol=1e-9)
+
+
+@each_feature_loss
+@pytest.mark.parametrize("name", ["CAMKD", "EBKD"])
+def test_what_weighs_the_features(distill: str, name: str, loss_options: Make) -> None:
+    """The teachers' own classifiers where they can read the adapted map, else what they say of the image."""
+    task = objective(distill, name, 4, loss_options())
+    task.method = listener = Listener(task.method)
+    step(task)
+    logits = listener.heard["feature"].logits
+    if not distill_dict[distill].feeds_head:
+        torch.testing.assert_close(listener.answers["feature"], listener.answers["logit"])
+        assert not logits.requires_grad
+        return
+    features, _ = task.student(images(), is_feat=True)
+    for k, (adapter, network) in enumerate(zip(task.adapters, task.teachers.networks, strict=True)):
+        torch.testing.assert_close(logits[k], network.classify(adapter.adapt(features[-2])), rtol=1e-4, atol=1e-5)
+    assert logits.requires_grad
+    assert listener.answers["feature"].requires_grad == (name == "CAMKD")
+
+
+def test_distill_decay(loss_options: Make) -> None:
+    """After half the epochs a falls linearly to 0, and r = 1 − a; b stays (the released code crashes there)."""
+    task = objective("hint", "AVERAGE_LOSS", 1, loss_options(gamma=0.5, alpha=0.8, beta=3.0, distill_decay=True))
+    assert [task.loss_weights(epoch) for epoch in (1, 5)] == [(0.5, 0.8, 3.0)] * 2
+    falling = [task.loss_weights(epoch) for epoch in range(6, 11)]
+    assert [a for _, a, _ in falling] == pytest.approx([0.64, 0.48, 0.32, 0.16, 0])
+    assert [r for r, _, _ in falling] == pytest.approx([1 - a for _, a, _ in falling])
+    assert all(b == 3 for _, _, b in falling)
+    steady = objective("hint", "AVERAGE_LOSS", 1, loss_options(beta=3.0))
+    assert {steady.loss_weights(epoch) for epoch in range(1, 11)} == {(1.0, 1.0, 3.0)}
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs", "start"), [(None, 240, 2), (None, 2, 2), (None, 1, 1), (1, 240, 1), (7, 10, 7)]
+)
+def test_the_feature_loss_starts_late(given: int | None, epochs: int, start: int, loss_options: Make) -> None:
+    opt = loss_options(beta=5.0, feat_start_epoch=given, epochs=epochs)
+    assert feat_start_epoch(opt) == start
+    task = objective("hint", "AEKD", 2, opt)
+    weights = [task.loss_weights(epoch)[2] for epoch in range(1, min(epochs, 9) + 1)]
+    assert weights == [5.0 if epoch >= start else 0.0 for epoch in range(1, len(weights) + 1)]
+    for epoch in {1, start}:
+        assert ("loss_feature" in step(task, epoch)) == (epoch >= start)
+
+
+@each_feature_loss
+def test_without_weight_the_feature_loss_is_left_out(distill: str, loss_options: Make) -> None:
+    scalars = step(objective(distill, "AEKD", 2, loss_options(beta=0.0)))
+    assert not any("feature" in name for name in scalars)
+
+
+@each_method
+def test_one_teacher_is_plain_distillation(name: str, loss_options: Make) -> None:
+    """K = 1: weight 1 and ``-C`` ignored, so that every method is Hinton's KD and FitNet."""
+    settings = {"C": 0.1} if name == "AEKD" else {}
+    plain = step(objective("hint", "AVERAGE_LOSS", 1, loss_options()))
+    scalars = step(objective("hint", name, 1, loss_options(), **settings))
+    for part in ("loss", "loss_kd", "loss_feature"):
+        torch.testing.assert_close(scalars[part], plain[part])
+    assert scalars["weight_0"] == scalars["feature_weight_0"] == 1
+
+
+def test_looking_at_the_shapes_leaves_the_student_alone() -> None:
+    student = model_dict["resnet8"](num_classes=CLASSES).train()
+    before = copy.deepcopy(student.state_dict())
+    shapes = feature_shapes(student, images())
+    assert student.training
+    assert all(torch.equal(before[entry], value) for entry, value in student.state_dict().items())
+    assert [len(shape) for shape in shapes] == [3] * (len(shapes) - 1) + [1]
