@@ -38,6 +38,7 @@ def download(directory: Path) -> None:
 
 
 def read(folder: Path, part: str) -> Split:
+    """One part, ``train`` or ``test``."""
     data = datasets.SVHN(folder, part)
     images = torch.from_numpy(data.data)  # uint8 [N, 3, 32, 32]
     return Split(images.permute(0, 2, 3, 1).contiguous(), to_labels(data.labels))
