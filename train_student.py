@@ -206,7 +206,12 @@ def options() -> Options:
         metavar="released|unit",
         help="released: a method's weights sum to what its authors' code gives; unit: every method's sum to 1",
     )
-    add("--distill_decay", action="store_true", help="let -a fall to 0 over the second half of the epochs, r = 1 − a")
+    add(
+        "--distill_decay",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="let -a fall to 0 over the second half of the epochs, r = 1 − a",
+    )
     add(
         "--feat_start_epoch",
         type=positive_int,

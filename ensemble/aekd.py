@@ -27,7 +27,7 @@ class AEKD(EnsembleMethod):
     def __init__(
         self,
         *,
-        C: Annotated[float, "largest weight of a teacher, between 1/K (the average) and 1"] = 0.6,
+        C: Annotated[float, "largest weight of a teacher (before --svm_norm), from 1/K, the average, to 1"] = 0.6,
         svm_norm: Annotated[bool | None, "solve on normalised gradients (default: at the feature level only)"] = None,
         qp_solver: Annotated[Literal["exact", "cvxpy", "scipy", "svm"], "what solves for the weights"] = "exact",
     ) -> None:

@@ -84,6 +84,7 @@ class Fit:
     def __post_init__(self) -> None:
         opt = self.opt
         self.seed = seed_of(opt)
+        self.provenance = provenance()  # of the code that runs, not of what lies there when it ends
         self.drops = lr_drops(opt.epochs, opt.lr_decay_epochs)
         self.optimizer = torch.optim.SGD(
             self.task.trained.parameters(),
@@ -232,7 +233,7 @@ class Fit:
             "device": device_name(self.device),
             **self.about,
             **self.notes,
-            **provenance(),
+            **self.provenance,
         }
         if self.validation is not None:
             result["last"] |= {f"test_{name}": value for name, value in self._evaluate(self.test)}

@@ -84,7 +84,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default only where there is one to show."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if _unset(action.default) else super()._get_help_string(action)
 
 
 class Options(argparse.ArgumentParser):
@@ -149,7 +149,7 @@ class Options(argparse.ArgumentParser):
         flags = [f"--{parameter.name}"]
         if len(parameter.name) == 1:
             flags.insert(0, f"-{parameter.name}")
-        default = "" if parameter.default in (None, False) else f" (default: {parameter.default})"
+        default = "" if _unset(parameter.default) else f" (default: {parameter.default})"
         settings: Values = {"help": f"{owner}: {help_text}{default}"}
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
@@ -183,7 +183,7 @@ class Options(argparse.ArgumentParser):
             raise UsageError(f"--config: cannot read {str(path)!r} ({error})") from None
         if not isinstance(values, dict):
             raise UsageError(f"--config: {str(path)!r} holds no options")
-        known = {action.dest: action for action in self._actions}
+        known = {action.dest: action for action in self._actions if action.dest != "help"}
         words = []
         for name, value in values.items():
             if name not in known:
@@ -237,6 +237,11 @@ class Options(argparse.ArgumentParser):
                 entry = self._methods[dest][getattr(options, dest)]
                 return inspect.signature(entry).parameters[action.dest].default
         return action.default
+
+
+def _unset(default: Any) -> bool:
+    """Whether a default says nothing: no value, or a switch that is off."""
+    return default is None or default is False
 
 
 def _hyperparameters(entry: Any) -> list[inspect.Parameter]:

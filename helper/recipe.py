@@ -75,7 +75,7 @@ def _add_optimisation(options: Options, nesterov_help: str) -> None:
     add("--lr_decay_rate", type=positive_float, default=0.1, help="factor of each drop")
     add("--weight_decay", "--wd", type=weight, default=5e-4, help="L2 penalty")
     add("--momentum", type=fraction, default=0.9, help="of SGD")
-    add("--nesterov", action="store_true", help=nesterov_help)
+    add("--nesterov", action=argparse.BooleanOptionalAction, default=False, help=nesterov_help)
 
 
 def _add_run(options: Options) -> None:
@@ -110,7 +110,7 @@ def _add_machine(options: Options) -> None:
 
 
 def check(opt: argparse.Namespace) -> None:
-    """Refuse options that contradict each other or cannot be part of a name.
+    """Refuse options that contradict each other or cannot be part of a name; drop a seed that the trial implies.
 
     Raises:
         UsageError: naming the option and what to choose instead.
@@ -121,6 +121,8 @@ def check(opt: argparse.Namespace) -> None:
         raise UsageError("--nesterov: needs --momentum above 0")
     if not opt.trial or not set(opt.trial) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_."):
         raise UsageError(f"--trial: {opt.trial!r} becomes part of a folder's name; use letters, digits, '_' and '.'")
+    if opt.trial.isdecimal() and opt.seed == int(opt.trial):
+        opt.seed = None
 
 
 def seed_of(opt: argparse.Namespace) -> int:
