@@ -1,0 +1,1 @@
+"""Commands around the training scripts: quick start, published runs, tests, reports."""

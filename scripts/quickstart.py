@@ -1,0 +1,85 @@
+"""What quickstart.sh does once everything is installed: teachers, students, table and figures, on digits."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import setting
+from ensemble import ensemble_dict
+from helper.teachers import TeacherFile, training_command
+from scripts import report
+
+ROOT = Path(__file__).parent.parent
+OUT = Path("results/quickstart")
+RECIPE = "--dataset digits --epochs 6 --nesterov --trial 0"
+FEATURE_RUNS = (("hint", "AVERAGE_LOSS", 100), ("inter", "CAMKD", 50))  # published: FitNet-MKD and CA-MKD itself
+
+
+def teacher_commands() -> list[str]:
+    """What trains the teachers that setting.py lists for digits."""
+    listed = [TeacherFile(arch, Path(path)) for arch, path in setting.TEACHERS["digits"]]
+    return [training_command(file, "digits").removeprefix("python ") for file in listed]
+
+
+def student_commands() -> list[str]:
+    """The student alone, under each ensemble method, and with the published losses on feature maps."""
+    runs = [*(("kd", method, 0) for method in ensemble_dict), *FEATURE_RUNS]
+    return [
+        f"train_teacher.py --model resnet8 {RECIPE}",
+        *(f"train_student.py --distill {loss} --ensemble_method {method} -b {b} {RECIPE}" for loss, method, b in runs),
+    ]
+
+
+def train(command: str, started: float) -> Path:
+    """Run one training script on one core, continuing what is there; returns its run folder."""
+    say(started, f"python {command}")
+    # Networks this small use one core better than two, so that independent runs go side by side.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command), "--resume"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"python {command}: failed\n{done.stdout}{done.stderr}")
+    last = done.stdout.splitlines()[-1]
+    say(started, last)
+    return Path(last.split()[0].removesuffix(":"))
+
+
+def train_all(commands: Sequence[str], started: float) -> list[Path]:
+    """Run the commands, as many at a time as there are cores (at most 4: each takes 1 GB)."""
+    with ThreadPoolExecutor(min(4, cores())) as pool:
+        return list(pool.map(lambda command: train(command, started), commands))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def say(started: float, text: str) -> None:
+    """Print a line with the seconds since ``started``."""
+    print(f"[{time.monotonic() - started:4.0f} s]   {text}", flush=True)
+
+
+def main() -> None:
+    """Train what is not trained yet, then report."""
+    os.chdir(ROOT)
+    started = time.monotonic()
+    train_all(teacher_commands(), started)
+    students = train_all(student_commands(), started)
+    report.main(["--out", str(OUT), "--folders", *map(str, students)])
+
+
+if __name__ == "__main__":
+    main()
