@@ -1,0 +1,241 @@
+"""Bad input: one clear line on stderr, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from tiny_runs import TRAIN, Outcome, call, distil, teach, weights
+
+import setting
+import train_student
+import train_teacher
+from helper.session import Session
+from helper.teachers import TeacherFile, training_command
+
+pytestmark = pytest.mark.usefixtures("little_data")
+
+
+def refused(outcome: Outcome, save_dir: Path, *words: str) -> None:
+    """Assert that the call failed as it should, with ``words`` in its one line."""
+    assert outcome.code == 2
+    assert re.match(r"train_(teacher|student)\.py: error: \S", outcome.err)
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    assert not [word for word in words if word not in outcome.err], outcome.err
+    assert not save_dir.exists(), "something was written"
+
+
+@pytest.fixture
+def save_dir(tmp_path: Path) -> Path:
+    return tmp_path / "save"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--model resnet65", ("--model", "'resnet65'", "did you mean 'resnet56'?")),
+        ("--model torchvision/resnet81", ("--model", "did you mean 'torchvision/resnet18'?")),
+        ("--dataset digitz", ("--dataset", "did you mean 'digits'?")),
+        ("--learning_rat 1", ("--learning_rat", "did you mean --learning_rate?")),
+        ("--epochs 0", ("--epochs", "at least 1", "'0'")),
+        ("--epochs many", ("--epochs", "'many'")),
+        ("--lr -1", ("--learning_rate", "above 0")),
+        ("--lr nan", ("--learning_rate", "'nan'")),
+        ("--momentum 1", ("--momentum",)),
+        ("--lr_decay_epochs 1,x", ("--lr_decay_epochs", "'x'")),
+        ("--seed -1", ("--seed",)),
+        ("--trial ../up", ("--trial", "'../up'")),
+        ("--precision fp8", ("--precision", "fp32, bf16")),
+        ("--device tpu", ("--device", "'tpu'")),
+        ("--device cuda:99", ("--device", "99")),
+        ("--validation 1", ("--validation",)),
+        ("--validation 0.999", ("--validation", "empty")),
+        (f"--batch_size {TRAIN + 1}", ("--batch_size", str(TRAIN + 1), f"training set of {TRAIN} images")),
+        ("--validation 0.5 --batch_size 100", ("--batch_size", "training set of 64 images")),
+        ("--resume --overwrite", ("--resume", "--overwrite")),
+        ("--nesterov --momentum 0", ("--nesterov", "--momentum")),
+        ("--pretrained", ("--pretrained", "resnet8")),
+        ("--config /nowhere.json", ("--config", "/nowhere.json")),
+        ("--evaluate /nowhere.pth", ("--evaluate", "/nowhere.pth")),
+        # images of 32×32 are too small for these
+        ("--model torchvision/alexnet", ("torchvision/alexnet", "32×32")),
+        ("--model torchvision/vit_b_32", ("torchvision/vit_b_32", "32×32", "224")),
+    ],
+)
+def test_teacher_options(save_dir: Path, words: str, expected: tuple[str, ...]) -> None:
+    refused(teach(save_dir, words), save_dir, *expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--model_s resnet9", ("--model_s", "did you mean 'resnet8'?")),
+        ("--ensemble_method AKED", ("--ensemble_method", "did you mean 'AEKD'?")),
+        ("--distill hints", ("--distill", "did you mean 'hint'?")),
+        ("--ensemble_metod AEKD", ("--ensemble_metod", "did you mean --ensemble_method?")),
+        ("--teacher_num 0", ("--teacher_num",)),
+        ("--teacher_num 4", ("--teacher_num", "4", "lists 3")),
+        ("--ensemble_method AEKD -C 0.2", ("-C", "0.2", "0.3333")),
+        ("--ensemble_method AEKD -C 1.5", ("-C", "1.5")),
+        ("--ensemble_method CAMKD -C 0.5", ("-C", "AEKD", "CAMKD")),
+        ("--ensemble_method AEKD --qp_solver mosek", ("--qp_solver", "exact, cvxpy, scipy, svm")),
+        ("--hint_layer 1", ("--hint_layer", "hint", "kd")),
+        ("--distill hint -b 1 --hint_layer 9", ("--hint_layer", "9", "0 to 3")),
+        ("--distill hint -b 1 --hint_layer -6", ("--hint_layer", "-6", "0 to 3")),
+        ("--distill inter -b 1 --convs --factor 0", ("--factor",)),
+        ("-b 50", ("-b", "50", "kd")),
+        ("-a -1", ("-a", "at least 0")),
+        ("-r 0 -a 0", ("-r", "-a", "-b")),
+        ("--kd_T 0", ("--kd_T", "above 0")),
+        # a transformer has no maps
+        ("--model_s torchvision/swin_t --distill hint -b 1", ("torchvision/swin_t", "--distill kd")),
+        (f"--batch_size {TRAIN + 1}", ("--batch_size", f"training set of {TRAIN} images")),
+    ],
+)
+def test_student_options(save_dir: Path, teachers: str, words: str, expected: tuple[str, ...]) -> None:
+    refused(distil(save_dir, f"{teachers} {words}"), save_dir, *expected)
+
+
+def test_c_is_ignored_for_one_teacher(save_dir: Path, teachers: str) -> None:
+    assert distil(save_dir, f"{teachers} --teacher_num 1 --ensemble_method AEKD -C 0.1").code == 0
+
+
+# ---- teachers
+
+
+def test_missing_teachers_come_with_their_commands(
+    tmp_path: Path, save_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = call(train_student.main, "train_student.py", "--ensemble_method AEKD")
+    assert outcome.code == 2
+    line, *commands = outcome.err.splitlines()
+    assert line.startswith("train_student.py: error: setting.py: there is no save/teachers/resnet32x4-cifar100-trial=0")
+    expected = [
+        f"  python train_teacher.py --model resnet32x4 --dataset cifar100 --trial {trial}" for trial in range(3)
+    ]
+    assert commands == expected
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "arch", "path"),
+    [
+        *((dataset, *teacher) for dataset, listed in setting.TEACHERS.items() for teacher in listed),
+        (
+            "digits",
+            "wrn_16_1",
+            "save/teachers/wrn_16_1-digits-lr_decay_epochs=3,4-nesterov-precision=bf16-trial=a_b/x.pth",
+        ),
+        (
+            "digits",
+            "resnet8",
+            "save/teachers/resnet8-digits-learning_rate=1e-05-weight_decay=0-seed=3-trial=0/best.pth",
+        ),
+        ("digits", "torchvision/resnet18", "save/teachers/torchvision.resnet18-digits-pretrained-trial=0/last.pth"),
+    ],
+)
+def test_printed_commands_make_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, dataset: str, arch: str, path: str
+) -> None:
+    folders = []
+    monkeypatch.setattr(Session, "train", lambda self, run, *_: folders.append(run.path))
+    monkeypatch.setattr(Session, "build", lambda *_, **__: torch.nn.Identity())
+    script, *words = training_command(TeacherFile(arch, Path(path)), dataset).removeprefix("python ").split(" ", 1)
+    assert call(train_teacher.main, script, *words).code == 0
+    assert folders == [Path(path).parent]
+
+
+def test_no_teachers_listed(save_dir: Path) -> None:
+    refused(distil(save_dir, "--dataset svhn"), save_dir, "setting.py", "svhn", "--teachers")
+
+
+@pytest.mark.parametrize("given", ["{}/nothing.pth", "{}:resnet8x"])
+def test_missing_teacher_on_the_command_line(save_dir: Path, tmp_path: Path, given: str) -> None:
+    refused(distil(save_dir, f"--teachers {given.format(tmp_path)}"), save_dir, "--teachers", str(tmp_path))
+
+
+def bad_checkpoint(path: Path, kind: str, good: Path) -> None:
+    """Write a checkpoint with something wrong."""
+    state: dict[str, Any] = {"arch": "resnet8", "num_classes": 10, "model": weights(good.parent)}
+    if kind == "truncated":
+        path.write_bytes(good.read_bytes()[:5000])
+    elif kind == "flipped bit":
+        content = bytearray(good.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif kind == "text":
+        path.write_text("not a checkpoint")
+    elif kind == "code":
+        torch.save({**state, "extra": itertools.count}, path)
+    elif kind == "classes":
+        torch.save({**state, "num_classes": 100}, path)
+    elif kind == "silent classes":
+        state["model"]["fc.weight"] = torch.zeros(100, 64)
+        torch.save({"model": state["model"]}, path)
+    elif kind == "architecture":
+        torch.save({**state, "arch": "resnet20"}, path)
+    elif kind == "silent architecture":
+        del state["model"]["fc.bias"]
+        torch.save({"model": state["model"]}, path)
+    elif kind == "no weights":
+        torch.save({"epoch": 3}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("truncated", "damaged"),
+        ("flipped bit", "checksum"),
+        ("text", "no checkpoint"),
+        ("code", "not trusted"),
+        ("classes", "100 classes"),
+        ("silent classes", "[100, 64]"),
+        ("architecture", "resnet20"),
+        ("silent architecture", "fc.bias"),
+        ("no weights", "no weights"),
+    ],
+)
+def test_wrong_teacher(tmp_path: Path, save_dir: Path, teacher_files: list[Path], kind: str, expected: str) -> None:
+    path = tmp_path / "bad.pth"
+    bad_checkpoint(path, kind, teacher_files[0])
+    refused(distil(save_dir, f"--teachers {path}:resnet8"), save_dir, str(path), expected)
+    refused(teach(save_dir, f"--evaluate {path}"), save_dir, "--evaluate", str(path), expected)
+
+
+# ---- datasets
+
+
+def test_missing_dataset(tmp_path: Path, save_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> NoReturn:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    outcome = teach(save_dir, f"--dataset cifar100 --data_dir {tmp_path}/data")
+    refused(outcome, save_dir, "cifar100", f"{tmp_path}/data/cifar-100-python", "https://")
+    assert not (tmp_path / "data").exists()
+
+
+def test_damaged_dataset(tmp_path: Path, save_dir: Path) -> None:
+    folder = tmp_path / "data" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for name in ("train", "test", "meta"):
+        (folder / name).write_bytes(b"damaged")
+    refused(teach(save_dir, f"--dataset cifar100 --data_dir {tmp_path}/data"), save_dir, str(folder), "damaged")
+
+
+def test_missing_image_folder(tmp_path: Path, save_dir: Path) -> None:
+    refused(teach(save_dir, f"--dataset folder --data_dir {tmp_path}"), save_dir, f"{tmp_path}/train")
+
+
+def test_save_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    outcome = teach(tmp_path / "file")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "--save_dir" in outcome.err

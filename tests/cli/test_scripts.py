@@ -1,0 +1,381 @@
+"""What is around the training scripts: processes and exit codes, the shell scripts, quick start and report."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tiny_runs import distil, few_digits, result, teach
+
+import train_student
+import train_teacher
+from ensemble import EnsembleMethod, ensemble_dict
+from scripts import quickstart, report
+
+ROOT = Path(__file__).parents[2]
+SHELL = sorted((ROOT / "scripts").glob("*.sh"))
+PNG = b"\x89PNG"
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+# ---- processes
+
+
+def test_process_that_trains(tmp_path: Path) -> None:
+    words = f"train_teacher.py --model resnet8 --dataset digits --epochs 1 --batch_size 648 --save_dir {tmp_path}"
+    done = python(*words.split())
+    assert (done.returncode, done.stderr) == (0, ""), "quiet where there is no terminal"
+    epoch, last = done.stdout.splitlines()
+    assert epoch.startswith("epoch   1/1  loss ")
+    assert "images/s" in epoch
+    folder = tmp_path / "teachers" / "resnet8-digits-batch_size=648-epochs=1-trial=0"
+    assert last.startswith(f"{folder}: last epoch 1: ")
+    assert result(folder)["command"].startswith("python train_teacher.py --model resnet8 --dataset digits")
+
+
+def test_process_with_bad_input(tmp_path: Path) -> None:
+    done = python("train_student.py", "--ensemble_methd", "AEKD", "--save_dir", str(tmp_path / "save"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr == "train_student.py: error: unknown option '--ensemble_methd'; did you mean --ensemble_method?\n"
+    )
+    assert not (tmp_path / "save").exists()
+
+
+# ---- report
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, teacher_files: list[Path]) -> Path:
+    """A --save_dir with a student alone and under two methods, two seeds each, and an unfinished run."""
+    save_dir = tmp_path_factory.mktemp("runs")
+    teachers = f"--teachers {teacher_files[0]} {teacher_files[1]} --epochs 2"
+    with few_digits():
+        for trial in range(2):
+            teach(save_dir, f"--epochs 2 --trial {trial}")
+            distil(save_dir, f"{teachers} --ensemble_method AEKD --trial {trial}")
+        distil(save_dir, f"{teachers} --distill inter --ensemble_method CAMKD -b 50 --validation 0.25")
+    (save_dir / "students" / "unfinished").mkdir()
+    (save_dir / "students" / "unfinished" / "metrics.jsonl").touch()
+    return save_dir
+
+
+def test_report_writes_tables_and_figures(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results" / "digits"
+    report.main(["--save_dir", str(runs), "--out", str(out), "--dataset", "digits"])
+    assert {path.name for path in out.iterdir()} == {
+        *("runs.csv", "table.md"),
+        *("accuracy.png", "curves.png", "weights.png"),
+    }
+    assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))
+
+    with (out / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5
+    for row in rows:
+        expected = result(Path(row["folder"]))
+        assert float(row["last_accuracy"]) == pytest.approx(expected["last"]["test_accuracy"], abs=1e-4)
+        assert float(row["best_accuracy"]) == pytest.approx(expected["best"]["test_accuracy"], abs=1e-4)
+        assert int(row["seed"]) == expected["seed"]
+
+    text = (out / "table.md").read_text()
+    assert text in capsys.readouterr().out
+    alone = [float(row["last_accuracy"]) for row in rows if row["method"] == "resnet8 alone"]
+    assert f"| resnet8 alone | {statistics.mean(alone):.2f} ± {statistics.stdev(alone):.2f} |" in text
+    assert "| AEKD, kd | " in text
+    assert "| CAMKD, inter, b 50 | " in text
+    assert "Teachers: resnet8 " in text
+    assert "the best epoch is chosen on the test or validation set" in text
+
+
+def test_report_keeps_the_given_order(runs: Path, tmp_path: Path) -> None:
+    folders = sorted(map(str, runs.glob("*/*-trial=0")), reverse=True)
+    report.main(["--folders", *folders, "--out", str(tmp_path)])
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        assert [row["folder"] for row in csv.DictReader(file)] == folders
+
+
+def test_report_tells_settings_apart(runs: Path) -> None:
+    first, second = (report.read_run(folder) for folder in sorted(runs.glob("teachers/*")))
+    assert first is not None
+    assert second is not None
+    assert [each.label for each in report.group([first, second])] == ["resnet8 alone"]
+    second.parameters["batch_size"] = 128
+    labels = [each.label for each in report.group([first, second])]
+    assert labels == ["resnet8 alone, batch_size 64", "resnet8 alone, batch_size 128"]
+
+
+def test_report_without_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    for words in (["--dataset", "cifar100"], ["--folders", str(runs / "students" / "unfinished")]):
+        with pytest.raises(SystemExit) as end:
+            report.main(["--save_dir", str(runs), "--out", str(out), *words])
+        assert end.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_curves_are_means_and_deviations_over_seeds(runs: Path) -> None:
+    members = [run for run in map(report.read_run, sorted(runs.glob("teachers/*"))) if run]
+    epochs, means, stds = report.Group("", members).curve("test_accuracy")
+    assert epochs == [1, 2]
+    for epoch in (0, 1):
+        values = [run.metrics[epoch]["test_accuracy"] for run in members]
+        assert means[epoch] == pytest.approx(statistics.mean(values))
+        assert stds[epoch] == pytest.approx(statistics.pstdev(values))
+
+
+# ---- quick start
+
+
+def accepted(command: str) -> None:
+    """Assert that the script takes these options."""
+    script, *words = command.split()
+    {"train_teacher.py": train_teacher, "train_student.py": train_student}[script].options().parse(words)
+
+
+def test_quick_start_covers_every_method_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ensemble_dict._entries, "NEWEST", EnsembleMethod)
+    teachers, (alone, *distilled) = quickstart.teacher_commands(), quickstart.student_commands()
+    for command in (*teachers, alone, *distilled):
+        accepted(command)
+    assert len(teachers) == 3
+    assert alone.startswith("train_teacher.py --model resnet8 ")
+    opts = [train_student.options().parse(command.split()[1:]) for command in distilled]
+    assert [opt.ensemble_method for opt in opts if opt.distill == "kd"] == [*ensemble_dict]
+    assert {(opt.distill, opt.ensemble_method, opt.beta) for opt in opts if opt.beta} == {
+        ("hint", "AVERAGE_LOSS", 100.0),
+        ("inter", "CAMKD", 50.0),
+    }
+
+
+def test_quick_start_reports_what_it_trained(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = {"train_teacher.py": "teachers", "train_student.py": "students"}
+    kinds = {script: sorted(runs.glob(f"{kind}/*-trial=0"))[0] for script, kind in finished.items()}
+    asked = []
+
+    def train(command: str, _: float) -> Path:
+        asked.append(command)
+        return kinds[command.split()[0]]
+
+    monkeypatch.chdir(tmp_path)  # restores the directory that main changes
+    monkeypatch.setattr(quickstart, "train", train)
+    monkeypatch.setattr(quickstart, "OUT", tmp_path / "out")
+    quickstart.main()
+    assert sorted(asked) == sorted([*quickstart.teacher_commands(), *quickstart.student_commands()])
+    assert (tmp_path / "out" / "accuracy.png").exists()
+    assert "resnet8 alone" in capsys.readouterr().out
+
+
+def test_quick_start_stops_at_a_failure() -> None:
+    with pytest.raises(SystemExit, match=r"python nothing\.py: failed"):
+        quickstart.train_all(["nothing.py"], 0.0)
+
+
+# ---- shell scripts, in a copy, with a Python that only notes what it is asked for
+
+TOOLS = ("sh", "basename", "cat", "chmod", "cksum", "cp", "cut", "date", "dirname", "mkdir", "mktemp", "rm", "sed")
+STUB = r"""#!/bin/sh
+echo "$*" >>"$STUB_LOG"
+case "$*" in
+"${STUB_FAILS:-nothing}"*) echo "broken" >&2; exit 3 ;;
+*--dry-run*) exit "${STUB_MISSING:-0}" ;;
+*whl/cpu*) exit 1 ;;
+"-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
+train_*) echo "epoch 1/1"; echo "save/run$(wc -l <"$STUB_LOG"): last epoch 1: 50.00 %" ;;
+esac
+"""
+
+
+class Checkout:
+    """A copy of the shell scripts, a PATH with nothing but what they need, and a virtual environment.
+
+    Args:
+        folder: where to make them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.path, self.environment, self.log = (folder / name for name in ("root", "path", "venv", "log"))
+        shutil.copytree(ROOT / "scripts", self.root / "scripts")
+        shutil.copy(ROOT / "requirements.txt", self.root)
+        self.path.mkdir()
+        for tool in (*TOOLS, "tail", "tee", "wc"):
+            (self.path / tool).symlink_to(str(shutil.which(tool)))
+        self.add("uname", "echo Linux")
+        executable(self.environment / "bin" / "python", STUB)
+
+    def add(self, name: str, line: str) -> None:
+        """A program in PATH."""
+        executable(self.path / name, f"#!/bin/sh\n{line}\n")
+
+    def run(self, script: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the scripts from another directory; ``variables`` are added to the environment."""
+        common = {"PATH": str(self.path), "VIRTUAL_ENV": str(self.environment), "STUB_LOG": str(self.log)}
+        return subprocess.run(
+            [str(self.path / "sh"), str(self.root / "scripts" / script), *words],
+            cwd=self.path,
+            env={**common, **variables},
+            capture_output=True,
+            text=True,
+        )
+
+    @property
+    def calls(self) -> list[str]:
+        """What Python was asked for."""
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def calls_of(self, prefix: str) -> list[str]:
+        return [call for call in self.calls if call.startswith(prefix)]
+
+
+def executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_shell_scripts_are_valid(path: Path) -> None:
+    assert subprocess.run(["sh", "-n", path]).returncode == 0
+
+
+def test_published_commands(checkout: Checkout) -> None:
+    variables = {"TEACHER": "resnet20", "STUDENT": "vgg8", "SEEDS": "0 1", "EPOCHS": "10", "TEACHER_NUM": "2"}
+    done = checkout.run("run.sh", **variables, EXTRA="--precision bf16")
+    assert (done.returncode, done.stderr) == (0, "")
+    calls = checkout.calls_of("train_")
+    for call in calls:
+        accepted(call)
+    ends = [f"--epochs 10 --trial {trial} --precision bf16 --resume" for trial in (0, 1)]
+    teachers = [f"train_teacher.py --model resnet20 --dataset cifar100 {end}" for end in ends]
+    alone = [f"train_teacher.py --model vgg8 --dataset cifar100 --nesterov {end}" for end in ends]
+    assert calls[:4] == [*teachers, *alone]
+    folders = [f"save/run{number}" for number, call in enumerate(checkout.calls, 1) if call in calls]
+    files = " ".join(f"{folder}/last.pth:resnet20" for folder in folders[:2])
+    methods = ("kd AVERAGE_LOSS -b 0", "hint AVERAGE_LOSS -b 100", "kd EBKD -b 0", "kd AEKD -b 0", "inter CAMKD -b 50")
+    assert calls[4:] == [
+        f"train_student.py --model_s vgg8 --dataset cifar100 --teachers {files} --distill "
+        f"{method.replace(' ', ' --ensemble_method ', 1)} --nesterov -r 1 -a 1 {end}"
+        for method in methods
+        for end in ends
+    ]
+    reported = " ".join(folders[2:])
+    assert checkout.calls[-1] == f"-m scripts.report --folders {reported} --out results/cifar100-resnet20-vgg8"
+
+
+def test_published_commands_stop_at_a_failure(checkout: Checkout) -> None:
+    done = checkout.run("run.sh", STUB_FAILS="train_student.py")
+    assert (done.returncode, done.stderr) == (3, "broken\n")
+    assert len(checkout.calls_of("train_student.py")) == 1
+    assert not checkout.calls_of("-m scripts.report")
+
+
+def test_arguments_reach_pytest(checkout: Checkout) -> None:
+    assert checkout.run("test.sh", "-k", "options").returncode == 0
+    (pytest_call,) = checkout.calls_of("-m pytest")
+    assert pytest_call.endswith(" -k options")
+    assert checkout.calls_of("-m ruff check")
+    assert checkout.calls_of("-m ruff format --check")
+    assert checkout.calls_of("-m mypy")
+
+
+@pytest.mark.parametrize("tool", ["ruff check", "ruff format", "mypy", "pytest"])
+def test_a_failing_check_fails(checkout: Checkout, tool: str) -> None:
+    assert checkout.run("test.sh", STUB_FAILS=f"-m {tool}").returncode == 3
+
+
+# ---- set-up
+
+
+def installs(calls: Sequence[str]) -> list[str]:
+    """The calls that install something."""
+    return [call for call in calls if " install " in call and "--dry-run" not in call]
+
+
+def test_nothing_is_installed_twice(checkout: Checkout) -> None:
+    first = checkout.run("quickstart.sh", STUB_MISSING="1")
+    assert first.returncode == 0
+    assert "installing requirements.txt" in first.stdout
+    cpu, everything = installs(checkout.calls)
+    assert cpu.startswith("-m pip --isolated install -q --retries 0 ")
+    assert re.search(r"--index-url https://download.pytorch.org/whl/cpu torch>=[\d.]+ torchvision>=[\d.]+$", cpu)
+    assert everything.endswith("-r requirements.txt")
+    assert checkout.calls[-1] == "-m scripts.quickstart"
+
+    before = len(checkout.calls)
+    second = checkout.run("quickstart.sh", STUB_MISSING="1")
+    assert "installing" not in second.stdout
+    assert not installs(checkout.calls[before:])
+    third = checkout.run("test.sh", STUB_MISSING="1")
+    assert "installing scripts/requirements-test.txt" in third.stdout, "it asks for more"
+
+
+def test_changed_requirements_are_installed(checkout: Checkout) -> None:
+    checkout.run("quickstart.sh", STUB_MISSING="1")
+    before = len(checkout.calls)
+    with (checkout.root / "requirements.txt").open("a") as file:
+        file.write("another>=1\n")
+    checkout.run("quickstart.sh", STUB_MISSING="1")
+    assert installs(checkout.calls[before:])
+
+
+def test_cuda_is_installed_where_there_is_a_gpu(checkout: Checkout) -> None:
+    checkout.add("nvidia-smi", "")
+    checkout.run("quickstart.sh", STUB_MISSING="1")
+    assert [call.split()[-1] for call in installs(checkout.calls)] == ["requirements.txt"]
+
+
+def test_nothing_is_installed_where_all_is_there(checkout: Checkout) -> None:
+    assert "installing" not in checkout.run("quickstart.sh", STUB_MISSING="0").stdout
+    assert not installs(checkout.calls)
+
+
+def test_failed_installation_is_repeated(checkout: Checkout) -> None:
+    for _ in range(2):
+        failing = checkout.run("quickstart.sh", STUB_MISSING="1", STUB_FAILS="-m pip install")
+        assert failing.returncode == 3
+    assert len([call for call in installs(checkout.calls) if "--isolated" not in call]) == 2
+
+
+def test_active_environment_without_python(tmp_path: Path, checkout: Checkout) -> None:
+    done = checkout.run("quickstart.sh", VIRTUAL_ENV=str(tmp_path / "gone"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert str(tmp_path / "gone") in done.stderr
+
+
+def test_environment_is_made_with_the_first_python_that_can(checkout: Checkout) -> None:
+    checkout.add("python3.13", "exit 127")  # as pyenv does for a version that is not chosen
+    checkout.add("python3.12", "exit 1")  # too old, or without ensurepip
+    executable(checkout.path / "python3.11", STUB)
+    done = checkout.run("quickstart.sh", VIRTUAL_ENV="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (checkout.root / ".venv" / "bin" / "python").exists()
+    assert checkout.calls[-1] == "-m scripts.quickstart"
+    again = checkout.run("quickstart.sh", VIRTUAL_ENV="")
+    assert len(checkout.calls_of("-m venv")) == 1, again.stdout
+
+
+def test_no_python_that_can(checkout: Checkout) -> None:
+    done = checkout.run("quickstart.sh", VIRTUAL_ENV="")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "Python 3.10" in done.stderr
+    assert not (checkout.root / ".venv").exists()

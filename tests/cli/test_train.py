@@ -1,0 +1,299 @@
+"""The training scripts from the command line to the run folder."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import ARCHS, CLASSES, call, distil, metrics, result, same, teach, weights, without_times
+
+import train_student
+import train_teacher
+from distiller_zoo import distill_dict
+from ensemble import ensemble_dict
+from ensemble.qp_solvers import qp_solver_dict
+from helper import checkpoint
+from helper.loop import Fit
+from helper.options import Options
+
+pytestmark = pytest.mark.usefixtures("little_data")
+
+FILES = {"best.pth", "last.pth", "parameters.json", "metrics.jsonl", "result.json", "tensorboard"}
+SCORES = {"test_accuracy", "test_accuracy5", "test_loss"}
+FEATURE = "--distill inter --ensemble_method CAMKD -b 50"
+# what the released normalisation makes of K = 3 weights that sum to 1
+RELEASED_SUM = {"EBKD": 2 / 3, "CAMKD": 1 / 3}
+
+
+def dests(parser: Options) -> set[str]:
+    return {action.dest for action in parser._actions} - {"help", "config", "resume", "overwrite", "evaluate"}
+
+
+def interrupt(patch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Break off after the epoch's metrics are written, before its checkpoint."""
+    save = Fit._save
+
+    def stop(self: Fit, number: int, row: dict[str, float]) -> None:
+        if number == epoch:
+            raise KeyboardInterrupt
+        save(self, number, row)
+
+    patch.setattr(Fit, "_save", stop)
+
+
+# ---- what a run leaves behind
+
+
+def test_run_folder_of_a_teacher(tmp_path: Path) -> None:
+    folder = teach(tmp_path, "--epochs 2").folder
+    assert folder == tmp_path / "teachers" / "resnet8-digits-epochs=2-trial=0"
+    assert {path.name for path in folder.iterdir()} >= FILES
+
+    parameters = json.loads((folder / "parameters.json").read_text())
+    assert parameters.keys() == dests(train_teacher.options())
+    assert (parameters["model"], parameters["epochs"], parameters["batch_size"]) == ("resnet8", 2, 64)
+
+    rows = metrics(folder)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    train = {"train_loss", "train_accuracy", "learning_rate", "images_per_second", "seconds"}
+    assert all(row.keys() == {"epoch", *train, *SCORES} for row in rows)
+
+    summary = result(folder)
+    assert summary["last"] == {name: rows[1][name] for name in ("epoch", *sorted(SCORES))}
+    assert summary["best"]["test_accuracy"] == max(row["test_accuracy"] for row in rows)
+    assert (summary["best_chosen_on"], summary["seed"], summary["epochs"]) == ("test", 0, 2)
+    assert summary.keys() >= {"hours", "images_per_second", "versions", "git_revision", "command", "device"}
+    assert summary["command"].startswith("python train_teacher.py --model resnet8")
+
+    last = checkpoint.load(folder / "last.pth")
+    assert (last["arch"], last["num_classes"], last["dataset"], last["epoch"]) == ("resnet8", CLASSES, "digits", 2)
+
+
+def test_run_folder_of_a_student(tmp_path: Path, teachers: str) -> None:
+    outcome = distil(tmp_path, f"{teachers} {FEATURE} --epochs 2")
+    folder = outcome.folder
+    assert folder.parent == tmp_path / "students"
+    assert folder.name.startswith("resnet8-digits-inter-CAMKD-1xresnet8+1xwrn_16_1+1xShuffleV2_0_5@")
+    assert folder.name.endswith("-r=1-a=1-b=50-epochs=2-trial=0")
+    assert {path.name for path in folder.iterdir()} >= FILES
+    parameters = json.loads((folder / "parameters.json").read_text())
+    assert parameters.keys() == dests(train_student.options()) - {"hint_layer", "C", "svm_norm", "qp_solver"}
+    assert (parameters["alpha"], parameters["beta"], parameters["convs"]) == (1, 50, False)
+
+    first, second = metrics(folder)
+    assert "train_loss_feature" not in first, "the released code leaves the feature loss out of the first epoch"
+    assert "train_loss_feature" in second
+    summary = result(folder)
+    assert [teacher["arch"] for teacher in summary["teachers"]] == list(ARCHS)
+    for k, teacher in enumerate(summary["teachers"]):
+        assert f"teacher {k}: {teacher['accuracy']:.2f} %" in outcome.out
+    assert f"ensemble: {summary['teacher_ensemble']['accuracy']:.2f} %" in outcome.out
+
+
+def test_tensorboard_holds_a_curve_for_every_part(tmp_path: Path, teachers: str) -> None:
+    folder = distil(tmp_path, f"{teachers} {FEATURE} --epochs 2").folder
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    tags = set(events.Tags()["scalars"])
+    parts = {"loss", "loss_ce", "loss_kd", "loss_feature", "accuracy"}
+    each = {f"{prefix}weight_{k}" for prefix in ("", "feature_") for k in range(3)}
+    assert tags >= {f"train_{name}" for name in parts | each} | SCORES | {"learning_rate"}
+    logged = [event.value for event in events.Scalars("test_accuracy")]
+    assert logged == pytest.approx([row["test_accuracy"] for row in metrics(folder)])
+
+
+def test_aekd_logs_its_gradients(tmp_path: Path, teachers: str) -> None:
+    (row,) = metrics(distil(tmp_path, f"{teachers} --distill hint --ensemble_method AEKD -b 1").folder)
+    for prefix in ("train_", "train_feature_"):
+        assert row[f"{prefix}combined_gradient"] > 0
+        assert -1 <= row[f"{prefix}gradient_cosine"] <= 1 + 1e-9
+
+
+# ---- every pair of loss and method
+
+
+@pytest.mark.parametrize(("distill", "method"), list(itertools.product(distill_dict, ensemble_dict)))
+def test_three_teachers_of_different_families(tmp_path: Path, teachers: str, distill: str, method: str) -> None:
+    beta = 0.1 if distill_dict[distill].feature_level else 0
+    folder = distil(tmp_path, f"{teachers} --distill {distill} --ensemble_method {method} -b {beta}").folder
+    (row,) = metrics(folder)
+    parts = row["train_loss_ce"] + row["train_loss_kd"] + beta * row.get("train_loss_feature", 0)
+    assert row["train_loss"] == pytest.approx(parts, rel=1e-5)
+    for prefix in ("train_weight_", "train_feature_weight_")[: 2 if beta else 1]:
+        total = sum(row[f"{prefix}{k}"] for k in range(3))
+        assert total == pytest.approx(RELEASED_SUM.get(method, 1), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ensemble_dict)
+def test_one_teacher_weighs_one(tmp_path: Path, teacher_files: list[Path], method: str) -> None:
+    words = f"--teachers {teacher_files[0]} --distill inter --ensemble_method {method} -b 1"
+    (row,) = metrics(distil(tmp_path, words).folder)
+    assert row["train_weight_0"] == row["train_feature_weight_0"] == 1
+    assert "train_weight_1" not in row
+
+
+@pytest.mark.parametrize("method", ["EBKD", "CAMKD"])
+def test_unit_scale_makes_weights_sum_to_1(tmp_path: Path, teachers: str, method: str) -> None:
+    (row,) = metrics(distil(tmp_path, f"{teachers} --ensemble_method {method} --kd_scale unit").folder)
+    assert sum(row[f"train_weight_{k}"] for k in range(3)) == pytest.approx(1, rel=1e-5)
+
+
+def test_torchvision_student(tmp_path: Path, teachers: str) -> None:
+    folder = distil(tmp_path, f"--model_s torchvision/resnet18 {teachers} --teacher_num 1").folder
+    assert folder.name.startswith("torchvision.resnet18-digits-kd-AVERAGE_LOSS-1xresnet8@")
+    assert "layer4.1.conv2.weight" in weights(folder)
+
+
+@pytest.mark.parametrize("solver", qp_solver_dict)
+def test_qp_solvers(tmp_path: Path, teachers: str, solver: str) -> None:
+    words = f"{teachers} --ensemble_method AEKD -C 0.5 --batch_size 128"
+    (row,) = metrics(distil(tmp_path, f"{words} --qp_solver {solver}").folder)
+    found = [row[f"train_weight_{k}"] for k in range(3)]
+    assert sum(found) == pytest.approx(1)
+    if solver != "svm":  # it stops at its starting point
+        (exact,) = metrics(distil(tmp_path / "exact", words).folder)
+        assert found == pytest.approx([exact[f"train_weight_{k}"] for k in range(3)], abs=1e-4)
+
+
+def test_svm_norm_changes_the_weights(tmp_path: Path, teachers: str) -> None:
+    words = f"{teachers} --ensemble_method AEKD -C 1 --batch_size 128"
+    off, on = (metrics(distil(tmp_path, f"{words} {flag}").folder)[0] for flag in ("--no-svm_norm", "--svm_norm"))
+    assert any(off[f"train_weight_{k}"] != pytest.approx(on[f"train_weight_{k}"], abs=1e-3) for k in range(3))
+
+
+def test_distill_decay_ends_with_cross_entropy_alone(tmp_path: Path, teachers: str) -> None:
+    first, last = metrics(distil(tmp_path, f"{teachers} --distill_decay --epochs 2").folder)
+    assert first["train_loss"] == pytest.approx(first["train_loss_ce"] + first["train_loss_kd"], rel=1e-5)
+    assert last["train_loss"] == pytest.approx(last["train_loss_ce"], rel=1e-5)
+
+
+# ---- the same again
+
+
+def test_the_same_command_gives_the_same_bits(tmp_path: Path, teachers: str) -> None:
+    words = f"{teachers} --distill hint --ensemble_method AEKD -b 1"
+    first, second = (distil(tmp_path / name, words).folder for name in "ab")
+    assert first.name == second.name
+    assert same(weights(first), weights(second))
+    assert without_times(metrics(first)) == without_times(metrics(second))
+
+
+def test_the_seed_changes_the_result(tmp_path: Path) -> None:
+    first, second, third = (teach(tmp_path, words).folder for words in ("", "--seed 1", "--trial 1"))
+    assert len({first, second, third}) == 3
+    assert not same(weights(first), weights(second))
+    assert same(weights(second), weights(third)), "a trial that is a number is the seed"
+
+
+def test_config_repeats_a_run(tmp_path: Path, teachers: str) -> None:
+    words = f"{teachers} --distill hint --ensemble_method AEKD -b 1 -C 0.5 --hint_layer 1 --lr_decay_epochs 1,2"
+    first = distil(tmp_path / "a", words).folder
+    # not through `distil`, so that every option comes from the file
+    again = f"--config {first}/parameters.json --save_dir {tmp_path}/b"
+    second = call(train_student.main, "train_student.py", again).folder
+    assert first.name == second.name
+    assert same(weights(first), weights(second))
+    third = call(train_student.main, "train_student.py", f"{again} --seed 7").folder
+    assert not same(weights(first), weights(third)), "options beside --config override it"
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged checkpoint"])
+def test_resuming_gives_the_bits_of_an_undisturbed_run(tmp_path: Path, teachers: str, damaged: bool) -> None:
+    words = f"{teachers} {FEATURE} --epochs 3 --nesterov"
+    undisturbed = distil(tmp_path / "a", words).folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, epoch=3)
+        cut = distil(tmp_path / "b", words)
+    assert cut.code == 130
+    assert "--resume" in cut.err
+    (unfinished,) = (tmp_path / "b" / "students").iterdir()
+    assert len(metrics(unfinished)) == 3, "the third line has to go"
+    if damaged:  # as by a full disk: the checkpoint of epoch 1 is used
+        last = unfinished / "last.pth"
+        last.write_bytes(last.read_bytes()[:-1000])
+
+    resumed = distil(tmp_path / "b", f"{words} --resume")
+    assert f"resuming after epoch {1 if damaged else 2}" in resumed.out
+    assert same(weights(undisturbed), weights(resumed.folder))
+    assert same(weights(undisturbed, "best.pth"), weights(resumed.folder, "best.pth"))
+    assert without_times(metrics(undisturbed)) == without_times(metrics(resumed.folder))
+
+
+def test_unfinished_run_is_left_alone(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, epoch=2)
+        teach(tmp_path, "--epochs 2")
+    (unfinished,) = (tmp_path / "teachers").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in unfinished.rglob("*")}
+    refused = teach(tmp_path, "--epochs 2")
+    assert refused.code == 2
+    assert len(refused.err.splitlines()) == 1
+    assert all(word in refused.err for word in (str(unfinished), "--resume", "--overwrite"))
+    assert {path: path.stat().st_mtime_ns for path in unfinished.rglob("*")} == before
+    assert result(teach(tmp_path, "--epochs 2 --overwrite").folder)["last"]["epoch"] == 2
+
+
+def test_finished_run_says_so(tmp_path: Path) -> None:
+    first = teach(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    for words in ("", "--resume"):
+        second = teach(tmp_path, words)
+        assert second.folder == first.folder
+        assert "is finished" in second.out
+        assert f"{result(first.folder)['last']['test_accuracy']:.2f} %" in second.out
+    assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
+
+
+def test_resume_with_nothing_there_starts(tmp_path: Path) -> None:
+    assert result(teach(tmp_path, "--resume").folder)["last"]["epoch"] == 1
+
+
+# ---- other ways to call them
+
+
+def test_evaluate_prints_the_accuracy_and_writes_nothing(tmp_path: Path, teacher_files: list[Path]) -> None:
+    path = teacher_files[1]
+    expected = f"accuracy {result(path.parent)['last']['test_accuracy']:.2f} %"
+    for outcome in (
+        teach(tmp_path / "save", f"--model {ARCHS[1]} --evaluate {path}"),
+        distil(tmp_path / "save", f"--model_s {ARCHS[1]} --evaluate {path}"),
+    ):
+        assert outcome.code == 0
+        assert expected in outcome.out
+    assert not (tmp_path / "save").exists()
+
+
+def test_validation_chooses_the_best_epoch(tmp_path: Path) -> None:
+    folder = teach(tmp_path, "--validation 0.25 --epochs 3").folder
+    rows, summary = metrics(folder), result(folder)
+    assert all("validation_accuracy" in row and "test_accuracy" not in row for row in rows)
+    assert summary["best_chosen_on"] == "validation"
+    assert summary["best"]["validation_accuracy"] == max(row["validation_accuracy"] for row in rows)
+    for which, name in (("last", "last.pth"), ("best", "best.pth")):
+        outcome = teach(tmp_path, f"--evaluate {folder / name}")
+        assert f"accuracy {summary[which]['test_accuracy']:.2f} %" in outcome.out
+
+
+def test_heterogeneous_teachers_of_the_originals_forms(tmp_path: Path, teacher_files: list[Path]) -> None:
+    """Checkpoints that say nothing of themselves: ``path:arch``, or the folder's name."""
+    named = tmp_path / "wrn_16_1_vanilla" / "wrn_16_1_last.pth"
+    named.parent.mkdir()
+    torch.save({"model": weights(teacher_files[1].parent)}, named)
+    prefixed = tmp_path / "any.pth"
+    wrapped = {f"module.{name}": value for name, value in weights(teacher_files[0].parent).items()}
+    torch.save({"state_dict": wrapped}, prefixed)
+    summary = result(distil(tmp_path, f"--teachers {prefixed}:resnet8 {named}").folder)
+    assert [teacher["arch"] for teacher in summary["teachers"]] == ["resnet8", "wrn_16_1"]
+    expected = [result(path.parent)["last"]["test_accuracy"] for path in teacher_files[:2]]
+    assert [teacher["accuracy"] for teacher in summary["teachers"]] == expected
+
+
+def test_a_loss_that_explodes_ends_the_run(tmp_path: Path) -> None:
+    outcome = teach(tmp_path, "--lr 1e30")
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert "--learning_rate" in outcome.err
