@@ -278,7 +278,7 @@ def main(arguments: Sequence[str]) -> None:
     run = session.run_folder("students", run_name(parser, opt, files))
     if run is None:
         return
-    require_files(files, opt.dataset)
+    require_files(files, opt.dataset, "--teachers" if opt.teachers else "setting.py")
     # The student first: its initial weights depend on the seed alone, whoever teaches it.
     student = session.build(opt.model_s, pretrained=opt.pretrained)
     teachers, notes = load_teachers(files, session.build, session.info.num_classes)

@@ -194,7 +194,7 @@ class Options(argparse.ArgumentParser):
     def _refuse(self, word: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
         word = word.split("=")[0]
-        near = difflib.get_close_matches(word, flags, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(word, flags, n=1, cutoff=0.5) if word.startswith("-") else []
         hint = f"; did you mean {near[0]}?" if near else "; see --help"
         raise UsageError(f"unknown option {word!r}{hint}")
 

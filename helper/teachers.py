@@ -78,13 +78,13 @@ def _parse(text: str, known: Collection[str]) -> TeacherFile:
     return TeacherFile(stored or max(named, key=len), path)
 
 
-def require_files(files: Sequence[TeacherFile], dataset: str) -> None:
-    """Raise one UsageError with the commands that train what is missing."""
+def require_files(files: Sequence[TeacherFile], dataset: str, source: str) -> None:
+    """Raise one UsageError with the commands that train what is missing; ``source`` is what lists the files."""
     missing = [file for file in files if not file.path.is_file()]
     if missing:
         commands = "\n".join(f"  {training_command(file, dataset)}" for file in missing)
         what = ", ".join(str(file.path) for file in missing)
-        raise UsageError(f"setting.py: there is no {what}; train it with\n{commands}")
+        raise UsageError(f"{source}: there is no {what}; train it with\n{commands}")
 
 
 def training_command(file: TeacherFile, dataset: str) -> str:
@@ -95,7 +95,11 @@ def training_command(file: TeacherFile, dataset: str) -> str:
     if not folder.startswith(prefix):
         return f"{command} --trial 0   # then write its last.pth into setting.py"
     words = re.split(r"-(?=[A-Za-z_]+(?:=|-|$))", folder.removeprefix(prefix))
-    return " ".join([command, *(f"--{word.replace('=', ' ', 1)}" for word in words)])
+    options = [f"--{word.replace('=', ' ', 1)}" for word in words]
+    kind = file.path.parent.parent
+    if kind.name == "teachers" and kind.parent != Path("save"):
+        options.append(f"--save_dir {kind.parent}")
+    return " ".join([command, *options])
 
 
 def fingerprint(files: Sequence[TeacherFile]) -> str:

@@ -31,7 +31,6 @@ matplotlib.use("Agg")  # no display is needed
 
 REPEATS = {"trial", "seed"}  # tell repetitions of one setting apart
 NOT_IN_RESULT = {"save_dir", "data_dir", "device", "gpu_id", "num_workers"}
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "---", "+++")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)))
 MARKERS = "osD^vPX*"
 
@@ -81,7 +80,8 @@ class Group:
                 if name in row:
                     per_epoch.setdefault(row["epoch"], []).append(row[name])
         means = [statistics.mean(values) for values in per_epoch.values()]
-        return list(per_epoch), means, [statistics.pstdev(values) for values in per_epoch.values()]
+        stds = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in per_epoch.values()]
+        return list(per_epoch), means, stds
 
 
 def read_run(folder: Path) -> Run | None:
@@ -208,11 +208,11 @@ def draw_accuracy(groups: Sequence[Group], path: Path) -> None:
     for row, each in enumerate(groups):
         alone = "model" in each.runs[0].parameters
         mean, std = each.mean_std(partial(Run.accuracy, which="last"))
-        best, best_std = each.mean_std(partial(Run.accuracy, which="best"))
-        color, hatch = ("0.75", "///") if alone else ("tab:blue", "")
+        best, _ = each.mean_std(partial(Run.accuracy, which="best"))
+        color, hatch = ("white", "///") if alone else ("lightsteelblue", "")
         axes.barh(row, mean, 0.62, xerr=std, color=color, hatch=hatch, edgecolor="black", capsize=3)
-        axes.errorbar(best, row, xerr=best_std, fmt="D", color="black", markerfacecolor="white", markersize=5)
-        lowest, highest = min(lowest, mean - (std or 0)), max(highest, best + (best_std or 0), mean + (std or 0))
+        axes.plot(best, row + 0.2, "D", color="black", markerfacecolor="white", markersize=5)
+        lowest, highest = min(lowest, mean - (std or 0)), max(highest, best, mean + (std or 0))
         axes.annotate(spread(mean, std), (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     margin = max(0.25 * (highest - lowest), 0.5)
     start = max(0.0, lowest - margin)
@@ -220,7 +220,8 @@ def draw_accuracy(groups: Sequence[Group], path: Path) -> None:
     axes.set_yticks(range(len(groups)), [each.label for each in groups])
     axes.invert_yaxis()
     cut = f"; the axis starts at {start:.1f}" if start else ""
-    axes.set_xlabel(f"test accuracy (%): bar last epoch, ◇ best epoch{cut}")
+    repeated = " ± std" if any(len(each.runs) > 1 for each in groups) else ""
+    axes.set_xlabel(f"test accuracy (%): bar last epoch{repeated}, ◇ best epoch{cut}")
     axes.grid(axis="x", alpha=0.4)
     axes.set_axisbelow(True)
     save(figure, path)
@@ -314,7 +315,10 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     """Read, write, and print the table."""
     opt = arguments(words)
-    folders = opt.folders or sorted(path.parent for path in opt.save_dir.glob("*/*/result.json"))
+    folders = opt.folders or sorted(
+        (path.parent for path in opt.save_dir.glob("*/*/result.json")),
+        key=lambda folder: (folder.parent.name != "teachers", folder),  # single networks first, to compare with
+    )
     runs = [run for run in map(read_run, folders) if run and opt.dataset in (None, run.result["dataset"])]
     if not runs:
         where = f" among the {len(folders)} folders" if opt.folders else f" below {opt.save_dir}"

@@ -90,6 +90,7 @@ def test_report_writes_tables_and_figures(runs: Path, tmp_path: Path, capsys: py
         assert float(row["best_accuracy"]) == pytest.approx(expected["best"]["test_accuracy"], abs=1e-4)
         assert int(row["seed"]) == expected["seed"]
 
+    assert rows[0]["method"] == "resnet8 alone", "what the others are compared with comes first"
     text = (out / "table.md").read_text()
     assert text in capsys.readouterr().out
     alone = [float(row["last_accuracy"]) for row in rows if row["method"] == "resnet8 alone"]
@@ -134,7 +135,7 @@ def test_curves_are_means_and_deviations_over_seeds(runs: Path) -> None:
     for epoch in (0, 1):
         values = [run.metrics[epoch]["test_accuracy"] for run in members]
         assert means[epoch] == pytest.approx(statistics.mean(values))
-        assert stds[epoch] == pytest.approx(statistics.pstdev(values))
+        assert stds[epoch] == pytest.approx(statistics.stdev(values))
 
 
 # ---- quick start
