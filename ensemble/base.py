@@ -72,7 +72,7 @@ class EnsembleMethod:
         raise NotImplementedError
 
     def diagnostics(self, teachers: TeacherLosses, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Named scalars worth a curve in TensorBoard; ``weights`` as :meth:`weights` returned them."""
+        """Named scalars worth a curve in TensorBoard; ``weights`` are those that :func:`weigh` returned."""
         return {}
 
 

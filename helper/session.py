@@ -21,7 +21,7 @@ DEFAULT_RATE = 0.05
 """Of models that do not ask for another one with an attribute ``learning_rate``."""
 
 EVAL_BATCH = 500
-"""Images evaluated at once; what is measured does not depend on it."""
+"""Small images evaluated at once; larger ones in training batches, whose size fits. It does not change the result."""
 
 
 class Session:
@@ -59,7 +59,7 @@ class Session:
             seed=seed_of(opt),
             validation=opt.validation,
             num_workers=opt.num_workers,
-            eval_batch_size=EVAL_BATCH,
+            eval_batch_size=EVAL_BATCH if self.info.image_size <= 96 else opt.batch_size,
         )
 
     def example(self) -> torch.Tensor:
