@@ -1,6 +1,7 @@
 """Networks by name: ``model_dict[name](num_classes=…)``. One family per file; importing a file registers its names."""
 
 from models import (
+    densenet,  # noqa: F401
     mobilenetv2,  # noqa: F401
     resnet,  # noqa: F401
     resnetv2,  # noqa: F401

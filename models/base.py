@@ -34,10 +34,14 @@ class StagedModel(nn.Module):
         stages: the names of the stages, from the stem to the last one.
         has_maps: whether the network offers feature maps; False means logits only.
         has_preact: whether ``preact=True`` is offered.
+        widths: channels per stage as given to the constructor; empty where it takes none.
+        width_unit: the widths have to be multiples of this.
     """
 
     has_maps = True
     has_preact = True
+    widths: tuple[int, ...] = ()
+    width_unit = 1
 
     def __init__(
         self,
@@ -95,6 +99,18 @@ class StagedModel(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """The last map [B, C_f, H, W] → the pooled vector [B, D] that the classifier reads."""
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+    def thinner_widths(self, kept: int, of: int, stages: int) -> tuple[int, ...]:
+        """``widths`` with ``kept``/``of`` of the channels in the last ``stages`` stages, rounded down; the stem stays.
+
+        Raises:
+            UsageError: the constructor takes no widths.
+        """
+        if not self.widths:
+            raise UsageError(f"{type(self).__name__} cannot be made thinner: its constructor takes no widths")
+        first = max(1, len(self.widths) - stages)
+        narrow = (width * kept // of // self.width_unit * self.width_unit for width in self.widths[first:])
+        return (*self.widths[:first], *narrow)
 
     def _stage(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """One stage's output before and after its last ReLU; the same tensor where no ReLU follows."""

@@ -78,7 +78,7 @@ class MobileNetV2(StagedModel):
         parts = {"conv1": ("conv1",), "blocks.0": ("blocks.0", "blocks.1"), "blocks.2": ("blocks.2",)}
         parts |= {"blocks.3": ("blocks.3", "blocks.4"), "blocks.5": ("blocks.5", "blocks.6")}
         super().__init__(num_classes, parts, head="classifier", relu_after=("conv1",))
-        widths = checked_widths(widths, 5)
+        self.widths = widths = checked_widths(widths, 5)
         # the ReLU in ``conv1`` and ``conv2`` is applied by the stage and by ``embed``
         self.conv1 = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, padding=1, bias=False), nn.BatchNorm2d(widths[0]))
         self.blocks = nn.ModuleList()

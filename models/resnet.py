@@ -1,6 +1,7 @@
-"""ResNets for 32×32 images (resnet8 … resnet110, and four times wider ones).
+"""ResNets for 32×32 images (resnet8 … resnet110, four times wider ones, and two of bottleneck blocks).
 
-He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2.
+He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2. resnet110_bottleneck and
+wide_resnet20_8 are those of ONE and OKDDip (released code), which call the first one resnet110.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from models.base import ReluBetween, StagedModel, checked_widths, init_weights, 
 NARROW = (16, 16, 32, 64)
 WIDE = (32, 64, 128, 256)
 DOUBLE = (64, 128, 256, 512)
+EXPANDED = (16, 64, 128, 256)
 
 
 class BasicBlock(nn.Module):
@@ -37,27 +39,64 @@ class BasicBlock(nn.Module):
         return self.bn2(self.conv2(out)) + skip
 
 
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions and a skip connection; returns the sum before its ReLU.
+
+    [B, C, H, W] → [B, C', H', W']; the inner layers have ``inner`` channels.
+    """
+
+    def __init__(self, inputs: int, inner: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        skip = x if self.downsample is None else self.downsample(x)
+        return self.bn3(self.conv3(out)) + skip
+
+
 class CifarResNet(StagedModel):
-    """A stem and three stages of (depth − 2) / 6 blocks; [B, 3, 32, 32] → maps of 32², 32², 16² and 8² pixels.
+    """A stem and three stages of equal depth; [B, 3, 32, 32] → maps of 32², 32², 16² and 8² pixels.
 
     Args:
         num_classes: number of logits.
-        depth: number of layers with weights, 6n + 2.
+        depth: number of layers with weights, 6n + 2; 9n + 2 with bottleneck blocks.
         widths: channels of the stem and of the three stages.
+        bottleneck: None makes basic blocks; else the blocks have inner layers of ``bottleneck`` · outputs / 4 channels
+            (1 is He et al.'s block).
     """
 
-    def __init__(self, num_classes: int, depth: int, widths: Sequence[int] = NARROW) -> None:
+    def __init__(
+        self, num_classes: int, depth: int, widths: Sequence[int] = NARROW, bottleneck: int | None = None
+    ) -> None:
         layers = ("layer1", "layer2", "layer3")
         super().__init__(num_classes, {"conv1": ("conv1", "bn1"), **{layer: (layer,) for layer in layers}}, head="fc")
-        widths = checked_widths(widths, 4)
-        blocks = (depth - 2) // 6
+        self.width_unit = 4 if bottleneck else 1
+        self.widths = widths = checked_widths(widths, 4, multiple=self.width_unit)
+        blocks = (depth - 2) // (9 if bottleneck else 6)
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         for layer, inputs, outputs, stride in zip(layers, widths[:-1], widths[1:], (1, 2, 2), strict=True):
-            first = BasicBlock(inputs, outputs, stride)
-            self.add_module(layer, ReluBetween(first, *(BasicBlock(outputs, outputs) for _ in range(blocks - 1))))
+            first = _block(inputs, outputs, stride, bottleneck)
+            rest = (_block(outputs, outputs, 1, bottleneck) for _ in range(blocks - 1))
+            self.add_module(layer, ReluBetween(first, *rest))
         self.fc = nn.Linear(widths[-1], num_classes)
         init_weights(self)
+
+
+def _block(inputs: int, outputs: int, stride: int, bottleneck: int | None) -> nn.Module:
+    if bottleneck is None:
+        return BasicBlock(inputs, outputs, stride)
+    return Bottleneck(inputs, outputs // 4 * bottleneck, outputs, stride)
 
 
 for _name, _depth, _widths in (
@@ -74,3 +113,6 @@ for _name, _depth, _widths in (
     ("resnet8x4_double", 8, DOUBLE),
 ):
     model_dict.register(_name)(partial(CifarResNet, depth=_depth, widths=_widths))
+
+model_dict.register("resnet110_bottleneck")(partial(CifarResNet, depth=110, widths=EXPANDED, bottleneck=1))
+model_dict.register("wide_resnet20_8")(partial(CifarResNet, depth=20, widths=EXPANDED, bottleneck=8))

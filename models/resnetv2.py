@@ -85,7 +85,8 @@ class ResNet(StagedModel):
         layers = ("layer1", "layer2", "layer3", "layer4")
         parts = {"conv1": ("conv1", "bn1"), **{layer: (layer,) for layer in layers}}
         super().__init__(num_classes, parts, head="linear")
-        widths = checked_widths(widths, 5, multiple=block.expansion)
+        self.width_unit = block.expansion
+        self.widths = widths = checked_widths(widths, 5, multiple=self.width_unit)
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         for index, (layer, depth, stride) in enumerate(zip(layers, depths, (1, 2, 2, 2), strict=True)):

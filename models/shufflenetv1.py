@@ -62,7 +62,8 @@ class ShuffleNetV1(StagedModel):
         layers = ("layer1", "layer2", "layer3")
         parts = {"conv1": ("conv1", "bn1"), **{layer: (layer,) for layer in layers}}
         super().__init__(num_classes, parts, head="linear")
-        widths = checked_widths(widths, 4, multiple=GROUPS, growing=True)
+        self.width_unit = GROUPS
+        self.widths = widths = checked_widths(widths, 4, multiple=GROUPS, growing=True)
         self.conv1 = nn.Conv2d(3, widths[0], 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         for index, (layer, depth) in enumerate(zip(layers, DEPTHS, strict=True)):

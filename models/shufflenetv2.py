@@ -88,7 +88,8 @@ class ShuffleNetV2(StagedModel):
         parts = {"conv1": ("conv1", "bn1"), "layer1": ("layer1",), "layer2": ("layer2",)}
         parts |= {"layer3": ("layer3", "relu3", "conv2", "bn2")}
         super().__init__(num_classes, parts, head="linear")
-        widths = checked_widths(widths, 4, multiple=2)
+        self.width_unit = 2
+        self.widths = widths = checked_widths(widths, 4, multiple=self.width_unit)
         self.conv1 = nn.Conv2d(3, widths[0], 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.layer1 = stage(widths[0], widths[1], DEPTHS[0])

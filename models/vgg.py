@@ -1,4 +1,4 @@
-"""VGG networks with batch norm and a single linear classifier.
+"""VGG networks with batch norm and a single linear classifier, and one with a three-layer classifier.
 
 Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015. vgg8 has one
 convolution per stage.
@@ -48,7 +48,7 @@ class VGG(StagedModel):
     def __init__(self, num_classes: int, depths: Sequence[int], widths: Sequence[int] = WIDTHS) -> None:
         parts = {"block0": ("block0",), **{f"block{i}": (f"pool{i - 1}", f"block{i}") for i in range(1, 5)}}
         super().__init__(num_classes, parts, head="classifier")
-        widths = checked_widths(widths, 5)
+        self.widths = widths = checked_widths(widths, 5)
         for index, (inputs, outputs, depth) in enumerate(zip((3, *widths[:-1]), widths, depths, strict=True)):
             self.add_module(f"block{index}", convolutions(inputs, outputs, depth))
         for index in range(3):
@@ -60,6 +60,26 @@ class VGG(StagedModel):
         nn.init.zeros_(self.classifier.bias)
 
 
+class ThreeLayerVGG(VGG):
+    """OKDDip's VGG (released code): a pooling after every stage, and dropout and three linear layers on the vector.
+
+    [B, 3, 32, 32] → maps of 32², 16², 8², 4² and 2² pixels. The hidden layers are as wide as the last stage.
+    """
+
+    def __init__(self, num_classes: int, depths: Sequence[int], widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__(num_classes, depths, widths)
+        self.pool3, self.pool4 = nn.MaxPool2d(2, 2), nn.MaxPool2d(2, 2)  # type: ignore[assignment]
+        width = self.widths[-1]
+        self.classifier = nn.Sequential(  # type: ignore[assignment]
+            *(nn.Dropout(), nn.Linear(width, width), nn.ReLU(inplace=True)),
+            *(nn.Dropout(), nn.Linear(width, width), nn.ReLU(inplace=True)),
+            nn.Linear(width, num_classes),
+        )
+
+    def embed(self, x: Tensor) -> Tensor:
+        return super().embed(self.pool4(x))
+
+
 for _name, _depths in (
     ("vgg8", (1, 1, 1, 1, 1)),
     ("vgg11", (1, 1, 2, 2, 2)),
@@ -68,3 +88,5 @@ for _name, _depths in (
     ("vgg19", (2, 2, 4, 4, 4)),
 ):
     model_dict.register(_name)(partial(VGG, depths=_depths))
+
+model_dict.register("vgg16_fc3")(partial(ThreeLayerVGG, depths=(2, 2, 3, 3, 3)))

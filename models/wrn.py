@@ -61,7 +61,7 @@ class WideResNet(StagedModel):
     def __init__(self, num_classes: int, depth: int, widths: Sequence[int]) -> None:
         parts = {"conv1": ("conv1",), "block1": ("block1",), "block2": ("block2",), "block3": ("block3", "bn1")}
         super().__init__(num_classes, parts, head="fc", relu_after=("block3",))
-        widths = checked_widths(widths, 4)
+        self.widths = widths = checked_widths(widths, 4)
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.block1 = Block(widths[0], widths[1], 1, blocks)

@@ -17,7 +17,18 @@ from helper.registry import Registry
 from models import StagedModel, model_dict
 
 OWN = [name for name in model_dict if not name.startswith("torchvision/")]
-SMALL = ["resnet8", "ResNet18", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ShuffleV2_0_5"]
+SMALL = [
+    "densenetd40k12",
+    "vgg16_fc3",
+    "resnet8",
+    "ResNet18",
+    "wrn_16_1",
+    "vgg8",
+    "MobileNetV2",
+    "ShuffleV1",
+    "ShuffleV2",
+    "ShuffleV2_0_5",
+]
 FOREIGN = [
     f"torchvision/{name}"
     for name in (
@@ -30,6 +41,9 @@ CLASSES = 7
 THIN = {
     "resnet20": (8, 8, 16, 32),
     "resnet8x4": (16, 24, 48, 96),
+    "wide_resnet20_8": (16, 16, 32, 64),
+    "densenetd40k12": (16, 28, 20, 28),
+    "vgg16_fc3": (16, 24, 32, 48, 64),
     "ResNet18": (16, 16, 24, 32, 48),
     "ResNet50": (16, 32, 64, 64, 128),
     "wrn_16_2": (8, 8, 16, 32),
@@ -136,6 +150,39 @@ def test_widths_make_a_thinner_network(name: str) -> None:
     assert size(thin) < size(full)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet32", 472_756),
+        ("resnet110_bottleneck", 1_170_868),
+        ("wide_resnet20_8", 6_871_220),
+        ("vgg16_fc3", 15_299_748),
+        ("densenetd40k12", 188_092),
+        ("densenetd100k12", 800_032),
+    ],
+)
+def test_sizes_of_the_online_papers_networks(name: str, parameters: int) -> None:
+    """Released by OKDDip and ONE, 100 classes; densenetd100k12: the DenseNet paper's 0.8 million."""
+    assert size(model_dict[name](num_classes=100)) == parameters
+
+
+@pytest.mark.parametrize("name", [*THIN, "densenetd100k12"])
+def test_thinner_widths(name: str) -> None:
+    model = build(name)
+    assert model.thinner_widths(1, 1, 3) == model.widths
+    half = model.thinner_widths(1, 2, 3)
+    assert half[:-3] == model.widths[: len(model.widths) - 3]
+    assert all(thin < full for thin, full in zip(half[-3:], model.widths[-3:], strict=True))
+    assert size(build(name, widths=half)) < size(model)
+    only_last = model.thinner_widths(1, 2, 1)
+    assert only_last[:-1] == model.widths[:-1]
+
+
+def test_what_takes_no_widths_cannot_be_thinner() -> None:
+    with pytest.raises(UsageError, match="takes no widths"):
+        build("torchvision/resnet18").thinner_widths(1, 2, 3)
+
+
 def size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -147,6 +194,8 @@ def size(model: nn.Module) -> int:
         ("resnet8", (16, 0, 32, 64), "positive"),
         ("ResNet50", (64, 257, 512, 1024, 2048), "multiples of 4"),
         ("ShuffleV1", (24, 240, 240, 960), "growing"),
+        ("densenetd40k12", (24, 96, 121, 132), "multiple of 6"),
+        ("wide_resnet20_8", (16, 18, 32, 64), "multiples of 4"),
         ("ShuffleV2", (24, 117, 232, 1024), "multiples of 2"),
     ],
 )

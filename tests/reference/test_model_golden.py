@@ -52,7 +52,7 @@ def close(actual: Any, expected: Any, scale: float) -> None:
 
 
 def test_every_golden_network_is_registered() -> None:
-    assert [name for name in model_dict if "/" not in name] == sorted(GOLDEN, key=list(model_dict).index)
+    assert set(GOLDEN) <= set(model_dict)
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
