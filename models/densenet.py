@@ -57,7 +57,7 @@ class DenseNet(StagedModel):
     """
 
     def __init__(self, num_classes: int, depth: int, widths: Sequence[int]) -> None:
-        parts = {"conv1": ("conv1",), "dense1": ("dense1",)}
+        parts: dict[str, tuple[str, ...]] = {"conv1": ("conv1",), "dense1": ("dense1",)}
         parts |= {"trans1": ("trans1", "dense2"), "trans2": ("trans2", "dense3", "bn")}
         super().__init__(num_classes, parts, head="fc", relu_after=("trans2",))
         self.layers = (depth - 4) // 6
