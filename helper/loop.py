@@ -20,7 +20,7 @@ from helper import checkpoint
 from helper.errors import UsageError
 from helper.logger import Logger
 from helper.meters import Means, accuracy
-from helper.recipe import lr_drops, seed_of
+from helper.recipe import PUBLISHED, Recipe, lr_drops, seed_of
 from helper.run_folder import RunFolder, provenance
 
 Scalars = dict[str, torch.Tensor]
@@ -51,7 +51,7 @@ class Task(Protocol):
         """
 
     def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images → named logits ``[B, C]``; the first name is the one that the best epoch is chosen by."""
+        """Images → named logits, see :func:`evaluate`; the first name is what the best epoch is chosen by."""
 
 
 @dataclass
@@ -67,6 +67,9 @@ class Fit:
         state: what :meth:`RunFolder.open` returned.
         about: goes into every checkpoint: ``arch``, ``num_classes``, ``dataset``.
         notes: goes into ``result.json``, for example the teachers' accuracies.
+        recipe: where the learning rate drops unless the options say so.
+        rates: factors of the learning rate of children of ``task.trained``; 1 for those not named.
+        keep_all: whether ``best.pth`` holds all of ``task.trained``, since more than ``network`` is used in the end.
     """
 
     task: Task
@@ -80,31 +83,45 @@ class Fit:
     learning_rate: float
     about: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe = PUBLISHED
+    rates: Mapping[str, float] = field(default_factory=dict)
+    keep_all: bool = False
 
     def __post_init__(self) -> None:
         opt = self.opt
         self.seed = seed_of(opt)
         self.provenance = provenance()  # of the code that runs, not of what lies there when it ends
-        self.drops = lr_drops(opt.epochs, opt.lr_decay_epochs)
-        self.optimizer = torch.optim.SGD(
-            self.task.trained.parameters(),
+        self.drops = lr_drops(opt.epochs, opt.lr_decay_epochs, self.recipe)
+        self.optimizer = self._make_optimizer()
+        self.epoch, self.seconds = 0, 0.0
+        self.best: dict[str, Any] | None = None
+        if self.state is not None:
+            self._restore(self.state)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        opt, groups = self.opt, self._parameter_groups()
+        if opt.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=self.learning_rate, weight_decay=opt.weight_decay)
+        sgd = torch.optim.SGD(
+            groups,
             lr=self.learning_rate,
             momentum=opt.momentum,
             weight_decay=opt.weight_decay,
             nesterov=opt.nesterov,
             fused=True,
         )
-        self._start_momentum()
-        self.epoch, self.seconds = 0, 0.0
-        self.best: dict[str, Any] | None = None
-        if self.state is not None:
-            self._restore(self.state)
+        # Zero buffers for all: torch's fused step fails when some parameters get their first gradient later.
+        for parameter in self.task.trained.parameters() if opt.momentum else ():
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
 
-    def _start_momentum(self) -> None:
-        """Zero buffers for all: torch's fused step fails when some parameters get their first gradient later."""
-        if self.opt.momentum:
-            for parameter in self.task.trained.parameters():
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """One group, and one more for each child that ``rates`` names; ``factor`` multiplies the learning rate."""
+        slow = {name: list(self.task.trained[name].parameters()) for name in self.rates}
+        named = {parameter for parameters in slow.values() for parameter in parameters}
+        rest = [parameter for parameter in self.task.trained.parameters() if parameter not in named]
+        groups = [{"params": parameters, "factor": self.rates[name]} for name, parameters in slow.items() if parameters]
+        return [{"params": rest, "factor": 1.0}, *groups]
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.task.trained.load_state_dict(state["trained"])
@@ -156,7 +173,7 @@ class Fit:
 
     def _train(self, epoch: int, rate: float) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         seed_everything(self.seed, epoch)
         self.train.set_epoch(epoch)
         self.task.trained.train()
@@ -176,11 +193,9 @@ class Fit:
         self.task.trained.eval()
         scores = evaluate(self.task.predict, loader, self.device, self.opt.precision)
         main = next(iter(scores))
-        named = [(name, value) for name, value in scores[main].items()]
-        return named + [
-            (f"{which}_{name}", value)
+        return [
+            ("_".join(part for part in (which if which != main else "", name) if part), value)
             for which, values in scores.items()
-            if which != main
             for name, value in values.items()
         ]
 
@@ -209,7 +224,8 @@ class Fit:
         }
         if self.best is None or chosen > self.best["accuracy"]:
             self.best = {"epoch": epoch, "accuracy": chosen}
-            checkpoint.save(network, self.run.best)
+            everything = {"trained": self.task.trained.state_dict()} if self.keep_all else {}
+            checkpoint.save({**network, **everything}, self.run.best)
         self.epoch = epoch
         resume = {
             "trained": self.task.trained.state_dict(),
@@ -238,7 +254,10 @@ class Fit:
         if self.validation is not None:
             result["last"] |= {f"test_{name}": value for name, value in self._evaluate(self.test)}
             best = checkpoint.load(self.run.best)
-            self.task.trained["network"].load_state_dict(best["model"])
+            if self.keep_all:
+                self.task.trained.load_state_dict(best["trained"])
+            else:
+                self.task.trained["network"].load_state_dict(best["model"])
             result["best"] |= {f"test_{name}": value for name, value in self._evaluate(self.test)}
         self.run.write_json("result.json", result)
         return result
@@ -253,19 +272,32 @@ def evaluate(predict: Any, loader: Loader, device: torch.device, precision: str)
     """Named predictions' mean scores over a loader.
 
     Args:
-        predict: images ``[B, 3, H, W]`` → named logits ``[B, C]``.
+        predict: images ``[B, 3, H, W]`` → for each name logits ``[B, C]``; or those of m networks ``[m, B, C]``, which
+            are scored as ``name_0``, ``name_1``, … and, as their mean, ``name``; or a measure of each image ``[B]``.
 
     Returns:
-        for each name ``accuracy`` and ``accuracy5`` in percent, and ``loss`` (cross-entropy in nats).
+        for each name ``accuracy`` and ``accuracy5`` in percent, and ``loss`` (cross-entropy in nats); the mean of a
+        measure under the empty name.
     """
     means: dict[str, Means] = {}
     with torch.no_grad():
         for images, target in loader:
             with autocast(device, precision):
                 predictions = predict(images)
-            for name, logits in predictions.items():
-                means.setdefault(name, Means()).add(_scores_of(logits.float(), target), len(target))
+            for name, prediction in predictions.items():
+                for which, scores in _named_scores(name, prediction, target):
+                    means.setdefault(which, Means()).add(scores, len(target))
     return {name: mean.read() for name, mean in means.items()}
+
+
+def _named_scores(name: str, prediction: torch.Tensor, target: torch.Tensor) -> list[tuple[str, Scalars]]:
+    if prediction.ndim == 1:
+        return [(name, {"": prediction.mean()})]
+    if prediction.ndim == 2:
+        return [(name, _scores_of(prediction.float(), target))]
+    each = [_scores_of(logits.float(), target) for logits in prediction]
+    mean = {score: torch.stack([scores[score] for scores in each]).mean() for score in each[0]}
+    return [(name, mean), *((f"{name}_{j}", scores) for j, scores in enumerate(each))]
 
 
 def _scores_of(logits: torch.Tensor, target: torch.Tensor) -> Scalars:

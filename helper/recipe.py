@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,8 +23,39 @@ from helper.options import (
     weight,
 )
 
-PUBLISHED_EPOCHS = 240
-PUBLISHED_DROPS = (150, 180, 210)
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a publication trains its networks.
+
+    Attributes:
+        epochs: passes over the training images.
+        drops: the epochs after which the learning rate drops.
+        learning_rate: the first one; None asks the network.
+        settings: hyperparameters of the method that belong to the recipe.
+    """
+
+    epochs: int = 240
+    drops: tuple[int, ...] = (150, 180, 210)
+    batch_size: int = 64
+    learning_rate: float | None = None
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    optimizer: str = "sgd"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def defaults(self) -> dict[str, Any]:
+        """Defaults of the options of :func:`add_recipe`; the drops follow ``--epochs``, see :func:`lr_drops`."""
+        names = ("epochs", "batch_size", "learning_rate", "weight_decay", "nesterov", "optimizer")
+        return {name: getattr(self, name) for name in names}
+
+
+PUBLISHED = Recipe()
+"""The common recipe of AE-KD and CA-MKD."""
+
+PUBLISHED_EPOCHS = PUBLISHED.epochs
+PUBLISHED_DROPS = PUBLISHED.drops
+OPTIMIZERS = ("sgd", "adam")
 
 
 def add_recipe(options: Options, datasets: Mapping[str, object], nesterov_help: str) -> None:
@@ -54,7 +87,7 @@ def _add_data(options: Options, datasets: Mapping[str, object]) -> None:
 
 
 def _add_optimisation(options: Options, nesterov_help: str) -> None:
-    add = options.section("optimisation (SGD)")
+    add = options.section("optimisation")
     add("--epochs", "--num_epochs", type=positive_int, default=PUBLISHED_EPOCHS, help="passes over the training images")
     add(
         "--learning_rate",
@@ -70,11 +103,19 @@ def _add_optimisation(options: Options, nesterov_help: str) -> None:
         nargs="+",
         action=Flatten,
         default=None,
-        help="epochs after which the learning rate drops; 150,180,210 of 240, or the same fractions, unless given",
+        help="epochs after which the learning rate drops; the published fractions of --epochs, unless given "
+        "(150,180,210 of 240 in the offline recipe)",
     )
     add("--lr_decay_rate", type=positive_float, default=0.1, help="factor of each drop")
     add("--weight_decay", "--wd", type=weight, default=5e-4, help="L2 penalty")
     add("--momentum", type=fraction, default=0.9, help="of SGD")
+    add(
+        "--optimizer",
+        type=one_of("--optimizer", OPTIMIZERS),
+        default="sgd",
+        metavar="|".join(OPTIMIZERS),
+        help="adam leaves momentum and Nesterov aside",
+    )
     add("--nesterov", action=argparse.BooleanOptionalAction, default=False, help=nesterov_help)
 
 
@@ -132,9 +173,9 @@ def seed_of(opt: argparse.Namespace) -> int:
     return int(opt.trial) if opt.trial.isdecimal() else 0
 
 
-def lr_drops(epochs: int, given: Sequence[int] | None) -> list[int]:
-    """The epochs after which the learning rate drops: as given, or at the published fractions of ``epochs``."""
-    return list(given) if given else [round(drop * epochs / PUBLISHED_EPOCHS) for drop in PUBLISHED_DROPS]
+def lr_drops(epochs: int, given: Sequence[int] | None, recipe: Recipe = PUBLISHED) -> list[int]:
+    """The epochs after which the learning rate drops: as given, or at the recipe's fractions of ``epochs``."""
+    return list(given) if given else [round(drop * epochs / recipe.epochs) for drop in recipe.drops]
 
 
 def device_of(opt: argparse.Namespace) -> torch.device:

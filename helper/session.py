@@ -14,7 +14,7 @@ from torch import nn
 from helper import checkpoint
 from helper.errors import UsageError
 from helper.loop import Fit, Task, evaluate, seed_everything
-from helper.recipe import check, device_of, seed_of
+from helper.recipe import PUBLISHED, Recipe, check, device_of, seed_of
 from helper.run_folder import RunFolder, parameters_of
 
 DEFAULT_RATE = 0.05
@@ -66,11 +66,16 @@ class Session:
         """Black images ``[2, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
         return torch.zeros(2, 3, self.info.image_size, self.info.image_size, device=self.device)
 
-    def build(self, arch: str, pretrained: bool = False) -> nn.Module:
-        """A network for the dataset's classes, on the device; UsageError where no weights are published for it."""
+    def build(self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None) -> Any:
+        """A network for the dataset's classes, on the device; UsageError where no weights are published for it.
+
+        ``widths`` are the channels of its stages, the published ones unless given.
+        """
         if pretrained and not arch.startswith("torchvision/"):
             raise UsageError(f"--pretrained: there are no ImageNet weights for {arch}, only for torchvision/<name>")
-        settings = {"pretrained": True} if pretrained else {}
+        settings: dict[str, Any] = {"pretrained": True} if pretrained else {}
+        if widths is not None:
+            settings["widths"] = widths
         network = self.models[arch](num_classes=self.info.num_classes, **settings)
         network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._try_size(network, arch)
@@ -101,8 +106,17 @@ class Session:
         run.check(self.opt.resume, self.opt.overwrite)
         return run
 
-    def train(self, run: RunFolder, task: Task, arch: str, notes: Mapping[str, Any] | None = None) -> None:
-        """Open the run folder, train, and print the result."""
+    def train(
+        self,
+        run: RunFolder,
+        task: Task,
+        arch: str,
+        notes: Mapping[str, Any] | None = None,
+        recipe: Recipe = PUBLISHED,
+        rates: Mapping[str, float] | None = None,
+        keep_all: bool = False,
+    ) -> dict[str, Any]:
+        """Open the run folder, train, print and return the result; the arguments are those of :class:`Fit`."""
         opt, loaders = self.opt, self.loaders
         state = run.open(parameters_of(opt), opt.overwrite)
         if state is not None:
@@ -119,8 +133,13 @@ class Session:
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
             about={"arch": arch, "num_classes": self.info.num_classes, "dataset": opt.dataset},
             notes=dict(notes or {}),
+            recipe=recipe,
+            rates=rates or {},
+            keep_all=keep_all,
         )
-        print(f"{run.path}: {describe(fit())}")
+        result = fit()
+        print(f"{run.path}: {describe(result)}")
+        return result
 
     def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
         """Scores of named predictions on the test set, see :func:`helper.loop.evaluate`."""

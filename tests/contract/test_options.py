@@ -235,6 +235,7 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "weight_decay": (["--wd", "0"], []),
     "momentum": (["--momentum", "0"], []),
     "nesterov": (["--nesterov"], []),
+    "optimizer": (["--optimizer", "adam"], []),
     "trial": (["-t", "1"], []),
     "seed": (["--seed", "1"], []),
     "precision": (["--precision", "bf16"], []),

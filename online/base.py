@@ -1,0 +1,173 @@
+"""What an online method is told, and what it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import combinations
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helper.errors import UsageError
+from helper.kl import full_precision, softened_kl
+from helper.recipe import Recipe
+from helper.registry import Registry
+from online.peers import Network, Outputs, Peers
+
+OKDDIP_RECIPE = Recipe(epochs=300, drops=(150, 225), batch_size=128, learning_rate=0.1, nesterov=True)
+"""OKDDip's released command line, which all methods but ONE and BOC share."""
+
+RAMP_UP = 80 / 300
+"""The published ramp-up takes 80 of 300 epochs."""
+
+EPS = 1e-7
+"""Added to softened targets by the released code of ONE and OKDDip."""
+
+Structure: TypeAlias = Annotated[
+    Literal["branches", "networks"],
+    "branches share all stages but the last; networks share nothing",
+]
+Branches: TypeAlias = Annotated[int, "number of peers"]
+Alpha: TypeAlias = Annotated[float, "weight of the KL between the peers"]
+Temperature: TypeAlias = Annotated[float, "temperature of the softened KL"]
+DetachTargets: TypeAlias = Annotated[bool, "no gradient through the peers' targets, as in the papers"]
+
+
+class OnlineMethod(nn.Module):
+    """How peers are built, what they learn from each other, and which of them is used in the end.
+
+    Keyword-only arguments of a subclass's constructor are its hyperparameters: the command line offers them as flags.
+    A subclass answers :meth:`losses`; the rest has defaults. Modules that a method trains besides the peers (a gate,
+    attention, adapters) become its attributes in :meth:`attach`.
+
+    Attributes:
+        name: the name on the command line, for messages; the registry's.
+        num_branches: number of peers m.
+        peers: ``branches`` or ``networks``.
+        alpha: weight of the losses named ``kd``.
+        kd_T: temperature T.
+    """
+
+    recipe: ClassVar[Recipe] = OKDDIP_RECIPE
+    fewest: ClassVar[int] = 2
+    """The least number of peers that makes sense."""
+    structures: ClassVar[tuple[str, ...]] = ("branches", "networks")
+    ramps_up: ClassVar[bool] = False
+    """Whether the weight of the KL grows over the first epochs."""
+    inference: ClassVar[int] = 0
+    """Index of the peer that is used in the end."""
+    ensemble: ClassVar[str] = "ensemble"
+    """Which of :meth:`predictions` is the peers' joint one."""
+    rate: ClassVar[float] = 1.0
+    """Factor of the learning rate of the method's own modules."""
+
+    def __init__(self, num_branches: int, peers: str, alpha: float = 1.0, kd_T: float = 3.0) -> None:
+        super().__init__()
+        self.num_branches, self.peers, self.alpha, self.kd_T = num_branches, peers, alpha, kd_T
+
+    @classmethod
+    def published(cls, model: str, dataset: str) -> Recipe:
+        """The recipe that the method's authors used for this network and dataset."""
+        return cls.recipe
+
+    @property
+    def trunk_gradient(self) -> float:
+        """Factor of the gradient that enters the shared stages."""
+        return 1.0
+
+    def check(self) -> None:
+        """Refuse hyperparameters that make no sense, before anything is built.
+
+        Raises:
+            UsageError: naming the option, its value and the valid ones.
+        """
+        name = type(self).__name__
+        if self.num_branches < self.fewest:
+            raise UsageError(f"--num_branches: {name} needs at least {self.fewest}, got {self.num_branches}")
+        if self.peers not in self.structures:
+            raise UsageError(f"--peers: {name} works on a shared trunk; choose {'|'.join(self.structures)}")
+        if not 0 < self.kd_T < math.inf:
+            raise UsageError(f"--kd_T: expected a number above 0, got {self.kd_T:g}")
+        if not 0 <= self.alpha < math.inf:
+            raise UsageError(f"--alpha: expected a number of at least 0, got {self.alpha:g}")
+
+    def make_peers(self, build: Callable[..., Network]) -> Peers:
+        """The peers; ``build(widths=…)`` constructs one network of the chosen architecture."""
+        networks = [build() for _ in range(self.num_branches)]
+        shared = len(networks[0].stages) - 1 if self.peers == "branches" else 0
+        return Peers(networks, max(shared, 0))
+
+    def attach(self, outputs: Outputs) -> None:
+        """Build the modules whose shapes depend on the peers' ``outputs``; called once, before training."""
+
+    def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
+        """Named loss vectors ``[n]``, n losses of one kind (such as one per peer), each a batch mean.
+
+        Args:
+            outputs: of all peers, in training mode.
+            target: the labels ``[B]``.
+        """
+        raise NotImplementedError
+
+    def weights(self, epoch: int, epochs: int) -> dict[str, float]:
+        """What the losses of each name are multiplied by in ``epoch``, counted from 1."""
+        ramp = ramp_up(epoch, epochs * RAMP_UP) if self.ramps_up else 1.0
+        return {"ce": 1.0, "kd": self.alpha * ramp}
+
+    def predictions(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Names → logits ``[B, C]``, of several peers ``[m, B, C]``, or a measure of each image ``[B]``.
+
+        The first, ``network``, is the peer that is used in the end.
+        """
+        logits = full_precision(outputs.logits)
+        return {
+            "network": logits[self.inference],
+            "peer": logits,
+            "ensemble": logits.mean(0),
+            "diversity": diversity(logits),
+        }
+
+
+online_dict: Registry[type[OnlineMethod]] = Registry("--method")
+
+
+def ramp_up(epoch: int, length: float) -> float:
+    """``exp(−5(1 − e/length)²)`` for e < length, then 1; e = ``epoch`` − 1 (Tarvainen and Valpola 2017; released code).
+
+    Args:
+        epoch: counted from 1.
+        length: in epochs.
+    """
+    passed = epoch - 1
+    return math.exp(-5 * (1 - passed / length) ** 2) if passed < length else 1.0
+
+
+def cross_entropies(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits ``[m, B, C]`` and labels ``[B]`` → the batch mean of each peer's cross-entropy ``[m]``."""
+    peers, batch, _ = logits.shape
+    each = F.cross_entropy(full_precision(logits).flatten(0, 1), target.repeat(peers), reduction="none")
+    return each.view(peers, batch).mean(1)
+
+
+def mean_kl(logits: Tensor, targets: Tensor, T: float, eps: float = EPS) -> Tensor:
+    """Logits and targets ``[…, B, C]`` → the batch mean of ``T²·KL(target → logits)``, shape ``[…]``."""
+    return softened_kl(logits, targets, T, eps).mean(-1)
+
+
+def mean_of_others(logits: Tensor) -> Tensor:
+    """Logits ``[m, B, C]`` → for each peer the mean of the other peers' logits, ``[m, B, C]``."""
+    logits = full_precision(logits)
+    return (logits.sum(0) - logits) / (len(logits) - 1)
+
+
+def diversity(logits: Tensor) -> Tensor:
+    """Mean L2 distance between the softmax outputs of two different peers (OKDDip, section 4): ``[m, B, C]`` → ``[B]``.
+
+    0 for a single peer.
+    """
+    p = full_precision(logits).softmax(-1)
+    gaps = [(one - other).norm(dim=-1) for one, other in combinations(p, 2)]
+    return torch.stack(gaps).mean(0) if gaps else torch.zeros_like(p[0, :, 0])

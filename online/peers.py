@@ -1,0 +1,111 @@
+"""Peers of any architecture: whole networks that own their first stages in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from helper.errors import UsageError
+
+Network: TypeAlias = Any
+"""A ``models.StagedModel``, which this folder does not import."""
+
+
+@dataclass
+class Outputs:
+    """What m peers make of B images.
+
+    Args:
+        logits: ``[m, B, C]``.
+        vectors: for each peer the pooled vector ``[B, D_j]``.
+        maps: for each peer the outputs of the stages that are its own, ``[B, C_j, H, W]`` each.
+        trunk: the output of the shared stages, ``[B, C, H, W]``; None where the peers share nothing.
+    """
+
+    logits: Tensor
+    vectors: tuple[Tensor, ...]
+    maps: tuple[tuple[Tensor, ...], ...]
+    trunk: Tensor | None
+
+    @property
+    def features(self) -> Tensor:
+        """The pooled vectors of peers of the same width, ``[m, B, D]``."""
+        return torch.stack(self.vectors)
+
+
+class Peers(nn.Module):
+    """m networks, of which all have the first ``shared`` stages in common: 0 makes them separate.
+
+    The shared stages are the same modules in every network. So each network is complete by itself (its state loads
+    into a network of its architecture), ``parameters()`` has every weight once, and ``eval()``, ``to()`` and
+    ``state_dict()`` reach all.
+
+    Args:
+        networks: constructed networks with stages; those after the first lose their own shared stages.
+        shared: number of stages in common; the shared stages of all networks are of the same widths.
+
+    Raises:
+        UsageError: an architecture has no stages, or too few for each peer to keep one.
+    """
+
+    def __init__(self, networks: Sequence[Network], shared: int) -> None:
+        super().__init__()
+        first = networks[0]
+        if len(first.stages) < 2:
+            raise UsageError(f"--model: {type(first).__name__} has no stages that peers could share; choose another")
+        if not 0 <= shared < len(first.stages):
+            raise ValueError(f"{shared} shared stages of {len(first.stages)}")
+        self.shared = first.stages[:shared]
+        self.own = first.stages[shared:]
+        for network in networks[1:]:
+            for stage in self.shared:
+                for child in first.parts[stage]:
+                    network.set_submodule(child, first.get_submodule(child))
+        self.networks = nn.ModuleList(networks)
+
+    def __len__(self) -> int:
+        return len(self.networks)
+
+    def forward(self, images: Tensor, trunk_gradient: float = 1.0) -> Outputs:
+        """Images ``[B, 3, H, W]`` → outputs of every peer; the shared stages run once.
+
+        Args:
+            trunk_gradient: factor of the gradient that enters the shared stages.
+        """
+        trunk = self.run_trunk(images)
+        entry = images if trunk is None else trunk
+        if trunk is not None and trunk_gradient != 1 and trunk.requires_grad:
+            entry = _ScaledGradient.apply(trunk, trunk_gradient)
+        results = [self._run(network, entry) for network in self.networks]
+        maps, vectors, logits = zip(*results, strict=True)
+        return Outputs(torch.stack(logits), vectors, maps, trunk)
+
+    def run_trunk(self, images: Tensor) -> Tensor | None:
+        """Images ``[B, 3, H, W]`` → the output of the shared stages ``[B, C, H, W]``, if there are any."""
+        network: Network = self.networks[0]
+        return network.run(images, self.shared[0], self.shared[-1]) if self.shared else None
+
+    def _run(self, network: Network, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        maps = []
+        for stage in self.own:
+            x = network.run(x, stage, stage)
+            maps.append(x)
+        vector, logits = network.finish(x)
+        return tuple(maps), vector, logits
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None

@@ -1,0 +1,443 @@
+"""What the online half promises: peers of any architecture, gradients where they belong, runs that can be resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import train_online
+from dataset.digits import Digits
+from helper import checkpoint
+from helper.cost import mac_count, parameter_count
+from helper.errors import UsageError
+from helper.loop import Fit
+from helper.recipe import lr_drops
+from models import StagedModel, model_dict
+from online import OnlineMethod, Outputs, Peers, online_dict
+from online.base import diversity, ramp_up
+from online.boc import BOC
+
+CLASSES = 10
+FAMILIES = ("resnet8", "wrn_16_1", "ShuffleV2_0_5")
+PAIRS = [
+    (name, peers)
+    for name, entry in online_dict.items()
+    for peers in (entry.structures if "peers" in entry.__init__.__annotations__ else ("",))
+]
+each_pair = pytest.mark.parametrize(("name", "peers"), PAIRS)
+each_method = pytest.mark.parametrize("name", online_dict)
+
+
+def images(batch: int = 4) -> Tensor:
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def labels(batch: int = 4) -> Tensor:
+    return torch.arange(batch) % CLASSES
+
+
+def make_task(name: str, model: str = "resnet8", classes: int = CLASSES, **settings: Any) -> train_online.PeerTraining:
+    torch.manual_seed(0)
+    method = online_dict[name](**settings)
+    peers = method.make_peers(lambda **config: model_dict[model](num_classes=classes, **config))
+    return train_online.PeerTraining(peers, method, images(2), epochs=10)
+
+
+def settings_of(peers: str) -> dict[str, str]:
+    return {"peers": peers} if peers else {}
+
+
+@pytest.fixture(scope="module")
+def _few_digits() -> Iterator[None]:
+    """Fewer images, so that an epoch takes a fraction of a second."""
+    train, test = Digits.load(Digits.__new__(Digits))
+    parts = train.subset(torch.arange(64)), test.subset(torch.arange(32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Digits, "load", lambda _: parts)
+        yield
+
+
+def run(tmp_path: Path, *arguments: str) -> Path:
+    """The real command on a few digits; returns the run folder."""
+    common = ("--dataset", "digits", "--batch_size", "32", "--device", "cpu", "--save_dir", str(tmp_path))
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        train_online.main([*arguments, *common])
+    return Path(output.getvalue().splitlines()[-1].split(": ")[0])
+
+
+# --- peers ---
+
+
+@pytest.mark.parametrize(
+    "model", [*FAMILIES, "vgg16_fc3", "densenetd40k12", "MobileNetV2", "torchvision/efficientnet_b0"]
+)
+@pytest.mark.parametrize("shared", ["none", "stem", "trunk"])
+@torch.no_grad()
+def test_peers_are_whole_networks(model: str, shared: str) -> None:
+    networks = [model_dict[model](num_classes=CLASSES) for _ in range(3)]
+    alone = parameter_count(networks[0])
+    depth = len(networks[0].stages)
+    peers = Peers(networks, {"none": 0, "stem": 1, "trunk": depth - 1}[shared]).eval()
+    outputs = peers(images())
+    for j, network in enumerate(peers.networks):
+        assert isinstance(network, StagedModel)
+        torch.testing.assert_close(network(images()), outputs.logits[j])
+        fresh = model_dict[model](num_classes=CLASSES).eval()
+        fresh.load_state_dict(network.state_dict())
+        torch.testing.assert_close(fresh(images()), outputs.logits[j])
+    assert (outputs.trunk is None) == (shared == "none")
+    assert outputs.features.shape[:2] == (3, 4)
+    assert not torch.equal(outputs.logits[0], outputs.logits[1])
+    total = parameter_count(peers)
+    assert total == 3 * alone if shared == "none" else total < 3 * alone
+
+
+def test_a_network_without_stages_is_refused() -> None:
+    with pytest.raises(UsageError, match="--model: LogitsOnly has no stages"):
+        online_dict["IND"]().make_peers(lambda: model_dict["torchvision/vit_b_32"](num_classes=CLASSES))
+
+
+@each_pair
+def test_every_part_learns(name: str, peers: str) -> None:
+    """All peers and all the method's own modules have a gradient after one step."""
+    task = make_task(name, **settings_of(peers))
+    task.trained.train()
+    scalars = task.step(images(), labels(), epoch=5)
+    scalars["loss"].backward()
+    assert all(scalar.ndim == 0 for scalar in scalars.values())
+    for key, parameter in task.trained.named_parameters():
+        assert parameter.grad is not None, key
+
+
+@each_pair
+def test_evaluation_changes_nothing(name: str, peers: str) -> None:
+    task = make_task(name, **settings_of(peers))
+    task.trained.train()
+    task.trained.eval()
+    norms = [module for module in task.trained.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) >= len(task.peers)
+    assert not any(norm.training for norm in norms)
+    before = {key: value.clone() for key, value in task.trained.state_dict().items()}
+    with torch.no_grad():
+        first, second = task.predict(images()), task.predict(images())
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(task.trained.state_dict(), before, rtol=0, atol=0)
+    assert next(iter(first)) == "network"
+    torch.testing.assert_close(first["network"], task.trained["network"](images()))
+
+
+# --- gradients ---
+
+
+def test_okddips_attention_learns() -> None:
+    task = make_task("OKDDip")
+    outputs = task.peers(images())
+    task.method.losses(outputs, labels())["kd"].sum().backward()
+    assert task.method.attention.query.weight.grad.abs().sum() > 0
+    assert task.method.attention.key.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("mix", ["logits", "probabilities"])
+def test_okddips_mixtures(mix: str) -> None:
+    """With one-hot attention a target is the peer that is attended to; else the formula of release or paper."""
+    method = online_dict["OKDDip"](mix=mix, kd_T=2.0)
+    logits = torch.randn(3, 4, 5, dtype=torch.float64)
+    weights = torch.rand(4, 2, 3, dtype=torch.float64).softmax(-1)
+    mixed = method.mixed(weights, logits)
+    expected = torch.stack([sum(weights[:, n, b, None] * logits[b] for b in range(3)) for n in range(2)])
+    if mix == "probabilities":
+        soft = (logits / 2).softmax(-1)
+        expected = torch.stack([sum(weights[:, n, b, None] * soft[b] for b in range(3)) for n in range(2)])
+        mixed = (mixed / 2).softmax(-1)
+    torch.testing.assert_close(mixed, expected)
+
+
+def test_ones_gate_learns_from_the_labels_only() -> None:
+    for part, learns in (("kd", False), ("ce", True)):
+        task = make_task("ONE")
+        losses = task.method.losses(task.peers(images()), labels())
+        losses[part].sum().backward()
+        gradients = [parameter.grad for parameter in task.method.gate.parameters()]
+        assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients) == learns
+
+
+@pytest.mark.parametrize("m", [2, 3, 4])
+def test_clilr_divides_the_trunks_gradient(m: int) -> None:
+    def gradients(factor: float) -> dict[str, Tensor]:
+        task = make_task("CLILR", num_branches=m)
+        task.trained.double().train()
+        outputs = task.peers(images().double(), factor)
+        sum(part.sum() for part in task.method.losses(outputs, labels()).values()).backward()
+        return {key: parameter.grad for key, parameter in task.peers.named_parameters()}
+
+    assert make_task("CLILR", num_branches=m).method.trunk_gradient == 1 / m
+    plain, divided = gradients(1.0), gradients(1 / m)
+    for key, gradient in plain.items():
+        shared = not key.startswith("networks.") or not any(part in key for part in ("layer3", "fc"))
+        torch.testing.assert_close(divided[key], gradient / m if shared else gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["DML", "CLILR"])
+def test_detached_targets(name: str) -> None:
+    """With --detach_targets peer i's KL sends no gradient to peer j."""
+    for settings in ({}, {"pairwise": True}) if name == "DML" else ({},):
+        for detach in (False, True):
+            method = online_dict[name](num_branches=3, detach_targets=detach, **settings)
+            logits = torch.randn(3, 4, CLASSES, requires_grad=True)
+            method.losses(fake_outputs(logits), labels())["kd"][0].backward()
+            assert logits.grad is not None
+            assert bool(logits.grad[1].abs().sum() > 0) != detach
+            assert logits.grad[0].abs().sum() > 0
+
+
+def fake_outputs(logits: Tensor, vectors: Tensor | None = None) -> Outputs:
+    vectors = torch.zeros(*logits.shape[:2], 8) if vectors is None else vectors
+    return Outputs(logits, tuple(vectors), ((),) * len(logits), torch.ones(logits.shape[1], 4, 2, 2))
+
+
+@each_method
+def test_permuting_the_peers_permutes_the_losses(name: str) -> None:
+    torch.manual_seed(0)
+    entry = online_dict[name]
+    method = entry(adapters=False) if name == "BOC" else entry(num_branches=5)
+    logits, vectors = torch.randn(5, 4, CLASSES), torch.randn(5, 4, 8)
+    order = torch.tensor([2, 0, 3, 1, 4])  # the last is OKDDip's leader
+    method.attach(fake_outputs(logits, vectors))
+    plain = method.losses(fake_outputs(logits, vectors), labels())
+    if name == "ONE":  # the gate's outputs belong to branches
+        method.gate.fc = permuted_linear(method.gate.fc, order)
+    permuted = method.losses(fake_outputs(logits[order], vectors[order]), labels())
+    for key, each in plain.items():
+        assert len(each) >= 5
+        torch.testing.assert_close(permuted[key][:5], each[:5][order], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(permuted[key][5:], each[5:], rtol=1e-4, atol=1e-5)
+
+
+def permuted_linear(layer: nn.Linear, order: Tensor) -> nn.Linear:
+    new = nn.Linear(layer.in_features, layer.out_features)
+    new.load_state_dict({key: value[order] for key, value in layer.state_dict().items()})
+    return new
+
+
+# --- formulas ---
+
+
+def test_ramp_up() -> None:
+    assert ramp_up(1, 80) == pytest.approx(torch.tensor(-5.0).exp().item())
+    assert ramp_up(41, 80) == pytest.approx(torch.tensor(-1.25).exp().item())
+    assert ramp_up(81, 80) == ramp_up(300, 80) == 1
+    method = online_dict["OKDDip"](alpha=2.0)
+    assert method.weights(41, 300)["kd"] == pytest.approx(2 * method.weights(5, 30)["kd"] / 2)  # e/length is the same
+    assert online_dict["DML"]().weights(1, 300)["kd"] == 1
+
+
+def test_diversity() -> None:
+    logits = torch.tensor([[[50.0, 0.0]], [[0.0, 50.0]], [[50.0, 0.0]]])  # [3, 1, 2]
+    torch.testing.assert_close(diversity(logits), torch.tensor([2 / 3 * 2**0.5]))
+    assert diversity(logits[:1]).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "expected"),
+    [
+        ("OKDDip", "resnet32", (300, (150, 225), 128, 0.1, 5e-4, True, "sgd")),
+        ("ONE", "resnet32", (300, (151, 225), 128, 0.1, 1e-4, False, "sgd")),
+        ("BOC", "resnet32", (350, (200, 300), 128, 1e-3, 1e-5, False, "adam")),
+        ("BOC", "resnet20", (400, (100, 180, 240, 350), 64, 1e-3, 1e-5, False, "adam")),
+    ],
+)
+def test_published_recipes_are_the_defaults(name: str, model: str, expected: tuple[Any, ...]) -> None:
+    opt, recipe = train_online.parse(train_online.options(), ["--method", name, "--model", model])
+    epochs, drops, *rest = expected
+    assert (opt.epochs, lr_drops(opt.epochs, None, recipe)) == (epochs, list(drops))
+    assert [opt.batch_size, opt.learning_rate, opt.weight_decay, opt.nesterov, opt.optimizer] == rest
+    assert opt.num_branches == (3 if name == "ONE" else 4) if name != "BOC" else opt.num_students == 5
+    assert lr_drops(epochs // 10, None, recipe) == [round(drop / 10) for drop in drops]
+
+
+def test_what_is_typed_overrides_the_recipe() -> None:
+    arguments = ["--method", "BOC", "--optimizer", "sgd", "--lr", "0.1", "--batch_size", "32", "--epochs", "7"]
+    opt, recipe = train_online.parse(train_online.options(), arguments)
+    assert (opt.optimizer, opt.learning_rate, opt.batch_size, opt.epochs) == ("sgd", 0.1, 32, 7)
+    method = train_online.make_method(train_online.options(), opt, recipe)
+    assert isinstance(method, BOC)
+    assert (method.ratios, method.kd_T) == ((0.7, 0.15, 0.15), 2.0)
+    opt, recipe = train_online.parse(train_online.options(), ["--method", "BOC", "--model", "resnet20", "--kd_T", "5"])
+    method = train_online.make_method(train_online.options(), opt, recipe)
+    assert (method.ratios, method.kd_T) == ((0.4, 0.3, 0.3), 5.0)
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "m", "parameters"),
+    [
+        ("OKDDip", "resnet32", 4, 1_554_272),
+        ("OKDDip", "resnet110_bottleneck", 4, 3_874_016),
+        ("OKDDip", "wide_resnet20_8", 4, 22_611_936),
+        ("ONE", "resnet32", 3, 1_193_189),
+        ("ONE", "resnet110_bottleneck", 3, 2_962_437),
+        ("CLILR", "resnet32", 3, 1_193_084),
+    ],
+)
+def test_sizes_of_the_released_ensembles(name: str, model: str, m: int, parameters: int) -> None:
+    assert parameter_count(make_task(name, model, classes=100, num_branches=m).trained) == parameters
+
+
+def test_sizes_of_the_released_students() -> None:
+    students = make_task("BOC", "resnet20", classes=100).peers.networks
+    assert [parameter_count(student) for student in students] == [278_324, 176_216, 100_528, 44_571, 11_943]
+
+
+@pytest.mark.parametrize("model", ["resnet20", "wrn_16_2", "densenetd40k12", "ResNet18"])
+def test_students_are_thinner_and_share_the_stem(model: str) -> None:
+    task = make_task("BOC", model, num_students=3, num_blocks=2)
+    first, *others = task.peers.networks
+    for j, student in enumerate(others, 1):
+        assert student.widths == first.thinner_widths(3 - j, 3, 2)
+        assert student.get_submodule("conv1") is first.get_submodule("conv1")
+    assert [len(adapters) for adapters in task.method.adapters] == [2, 2]
+    costs = train_online.costs(task.peers, images(2))
+    assert [cost["macs"] for cost in costs] == sorted((cost["macs"] for cost in costs), reverse=True)
+    assert costs[0]["compression"] == 1 < costs[1]["compression"] < costs[2]["compression"]
+
+
+def test_multiply_accumulates() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, padding=1), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten())
+    network.append(nn.Linear(8 * 14 * 14, 5))
+    assert mac_count(network, images()) == 8 * 256 * 27 + 8 * 196 * 9 + 8 * 196 * 5
+    assert network.training
+
+
+# --- the real command ---
+
+
+@pytest.mark.usefixtures("_few_digits")
+@pytest.mark.parametrize("model", FAMILIES)
+@each_pair
+def test_every_method_on_every_structure_of_three_families(name: str, peers: str, model: str, tmp_path: Path) -> None:
+    extra = ["--peers", peers, "--num_branches", "3"] if peers else ["--num_students", "3"]
+    folder = run(tmp_path, "--method", name, "--model", model, "--epochs", "1", *extra)
+    assert folder.parent == tmp_path / "online"
+    result = json.loads((folder / "result.json").read_text())
+    last = result["last"]
+    count = 2 if name == "OKDDip" else 3
+    mean = sum(last[f"test_peer_{j}_accuracy"] for j in range(count)) / count
+    assert last["test_peer_accuracy"] == pytest.approx(mean)
+    assert {"test_accuracy", "test_ensemble_accuracy", "test_diversity"} <= last.keys()
+    assert ("test_one_e_accuracy" in last) == (name == "ONE")
+    assert len(result["peers"]) == 3
+    best = checkpoint.load(folder / "best.pth")
+    fresh = model_dict[model](num_classes=CLASSES)
+    fresh.load_state_dict(best["model"])
+
+
+@pytest.mark.usefixtures("_few_digits")
+@each_method
+def test_resuming_is_bitwise(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run cut off after epoch 1 goes on as if nothing had been; its checkpoint holds everything that is trained."""
+    arguments = ("--method", name, "--model", "resnet8", "--epochs", "2")
+    straight = run(tmp_path / "a", *arguments)
+    save = Fit._save
+
+    def cut(self: Fit, epoch: int, row: dict[str, Any]) -> None:
+        save(self, epoch, row)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fit, "_save", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "b", *arguments)
+    resumed = run(tmp_path / "b", *arguments, "--resume")
+    mine, theirs = checkpoint.load(straight / "last.pth"), checkpoint.load(resumed / "last.pth")
+    assert mine["trained"].keys() == make_task(name).trained.state_dict().keys()
+    torch.testing.assert_close(mine["trained"], theirs["trained"], rtol=0, atol=0)
+    torch.testing.assert_close(mine["optimizer"]["state"], theirs["optimizer"]["state"], rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("_few_digits")
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_adapters_train_from_the_first_step_at_half_the_rate(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    step = train_online.PeerTraining.step
+
+    def watch(self: Any, *arguments: Any) -> Any:
+        seen.append({key: value.clone() for key, value in self.method.state_dict().items()})
+        return step(self, *arguments)
+
+    monkeypatch.setattr(train_online.PeerTraining, "step", watch)
+    folder = run(tmp_path, "--method", "BOC", "--model", "resnet8", "--epochs", "1", "--optimizer", optimizer)
+    assert all(not torch.equal(seen[0][key], seen[1][key]) for key in seen[0])
+    network, adapters = checkpoint.load(folder / "last.pth")["optimizer"]["param_groups"]
+    assert adapters["lr"] == network["lr"] / 2
+    assert len(adapters["params"]) == 2 * 3 * 4
+
+
+@pytest.mark.usefixtures("_few_digits")
+def test_a_single_student(tmp_path: Path) -> None:
+    arguments = ("--method", "BOC", "--model", "resnet8", "--epochs", "1", "--single_student", "2")
+    folder = run(tmp_path, *arguments, "--no-adapters")
+    (cost,) = json.loads((folder / "result.json").read_text())["peers"]
+    full, thin = (make_task("BOC").peers.networks[j] for j in (0, 2))
+    assert cost["parameters"] == parameter_count(thin) < parameter_count(full)
+    assert sum("loss" in name for name in json.loads((folder / "metrics.jsonl").read_text()) if "train" in name) == 2
+
+
+@pytest.mark.usefixtures("_few_digits")
+def test_the_best_of_a_validated_run_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--method", "ONE", "--model", "resnet8", "--epochs", "2", "--validation", "0.2")
+    folder = run(tmp_path, *arguments)
+    result = json.loads((folder / "result.json").read_text())
+    assert "test_one_e_accuracy" in result["best"]
+    best = ["--evaluate", str(folder / "best.pth"), "--dataset", "digits", "--device", "cpu", "--batch_size", "32"]
+    train_online.main([*arguments, *best])
+    assert f"accuracy {result['best']['test_accuracy']:.2f} %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--method ONE --num_branches 1", "--num_branches: ONE needs at least 2, got 1"),
+        ("--method OKDDip --num_branches 2", "--num_branches: OKDDip needs at least 3, got 2"),
+        ("--method ONE --peers networks", "--peers: ONE works on a shared trunk; choose branches"),
+        ("--method CLILR --peers networks", "--peers: CLILR works on a shared trunk; choose branches"),
+        ("--method DML --kd_T 0", "--kd_T: expected a number above 0"),
+        ("--method DML --alpha=-1", "--alpha: expected a number of at least 0"),
+        ("--method IND --alpha 1", "--alpha: belongs to --method .*, not to IND"),
+        ("--method BOC --ratios 1,2", "--ratios: expected three numbers .* got '1,2'"),
+        ("--method BOC --ratios 1,x,2", "--ratios: expected three numbers"),
+        ("--method BOC --ratios 0,0,0", "--ratios: expected three numbers"),
+        ("--method BOC --single_student 5", "--single_student: there are students 0 to 4, got 5"),
+        ("--method BOC --single_student=-1", "--single_student: there are students 0 to 4, got -1"),
+        ("--method BOC --num_students 1", "--num_students: BOC needs at least 2, got 1"),
+        ("--method BOC --num_students 17", "--num_students: student 16 of 17 would be left without channels"),
+        ("--method BOC --num_blocks 4", "--num_blocks: the network has 3 stages after its stem, got 4"),
+        ("--method BOC --model torchvision/resnet18", "cannot be made thinner"),
+        ("--method IND --model torchvision/vit_b_32 --dataset digits", "cannot take|no stages"),
+        ("--method OKDDIP", "did you mean 'OKDDip'"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: str, message: str, tmp_path: Path) -> None:
+    words = ["--model", "resnet8", "--dataset", "digits", "--device", "cpu", *arguments.split()]
+    with pytest.raises(UsageError, match=message) as caught:
+        train_online.main([*words, "--save_dir", str(tmp_path)])
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_method_says_where_it_comes_from() -> None:
+    for entry in online_dict.values():
+        assert issubclass(entry, OnlineMethod)
+        assert (entry.__doc__ or "").strip().startswith("``")

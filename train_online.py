@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Train peers together, without a teacher: ``Σ_name weight(name)·Σ losses(name)``.
+
+python train_online.py --method OKDDip --model resnet32 --dataset cifar100
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dataset import dataset_dict, get_loaders, info_of
+from helper.cost import mac_count, parameter_count
+from helper.loop import Scalars
+from helper.meters import accuracy
+from helper.options import Options, one_of
+from helper.recipe import Recipe, add_recipe
+from helper.script import run_script
+from helper.session import Session
+from models import model_dict
+from online import OnlineMethod, Peers, online_dict
+
+
+class PeerTraining:
+    """The objective of peers that learn from the labels and from each other.
+
+    Args:
+        peers: m networks.
+        method: what they learn from each other; its own modules are attached here.
+        example: images ``[B, 3, H, W]`` that show the shapes of maps.
+        epochs: of the whole run, for the ramp-up.
+    """
+
+    def __init__(self, peers: Peers, method: OnlineMethod, example: torch.Tensor, epochs: int) -> None:
+        self.peers, self.method, self.epochs = peers, method, epochs
+        self.network = peers.networks[method.inference]
+        with torch.no_grad():
+            method.attach(peers.eval()(example))
+        method.to(example.device)
+        self.trained = nn.ModuleDict({"network": self.network, "peers": peers, "method": method})
+
+    def step(self, images: torch.Tensor, target: torch.Tensor, epoch: int) -> Scalars:
+        """Images ``[B, 3, H, W]``, labels ``[B]`` → ``loss`` and its parts, each a batch mean summed over the peers."""
+        outputs = self.peers(images, self.method.trunk_gradient)
+        losses = {name: each.sum() for name, each in self.method.losses(outputs, target).items()}
+        weights = self.method.weights(epoch, self.epochs)
+        loss = torch.stack([weights[name] * part for name, part in losses.items()]).sum()
+        parts = {f"loss_{name}": part for name, part in losses.items()}
+        return {"loss": loss, **parts, "accuracy": accuracy(outputs.logits[self.method.inference], target)}
+
+    def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.method.predictions(self.peers(images))
+
+
+def options() -> Options:
+    """The command line; the defaults of the recipe are those of the default method."""
+    parser = Options("Train peers together, without a teacher.")
+    add = parser.section("network")
+    add("--model", type=one_of("--model", model_dict), default="resnet32", help="any name of models.model_dict")
+    parser.add_methods("method", "method", online_dict, "OKDDip", "what the peers learn from each other")
+    add_recipe(parser, dataset_dict, nesterov_help="Nesterov momentum, as the method's recipe has it unless given")
+    parser.set_defaults(**online_dict["OKDDip"].recipe.defaults())
+    return parser
+
+
+def parse(parser: Options, arguments: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
+    """The options, with the chosen method's published recipe for defaults, and that recipe."""
+    first = parser.parse(arguments)
+    recipe = online_dict[first.method].published(first.model, first.dataset)
+    parser.set_defaults(**recipe.defaults())
+    return parser.parse(arguments), recipe
+
+
+def make_method(parser: Options, opt: argparse.Namespace, recipe: Recipe) -> OnlineMethod:
+    """The chosen method; what the user leaves open comes from the recipe.
+
+    Raises:
+        UsageError: its hyperparameters make no sense.
+    """
+    given = parser.hyperparameters(opt, "method")
+    settings = {name: value for name, value in recipe.settings.items() if given[name] is None}
+    method = online_dict[opt.method](**{**given, **settings})
+    method.check()
+    return method
+
+
+def costs(peers: Peers, example: torch.Tensor) -> list[dict[str, Any]]:
+    """Parameters, multiply-accumulates per image and compression of each peer, relative to the first."""
+    counts = [parameter_count(network) for network in peers.networks]
+    return [
+        {"parameters": count, "macs": mac_count(network, example), "compression": counts[0] / count}
+        for network, count in zip(peers.networks, counts, strict=True)
+    ]
+
+
+def describe_peers(result: Mapping[str, Any]) -> list[str]:
+    """A line for each peer: its last test accuracy and what it costs."""
+    return [
+        f"peer {j}: {result['last'].get(f'test_peer_{j}_accuracy', float('nan')):.2f} %  "
+        f"{cost['parameters']:,} parameters  {cost['macs'] / 1e6:.1f} million MACs  "
+        f"compression {cost['compression']:.2f}"
+        for j, cost in enumerate(result["peers"])
+        if f"test_peer_{j}_accuracy" in result["last"]
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train, or evaluate, as the command line says."""
+    parser = options()
+    opt, recipe = parse(parser, arguments)
+    method = make_method(parser, opt, recipe)
+    session = Session(opt, model_dict, get_loaders, info_of)
+    peers = method.make_peers(lambda widths=None: session.build(opt.model, widths=widths))
+    if opt.evaluate:
+        session.print_evaluation(peers.networks[method.inference], opt.model, opt.evaluate)
+        return
+    changed = parser.changed(opt, leave_out=("model", "dataset", "method", "trial"))
+    run = session.run_folder("online", [opt.method, opt.model, opt.dataset, *changed, f"trial={opt.trial}"])
+    if run is None:
+        return
+    task = PeerTraining(peers, method, session.example(), opt.epochs)
+    notes = {
+        "method": opt.method,
+        "peers": costs(peers, session.example()),
+        "parameters": parameter_count(task.trained),
+    }
+    rates = {} if method.rate == 1 else {"method": method.rate}
+    result = session.train(run, task, opt.model, notes, recipe, rates, keep_all=True)
+    for line in describe_peers(result):
+        print(f"{run.path}: {line}")
+
+
+if __name__ == "__main__":
+    run_script(main)
