@@ -173,7 +173,7 @@ class Fit:
 
     def _train(self, epoch: int, rate: float) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = rate * group.get("factor", 1.0)  # resumed from before there were factors
         seed_everything(self.seed, epoch)
         self.train.set_epoch(epoch)
         self.task.trained.train()

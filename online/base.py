@@ -164,7 +164,7 @@ def mean_of_others(logits: Tensor) -> Tensor:
 
 
 def diversity(logits: Tensor) -> Tensor:
-    """Mean L2 distance between the softmax outputs of two different peers (OKDDip, section 4): ``[m, B, C]`` → ``[B]``.
+    """Mean L2 distance between the softmax outputs of two different peers (OKDDip): ``[m, B, C]`` → ``[B]``.
 
     0 for a single peer.
     """

@@ -23,7 +23,7 @@ from online.peers import Outputs
 class CLILR(OnlineMethod):
     """``Σ_i CE(z_i) + λα·KL(mean of the others → z_i)``; the gradient that enters the shared trunk is divided by m.
 
-    The division is the paper's intermediate-level representation sharing with backpropagation rescaling (section 3.3).
+    The division is the paper's intermediate-level representation sharing with backpropagation rescaling.
     The released code sends a gradient through the targets, the paper does not (``--detach_targets``).
     """
 

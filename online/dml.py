@@ -25,7 +25,7 @@ from online.peers import Outputs
 class DML(OnlineMethod):
     """``Σ_i CE(z_i) + α·KL(mean of the others → z_i)``, no ramp-up.
 
-    The paper takes the mean of the KLs to each other peer (``--pairwise``, its eq. 9) and sends no gradient through the
+    The paper takes the mean of the KLs to each other peer (``--pairwise``) and sends no gradient through the
     targets (``--detach_targets``); the released code that OKDDip compares with does neither.
     """
 

@@ -13,7 +13,7 @@ from online.peers import Outputs
 
 
 class Attention(nn.Module):
-    """``α_ab = softmax_b((W_q h_a)·(W_k h_b))``: ``[m, B, D]`` → ``[B, m, m]`` (eq. 3 and 4).
+    """``α_ab = softmax_b((W_q h_a)·(W_k h_b))``: ``[m, B, D]`` → ``[B, m, m]``.
 
     The projections are bias-free, D → D/8; there is no division by √d, and a peer attends to itself too.
     """
@@ -31,7 +31,7 @@ class Attention(nn.Module):
 
 @online_dict.register("OKDDip")
 class OKDDip(OnlineMethod):
-    """``Σ CE(z) + λα·(Σ_a KL(Σ_b α_ab z_b → z_a) + KL(mean of the peers → leader))`` (eq. 5 to 8).
+    """``Σ CE(z) + λα·(Σ_a KL(Σ_b α_ab z_b → z_a) + KL(mean of the peers → leader))``.
 
     The last of the m peers is the group leader, which is used in the end; the others are the auxiliary peers. No target
     is detached: the attention has no other gradient. The released code mixes logits (default), the paper softened

@@ -26,7 +26,7 @@ class Gate(nn.Module):
 
 @online_dict.register("ONE")
 class ONE(OnlineMethod):
-    """``Σ_i CE(z_i) + CE(z_e) + λα·Σ_i KL(z_e → z_i)`` with the gate's ensemble ``z_e = Σ_i g_i z_i`` (eq. 4 to 8).
+    """``Σ_i CE(z_i) + CE(z_e) + λα·Σ_i KL(z_e → z_i)`` with the gate's ensemble ``z_e = Σ_i g_i z_i``.
 
     The target of the KL is detached: the gate learns from CE(z_e) alone. ``network`` is branch 0 (the paper's ONE),
     ``one_e`` the ensemble (ONE-E). The original recipe has no Nesterov momentum and other drops than OKDDip's.

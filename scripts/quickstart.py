@@ -1,4 +1,4 @@
-"""What quickstart.sh does once everything is installed: teachers, students, table and figures, on digits."""
+"""What quickstart.sh does once everything is installed: teachers, students, peers, table and figures, on digits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from pathlib import Path
 import setting
 from ensemble import ensemble_dict
 from helper.teachers import TeacherFile, training_command
+from online import online_dict
 from scripts import report
 
 ROOT = Path(__file__).parent.parent
 OUT = Path("results/quickstart")
 RECIPE = "--dataset digits --epochs 6 --nesterov --trial 0"
+ONLINE_RECIPE = "--model resnet8 --dataset digits --epochs 3 --batch_size 64 --trial 0"
 FEATURE_RUNS = (("hint", "AVERAGE_LOSS", 100), ("inter", "CAMKD", 50))  # published: FitNet-MKD and CA-MKD itself
 
 
@@ -35,6 +37,11 @@ def student_commands() -> list[str]:
         f"train_teacher.py --model resnet8 {RECIPE}",
         *(f"train_student.py --distill {loss} --ensemble_method {method} -b {b} {RECIPE}" for loss, method, b in runs),
     ]
+
+
+def online_commands() -> list[str]:
+    """Peers of the student's architecture under each online method, for half the epochs: a step trains several."""
+    return [f"train_online.py --method {method} {ONLINE_RECIPE}" for method in online_dict]
 
 
 def train(command: str, started: float) -> Path:
@@ -77,8 +84,8 @@ def main() -> None:
     os.chdir(ROOT)
     started = time.monotonic()
     train_all(teacher_commands(), started)
-    students = train_all(student_commands(), started)
-    report.main(["--out", str(OUT), "--folders", *map(str, students)])
+    folders = train_all([*student_commands(), *online_commands()], started)
+    report.main(["--out", str(OUT), "--folders", *map(str, folders)])
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ class Run:
     @property
     def setting(self) -> dict[str, Any]:
         """What the repetitions with other seeds share."""
-        return {name: value for name, value in self.parameters.items() if name not in REPEATS | NOT_IN_RESULT}
+        earlier = {"optimizer": "sgd"}  # of runs from before there was a choice
+        return earlier | {name: value for name, value in self.parameters.items() if name not in REPEATS | NOT_IN_RESULT}
 
     def accuracy(self, which: str) -> float:
         """On the test set, in percent; ``which`` is ``last`` or ``best``."""
@@ -112,7 +113,9 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 
 def short_label(setting: dict[str, Any]) -> str:
-    """``resnet8 alone`` or ``CAMKD, inter, b 50``."""
+    """``resnet8 alone``, ``CAMKD, inter, b 50`` or ``OKDDip, resnet8 online``."""
+    if "method" in setting:
+        return f"{setting['method']}, {setting['model']} online"
     if "model" in setting:
         return f"{setting['model']} alone"
     parts = [setting["ensemble_method"], setting["distill"]]

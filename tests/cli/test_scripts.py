@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 from tiny_runs import distil, few_digits, result, teach
 
+import train_online
 import train_student
 import train_teacher
 from ensemble import EnsembleMethod, ensemble_dict
+from online import online_dict
 from scripts import quickstart, report
 
 ROOT = Path(__file__).parents[2]
@@ -144,13 +146,16 @@ def test_curves_are_means_and_deviations_over_seeds(runs: Path) -> None:
 def accepted(command: str) -> None:
     """Assert that the script takes these options."""
     script, *words = command.split()
-    {"train_teacher.py": train_teacher, "train_student.py": train_student}[script].options().parse(words)
+    scripts = {"train_teacher.py": train_teacher, "train_student.py": train_student, "train_online.py": train_online}
+    scripts[script].options().parse(words)
 
 
 def test_quick_start_covers_every_method_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ensemble_dict._entries, "NEWEST", EnsembleMethod)
     teachers, (alone, *distilled) = quickstart.teacher_commands(), quickstart.student_commands()
-    for command in (*teachers, alone, *distilled):
+    online = quickstart.online_commands()
+    assert [command.split()[2] for command in online] == [*online_dict]
+    for command in (*teachers, alone, *distilled, *online):
         accepted(command)
     assert len(teachers) == 3
     assert alone.startswith("train_teacher.py --model resnet8 ")
@@ -165,7 +170,7 @@ def test_quick_start_covers_every_method_in_order(monkeypatch: pytest.MonkeyPatc
 def test_quick_start_reports_what_it_trained(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finished = {"train_teacher.py": "teachers", "train_student.py": "students"}
+    finished = {"train_teacher.py": "teachers", "train_student.py": "students", "train_online.py": "students"}
     kinds = {script: sorted(runs.glob(f"{kind}/*-trial=0"))[0] for script, kind in finished.items()}
     asked = []
 
@@ -177,7 +182,8 @@ def test_quick_start_reports_what_it_trained(
     monkeypatch.setattr(quickstart, "train", train)
     monkeypatch.setattr(quickstart, "OUT", tmp_path / "out")
     quickstart.main()
-    assert sorted(asked) == sorted([*quickstart.teacher_commands(), *quickstart.student_commands()])
+    commands = [*quickstart.teacher_commands(), *quickstart.student_commands(), *quickstart.online_commands()]
+    assert sorted(asked) == sorted(commands)
     assert (tmp_path / "out" / "accuracy.png").exists()
     assert "resnet8 alone" in capsys.readouterr().out
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_online
 import train_student
 import train_teacher
 from distiller_zoo import distill_dict
 from ensemble import TeacherLosses, ensemble_dict, weigh
 from models import model_dict
+from online import Outputs, online_dict
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -23,9 +25,10 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.fixture
 def _forget() -> Iterator[None]:
     """Examples register themselves; take that back."""
-    before = {id(registry): dict(registry._entries) for registry in (distill_dict, ensemble_dict, model_dict)}
+    registries = (distill_dict, ensemble_dict, model_dict, online_dict)
+    before = {id(registry): dict(registry._entries) for registry in registries}
     yield
-    for registry in (distill_dict, ensemble_dict, model_dict):
+    for registry in registries:
         registry._entries = before[id(registry)]  # type: ignore[assignment]
 
 
@@ -67,6 +70,20 @@ def test_example_of_a_network() -> None:
     torch.testing.assert_close(network.classify(features[-2]), logits)
 
 
+@pytest.mark.usefixtures("_forget")
+def test_example_of_an_online_method() -> None:
+    example("BEST_PEER")
+    method = online_dict["BEST_PEER"](num_branches=2)
+    target = torch.arange(4)
+    logits = torch.stack([torch.eye(4) * 9, torch.randn(4, 4)]).requires_grad_()
+    losses = method.losses(Outputs(logits, (), (), None), target)
+    assert losses["kd"][0] < 1e-4 < losses["kd"][1]
+    losses["kd"][1].backward()
+    assert logits.grad is not None
+    assert not logits.grad[0].any()
+    assert train_online.options().parse(["--method", "BEST_PEER"]).num_branches == 3
+
+
 def commands() -> list[str]:
     """Every training command of README.md and run.sh's usage, without shell variables and globs."""
     joined = README.replace("\\\n", " ")
@@ -77,11 +94,12 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_accepted(command: str) -> None:
     script, *arguments = shlex.split(command)
-    parser = {"train_teacher.py": train_teacher, "train_student.py": train_student}[script].options()
+    scripts = {"train_teacher.py": train_teacher, "train_student.py": train_student, "train_online.py": train_online}
+    parser = scripts[script].options()
     if "SOFTMAX_LOSS" not in command:
         parser.parse(arguments)
 
 
 def test_names_in_the_method_tables_are_the_registered_ones() -> None:
     tables = re.findall(r"^\| `(\w+)` \|", README.split("## Methods")[1].split("## Train")[0], re.MULTILINE)
-    assert set(tables) == {*distill_dict, *ensemble_dict}
+    assert set(tables) == {*distill_dict, *ensemble_dict, *online_dict}
