@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from dataset import dataset_dict, get_loaders, info_of
+from helper import checkpoint
 from helper.cost import mac_count, parameter_count
 from helper.loop import Scalars
 from helper.meters import accuracy
@@ -61,6 +63,7 @@ def options() -> Options:
     parser = Options("Train peers together, without a teacher.")
     add = parser.section("network")
     add("--model", type=one_of("--model", model_dict), default="resnet32", help="any name of models.model_dict")
+    add("--start", type=Path, default=None, metavar="CHECKPOINT", help="what peer 0 starts from, such as a teacher's")
     parser.add_methods("method", "method", online_dict, "OKDDip", "what the peers learn from each other")
     add_recipe(parser, dataset_dict, nesterov_help="Nesterov momentum, as the method's recipe has it unless given")
     parser.set_defaults(**online_dict["OKDDip"].recipe.defaults())
@@ -122,6 +125,8 @@ def main(arguments: Sequence[str]) -> None:
     run = session.run_folder("online", [opt.method, opt.model, opt.dataset, *changed, f"trial={opt.trial}"])
     if run is None:
         return
+    if opt.start:
+        checkpoint.load_network(peers.networks[0], opt.start, opt.model, session.info.num_classes, "--start")
     task = PeerTraining(peers, method, session.example(), opt.epochs)
     notes = {
         "method": opt.method,

@@ -406,6 +406,23 @@ def test_the_best_of_a_validated_run_is_whole(tmp_path: Path, capsys: pytest.Cap
     assert f"accuracy {result['best']['test_accuracy']:.2f} %" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_few_digits")
+def test_student_0_may_be_pretrained(tmp_path: Path) -> None:
+    arguments = ("--method", "BOC", "--model", "resnet8", "--epochs", "1", "--num_students", "2")
+    first = run(tmp_path / "a", *arguments) / "last.pth"
+    # a rate at which nothing moves in float32
+    second = run(tmp_path / "b", *arguments, "--start", str(first), "--lr", "1e-30", "--wd", "0") / "last.pth"
+    before, after = checkpoint.load(first)["model"], checkpoint.load(second)["model"]
+    torch.testing.assert_close(after["fc.weight"], before["fc.weight"], rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("_few_digits")
+@pytest.mark.parametrize("name", ["OKDDip", "ONE", "BOC"])
+def test_half_precision(name: str, tmp_path: Path) -> None:
+    folder = run(tmp_path, "--method", name, "--model", "resnet8", "--epochs", "1", "--precision", "bf16")
+    assert json.loads((folder / "result.json").read_text())["last"]["test_loss"] < 100
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -427,6 +444,7 @@ def test_the_best_of_a_validated_run_is_whole(tmp_path: Path, capsys: pytest.Cap
         ("--method BOC --model torchvision/resnet18", "cannot be made thinner"),
         ("--method IND --model torchvision/vit_b_32 --dataset digits", "cannot take|no stages"),
         ("--method OKDDIP", "did you mean 'OKDDip'"),
+        ("--method BOC --start nowhere.pth", "--start: there is no checkpoint 'nowhere.pth'"),
     ],
 )
 def test_bad_input_is_one_line(arguments: str, message: str, tmp_path: Path) -> None:
