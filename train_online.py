@@ -23,6 +23,7 @@ from helper.options import Options, one_of
 from helper.recipe import Recipe, add_recipe
 from helper.script import run_script
 from helper.session import Session
+from helper.teachers import TeacherFile, fingerprint
 from models import model_dict
 from online import OnlineMethod, Peers, online_dict
 
@@ -121,7 +122,9 @@ def main(arguments: Sequence[str]) -> None:
     if opt.evaluate:
         session.print_evaluation(peers.networks[method.inference], opt.model, opt.evaluate)
         return
-    changed = parser.changed(opt, leave_out=("model", "dataset", "method", "trial"))
+    changed = parser.changed(opt, leave_out=("model", "dataset", "method", "trial", "start"))
+    if opt.start:
+        changed.append(f"start={fingerprint([TeacherFile(opt.model, opt.start)])}")
     run = session.run_folder("online", [opt.method, opt.model, opt.dataset, *changed, f"trial={opt.trial}"])
     if run is None:
         return
