@@ -137,20 +137,22 @@ class Options(argparse.ArgumentParser):
         add(f"--{dest}", type=one_of(f"--{dest}", registry), default=default, help=help, metavar="|".join(registry))
         for name, entry in registry.items():
             for parameter in _hyperparameters(entry):
-                if parameter.name not in owners:
-                    owners[parameter.name] = set()
-                    self._add_hyperparameter(add, entry, parameter, name)
-                owners[parameter.name].add(name)
+                owners.setdefault(parameter.name, set()).add(name)
+        for argument, methods in owners.items():
+            defaults = {
+                name: inspect.signature(entry).parameters[argument].default
+                for name, entry in registry.items()
+                if name in methods
+            }
+            self._add_hyperparameter(add, registry[next(iter(defaults))], argument, defaults)
 
-    def _add_hyperparameter(
-        self, add: Callable[..., None], entry: Any, parameter: inspect.Parameter, owner: str
-    ) -> None:
-        kind, help_text = _annotation(entry, parameter.name)
-        flags = [f"--{parameter.name}"]
-        if len(parameter.name) == 1:
-            flags.insert(0, f"-{parameter.name}")
-        default = "" if _unset(parameter.default) else f" (default: {parameter.default})"
-        settings: Values = {"help": f"{owner}: {help_text}{default}"}
+    def _add_hyperparameter(self, add: Callable[..., None], entry: Any, name: str, defaults: Mapping[str, Any]) -> None:
+        """The flag of the argument ``name`` of ``entry``; ``defaults`` are those of all methods that have it."""
+        kind, help_text = _annotation(entry, name)
+        flags = [f"--{name}"]
+        if len(name) == 1:
+            flags.insert(0, f"-{name}")
+        settings: Values = {"help": f"{'|'.join(defaults)}: {help_text}{_defaults_text(defaults)}"}
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is Literal:
@@ -242,6 +244,16 @@ class Options(argparse.ArgumentParser):
 def _unset(default: Any) -> bool:
     """Whether a default says nothing: no value, or a switch that is off."""
     return default is None or default is False
+
+
+def _defaults_text(defaults: Mapping[str, Any]) -> str:
+    """What ``--help`` says of the methods' defaults of one hyperparameter."""
+    told = {method: value for method, value in defaults.items() if not _unset(value)}
+    if not told:
+        return ""
+    if len(told) == len(defaults) and len(set(map(str, told.values()))) == 1:
+        return f" (default: {next(iter(told.values()))})"
+    return f" (default: {', '.join(f'{method} {value}' for method, value in told.items())})"
 
 
 def _hyperparameters(entry: Any) -> list[inspect.Parameter]:

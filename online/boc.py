@@ -55,8 +55,8 @@ class BOC(OnlineMethod):
         *,
         num_students: Annotated[int, "students S; student j keeps (S − j)/S of the channels"] = 5,
         num_blocks: Annotated[int, "how many of the last stages are narrowed and compared"] = 3,
-        ratios: Annotated[str | None, "c0,c1,c2 of cross-entropy, maps and KL (default: of the recipe)"] = None,
-        kd_T: Annotated[float | None, "temperature (default: of the recipe)"] = None,
+        ratios: Annotated[str | None, "c0,c1,c2 of cross-entropy, maps and KL; the recipe's, unless given"] = None,
+        kd_T: Annotated[float | None, "temperature of the softened KL; BOC's is the recipe's"] = None,
         adapters: Annotated[bool, "compare the students' maps with student 0's"] = True,
         single_student: Annotated[int | None, "train this student alone, as a baseline"] = None,
     ) -> None:
