@@ -54,7 +54,7 @@ class Session:
         return self._get_loaders(
             opt.dataset,
             data_dir=opt.data_dir,
-            batch_size=opt.batch_size,
+            batch_size=opt.batch_size if opt.evaluate is None else 1,  # the training images are not asked for
             device=self.device,
             seed=seed_of(opt),
             validation=opt.validation,

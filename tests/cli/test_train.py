@@ -259,7 +259,7 @@ def test_evaluate_prints_the_accuracy_and_writes_nothing(tmp_path: Path, teacher
     path = teacher_files[1]
     expected = f"accuracy {result(path.parent)['last']['test_accuracy']:.2f} %"
     for outcome in (
-        teach(tmp_path / "save", f"--model {ARCHS[1]} --evaluate {path}"),
+        teach(tmp_path / "save", f"--model {ARCHS[1]} --evaluate {path} --batch_size 100000"),
         distil(tmp_path / "save", f"--model_s {ARCHS[1]} --evaluate {path}"),
     ):
         assert outcome.code == 0
