@@ -99,7 +99,8 @@ class Distillation:
 
         def gradients() -> torch.Tensor:
             # ∂(mean_b KL_k)/∂s has a closed form, so that no backward pass is needed: T·(p_s − p_k)/B; its batch mean.
-            gap = (logits.detach() / T).double().softmax(-1) - (teacher_logits / T).double().softmax(-1)  # [K, B, C]
+            student, teachers = (each.detach().double() / T for each in (logits, teacher_logits))
+            gap = student.softmax(-1) - teachers.softmax(-1)  # [K, B, C]
             return gap.mean(1) * (T / len(target))
 
         losses = TeacherLosses(
@@ -257,6 +258,8 @@ def check(opt: argparse.Namespace, kind: type[Distiller], method: EnsembleMethod
     method.check(teacher_num)
     if opt.beta > 0 and not kind.feature_level:
         raise UsageError(f"-b: {opt.beta:g} weighs a loss on feature maps, which --distill {opt.distill} does not have")
+    if opt.distill_decay and opt.alpha > 1:
+        raise UsageError(f"--distill_decay: r = 1 − a would be negative; choose -a from 0 to 1, not {opt.alpha:g}")
     if opt.gamma == opt.alpha == opt.beta == 0:
         raise UsageError("-r, -a, -b: all are 0, so that there is no loss")
 

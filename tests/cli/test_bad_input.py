@@ -92,6 +92,7 @@ def test_teacher_options(save_dir: Path, words: str, expected: tuple[str, ...]) 
         ("-b 50", ("-b", "50", "kd")),
         ("-a -1", ("-a", "at least 0")),
         ("-r 0 -a 0", ("-r", "-a", "-b")),
+        ("-a 2 --distill_decay", ("--distill_decay", "-a", "0 to 1")),
         ("--kd_T 0", ("--kd_T", "above 0")),
         # a transformer has no maps
         ("--model_s torchvision/swin_t --distill hint -b 1", ("torchvision/swin_t", "--distill kd")),
