@@ -16,6 +16,7 @@ from torch import nn
 
 from dataset import dataset_dict, get_loaders, info_of
 from helper import checkpoint
+from helper.batch import Batch
 from helper.cost import mac_count, parameter_count
 from helper.loop import Scalars
 from helper.meters import accuracy
@@ -46,9 +47,10 @@ class PeerTraining:
         method.to(example.device)
         self.trained = nn.ModuleDict({"network": self.network, "peers": peers, "method": method})
 
-    def step(self, images: torch.Tensor, target: torch.Tensor, epoch: int) -> Scalars:
-        """Images ``[B, 3, H, W]``, labels ``[B]`` → ``loss`` and its parts, each a batch mean summed over the peers."""
-        outputs = self.peers(images, self.method.trunk_gradient)
+    def step(self, batch: Batch, epoch: int) -> Scalars:
+        """A batch → ``loss`` and its parts, each a batch mean summed over the peers."""
+        target = batch.target
+        outputs = self.peers(batch.images, self.method.trunk_gradient)
         losses = {name: each.sum() for name, each in self.method.losses(outputs, target).items()}
         weights = self.method.weights(epoch, self.epochs)
         loss = torch.stack([weights[name] * part for name, part in losses.items()]).sum()

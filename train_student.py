@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ import setting
 from dataset import dataset_dict, get_loaders, info_of
 from distiller_zoo import Distiller, DistillKL, FeatureDistiller, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
+from helper.batch import Batch
 from helper.errors import UsageError
 from helper.loop import Scalars
 from helper.meters import accuracy
@@ -25,6 +27,7 @@ from helper.options import Options, one_of, positive_float, positive_int, text_o
 from helper.recipe import add_recipe
 from helper.script import run_script
 from helper.session import Session
+from helper.teacher_cache import TeacherCache
 from helper.teachers import (
     TeacherFile,
     Teachers,
@@ -62,15 +65,16 @@ class Distillation:
         self.trained = nn.ModuleDict({"network": student, "adapters": nn.ModuleList(adapters)})
         self.student, self.adapters = student, adapters
 
-    def step(self, images: torch.Tensor, target: torch.Tensor, epoch: int) -> Scalars:
-        """Images ``[B, 3, H, W]``, labels ``[B]`` → ``loss`` and its parts, each a batch mean."""
+    def step(self, batch: Batch, epoch: int) -> Scalars:
+        """A batch → ``loss`` and its parts, each a batch mean."""
+        images, target, views = batch
         r, a, b = self.loss_weights(epoch)
         if b > 0:
             layer = self.adapters[0].layer
             teacher_maps, teacher_logits = self.teachers.maps(images, layer)
             features, logits = self.student(images, is_feat=True)
         else:
-            teacher_logits, logits = self.teachers.logits(images), self.student(images)
+            teacher_logits, logits = self.teachers.logits(images, views), self.student(images)
 
         cross_entropy = F.cross_entropy(logits.float(), target)
         kd, report = self.logit_loss(logits, teacher_logits, target)
@@ -219,6 +223,17 @@ def options() -> Options:
         default=None,
         help="first epoch with the feature loss; 2, unless given (1 when the run has one epoch)",
     )
+    add = parser.section("teacher cache")
+    add(
+        "--teacher_cache",
+        type=Path,
+        metavar="DIR",
+        default=None,
+        named=False,
+        help="keep the teachers' logits of every augmented view there, as float16, for later epochs and runs; "
+        "for losses on logits alone",
+    )
+    add("--teacher_cache_gb", type=positive_float, default=20.0, named=False, help="the folder's largest size")
     parser.add_methods("distillation loss", "distill", distill_dict, "kd", "loss between the student and one teacher")
     parser.add_methods("ensemble method", "ensemble_method", ensemble_dict, "AVERAGE_LOSS", "weights the teachers")
     add_recipe(parser, dataset_dict, nesterov_help="Nesterov momentum (the published student commands have it)")
@@ -230,8 +245,30 @@ def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFi
     always = {"model_s", "dataset", "distill", "ensemble_method", "gamma", "alpha", "beta", "trial"}
     losses = [f"{flag}={text_of(value)}" for flag, value in (("r", opt.gamma), ("a", opt.alpha), ("b", opt.beta))]
     changed = parser.changed(opt, leave_out=(*always, "teacher_num", "teachers"))
+    if uses_cache(opt):
+        changed.append("cached")  # where it lies makes no difference, but float16 does
     choices = [opt.model_s, opt.dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
     return [*choices, *losses, *changed, f"trial={opt.trial}"]
+
+
+def uses_cache(opt: argparse.Namespace) -> bool:
+    """Whether there is a cache and logits are all that is asked of the teachers."""
+    return opt.teacher_cache is not None and not (distill_dict[opt.distill].feature_level and opt.beta > 0)
+
+
+def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[TeacherFile], session: Session) -> None:
+    """Let the teachers answer from ``--teacher_cache``.
+
+    Raises:
+        UsageError: the folder cannot be written, or the dataset's views cannot be counted.
+    """
+    views = session.loaders.train.views
+    if views is None:
+        raise UsageError(f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways; leave it out")
+    described = [(file.arch, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
+    teachers.cache = TeacherCache(
+        opt.teacher_cache, opt.teacher_cache_gb, views, described, opt.precision, session.info.num_classes
+    )
 
 
 def report_teachers(session: Session, teachers: Teachers, files: Sequence[TeacherFile]) -> dict[str, object]:
@@ -290,6 +327,10 @@ def main(arguments: Sequence[str]) -> None:
         print(note)
     if kind.feature_level and opt.beta == 0:
         print(f"-b 0: the feature loss of --distill {opt.distill} is left out")
+    if uses_cache(opt):
+        attach_cache(opt, teachers, files, session)
+    elif opt.teacher_cache:
+        print(f"--teacher_cache: --distill {opt.distill} compares maps, which are not kept; going on without")
     task = Distillation(student, teachers, adapters, method, opt)
     session.train(run, task, opt.model_s, report_teachers(session, teachers, files))
 

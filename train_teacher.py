@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dataset import dataset_dict, get_loaders, info_of
+from helper.batch import Batch
+from helper.loop import Scalars
 from helper.meters import accuracy
 from helper.options import Options, one_of
 from helper.recipe import add_recipe
@@ -27,9 +29,9 @@ class CrossEntropy:
     def __init__(self, network: nn.Module) -> None:
         self.trained = nn.ModuleDict({"network": network})
 
-    def step(self, images: torch.Tensor, target: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
-        logits = self.trained["network"](images).float()
-        return {"loss": F.cross_entropy(logits, target), "accuracy": accuracy(logits, target)}
+    def step(self, batch: Batch, epoch: int) -> Scalars:
+        logits = self.trained["network"](batch.images).float()
+        return {"loss": F.cross_entropy(logits, batch.target), "accuracy": accuracy(logits, batch.target)}
 
     def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"network": self.trained["network"](images)}

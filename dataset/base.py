@@ -38,17 +38,27 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class Split:
-    """A part of a dataset in memory: ``images`` uint8 [N, H, W, 3], ``labels`` int64 [N]."""
+    """A part of a dataset in memory: ``images`` uint8 [N, H, W, 3], ``labels`` int64 [N].
+
+    ``whole``: where its images stand in the whole training or test set, ascending int64 [N]; None for all of it.
+    """
 
     images: Tensor
     labels: Tensor
+    whole: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
             raise ValueError(f"{len(self.images)} images, but {len(self.labels)} labels")
 
+    @property
+    def positions(self) -> Tensor:
+        """Where the images stand in the whole set, int64 [N]."""
+        return torch.arange(len(self.labels)) if self.whole is None else self.whole
+
     def subset(self, indices: Tensor) -> Split:
-        return Split(self.images[indices], self.labels[indices])
+        """The images at these places, ascending."""
+        return Split(self.images[indices], self.labels[indices], self.positions[indices])
 
 
 @dataclass(frozen=True)

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
 from dataset.base import Dataset, DatasetInfo, FileDataset, Files, MemoryDataset, Split, dataset_dict
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
 from dataset.order import hold_out
 from dataset.stream import StreamLoader
+from dataset.views import view_space
+from helper.batch import Batch, ViewSpace
 from helper.errors import UsageError
 
 Part = TypeVar("Part", Split, Files)
 
 
 class Loader(Protocol):
-    """Yields ``(images, target)``: normalised float32 [B, 3, H, W] in channels_last and int64 [B], on the device."""
+    """Yields batches on the device."""
 
     num_images: int
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 class TrainLoader(Loader, Protocol):
-    """A loader whose order and augmentation follow from the seed and the epoch."""
+    """A loader whose order and augmentation follow from the seed and the epoch.
+
+    ``views``: all views that the augmentation can make; None where they cannot be counted.
+    """
+
+    views: ViewSpace | None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration runs through."""
@@ -112,10 +118,12 @@ def memory_loaders(
     """Loaders that hold the images on ``device``."""
     info = dataset.info
     train, test = dataset.load()
+    train = replace(train, whole=None)  # its views are numbered from 0, wherever it was cut from
+    views = view_space(train, info)
     train, held_out = divide(train, validation, seed, batch_size)
     return Loaders(
         info=info,
-        train=MemoryTrainLoader(train, info, batch_size, device, seed),
+        train=MemoryTrainLoader(train, info, batch_size, device, seed, views),
         validation=MemoryEvalLoader(held_out, info, eval_batch_size, device) if held_out else None,
         test=MemoryEvalLoader(test, info, eval_batch_size, device),
     )

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dataset.base import DatasetInfo, Split
 from dataset.order import epoch_crops, epoch_order
-
-Batch = tuple[Tensor, Tensor]
+from dataset.views import crops_of, numbers_of
+from helper.batch import Batch, ViewSpace
 
 
 class Normalise:
@@ -37,18 +37,33 @@ class Normalise:
 class MemoryTrainLoader:
     """Shuffled batches of randomly cropped and mirrored images; the last incomplete batch is dropped.
 
-    Iterating yields ``(images, target)``: float32 [B, 3, H, W] in channels_last and int64 [B], both on ``device``.
+    Args:
+        split: the images to train on.
+        info: their description.
+        batch_size: images per batch.
+        device: where the batches are wanted, and where the images are kept.
+        seed: of order and augmentation.
+        views: all views of the dataset; None where nobody asks for them.
     """
 
-    def __init__(self, split: Split, info: DatasetInfo, batch_size: int, device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        info: DatasetInfo,
+        batch_size: int,
+        device: torch.device,
+        seed: int,
+        views: ViewSpace | None = None,
+    ) -> None:
         self.num_images = len(split.labels)
         self.batch_size, self.device, self.seed, self.epoch = batch_size, device, seed, 0
-        self.info = info
+        self.info, self.views = info, views
         self.size, self.padded = info.image_size, info.image_size + 2 * info.padding
         border = (0, 0, info.padding, info.padding, info.padding, info.padding)  # none for the channels, last
         padded = F.pad(split.images.to(device), border).contiguous()  # uint8 [N, P, P, 3], P: padded size
         self.pixels = padded.view(-1, 3)  # [N·P·P, 3]
         self.labels = split.labels.to(device)  # [N]
+        self.positions = split.positions  # on the host, [N]
         self.normalise = Normalise(info, device)
         self.range = torch.arange(self.size, device=device)  # [H]
 
@@ -61,14 +76,26 @@ class MemoryTrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         order = epoch_order(self.num_images, self.seed, self.epoch)  # [N]
-        crops = epoch_crops(self.num_images, self.info.padding, self.info.flip, self.seed, self.epoch)  # [N, 3]
-        plan = torch.cat([order[:, None], crops[order]], dim=1)  # [N, 4]
+        crops = epoch_crops(self.num_images, self.info.padding, self.info.flip, self.seed, self.epoch)[order]  # [N, 3]
+        numbers = numbers_of(self.positions[order], crops, self.info)  # [N]
+        plan = torch.cat([order[:, None], crops], dim=1)  # [N, 4]
         if self.device.type == "cuda":
             plan = plan.pin_memory()  # one copy for the whole epoch, and none that the host waits for
         plan = plan.to(self.device, non_blocking=True)
-        for batch in range(len(self)):
-            index, top, left, mirrored = plan[batch * self.batch_size : (batch + 1) * self.batch_size].unbind(1)
-            yield self.normalise(self.crop(index, top, left, mirrored)), self.labels[index]
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            index, top, left, mirrored = plan[start : start + self.batch_size].unbind(1)
+            images = self.normalise(self.crop(index, top, left, mirrored))
+            yield Batch(images, self.labels[index], numbers[start : start + self.batch_size])
+
+    def images_of(self, numbers: Tensor) -> Tensor:
+        """The views of these numbers, int64 [B] on the host → float32 [B, 3, H, W] in channels_last.
+
+        Every number's image has to be among those that are trained on.
+        """
+        positions, crops = crops_of(numbers, self.info)
+        index = torch.searchsorted(self.positions, positions)
+        columns = torch.cat([index[:, None], crops], dim=1).to(self.device)
+        return self.normalise(self.crop(*columns.unbind(1)))
 
     def crop(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
         """Windows of the padded images, each [B] → uint8 [B, H, W, 3]."""
@@ -95,4 +122,4 @@ class MemoryEvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for images, target in zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True):
-            yield self.normalise(images), target
+            yield Batch(self.normalise(images), target)

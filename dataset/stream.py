@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.base import DatasetInfo, Files, Transform
-from dataset.memory import Batch, Normalise
+from dataset.memory import Normalise
 from dataset.order import Purpose, derive_seed, epoch_order, generator
+from helper.batch import Batch, ViewSpace
 from helper.errors import UsageError
 
 Place = tuple[int, int]  # epoch and image: the epoch travels with the index, since workers outlive epochs
@@ -78,8 +79,6 @@ class EpochSampler(torch.utils.data.Sampler[Place]):
 class StreamLoader:
     """Batches of image files.
 
-    Iterating yields ``(images, target)``: float32 [B, 3, H, W] in channels_last and int64 [B], both on ``device``.
-
     Args:
         files: the images.
         info: their description.
@@ -93,6 +92,8 @@ class StreamLoader:
     Raises:
         UsageError: while iterating, when an image cannot be read.
     """
+
+    views: ViewSpace | None = None  # crops of any size and place
 
     def __init__(
         self,
@@ -133,10 +134,10 @@ class StreamLoader:
             if isinstance(batch, Unreadable):
                 raise UsageError(f"--data_dir: {batch.path} cannot be read ({batch.reason})")
             images, target = (part.to(self.device, non_blocking=True) for part in batch)
-            yield self.normalise(images), target
+            yield Batch(self.normalise(images), target)
 
 
-def collate(samples: list[tuple[Tensor, int] | Unreadable]) -> Batch | Unreadable:
+def collate(samples: list[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
     """uint8 [B, H, W, 3] and int64 [B], or the first image that cannot be read."""
     images, labels = [], []
     for sample in samples:

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from helper import checkpoint
+from helper.batch import Batch
 from helper.errors import UsageError
 from helper.logger import Logger
 from helper.meters import Means, accuracy
@@ -27,7 +28,7 @@ Scalars = dict[str, torch.Tensor]
 
 
 class Loader(Protocol):
-    """Batches ``(images [B, 3, H, W], target [B])`` on the training device."""
+    """Batches on the training device."""
 
     num_images: int
 
@@ -44,7 +45,7 @@ class Task(Protocol):
     trained: nn.ModuleDict
     """Everything that has weights to train; ``trained["network"]`` is what inference needs."""
 
-    def step(self, images: torch.Tensor, target: torch.Tensor, epoch: int) -> Scalars:
+    def step(self, batch: Batch, epoch: int) -> Scalars:
         """A batch → ``loss``, ``accuracy`` (percent) and any named parts, all scalars; ``epoch`` counts from 1.
 
         The names are the same in all steps of an epoch.
@@ -179,13 +180,13 @@ class Fit:
         self.task.trained.train()
         means = Means()
         with progress(self.train, f"epoch {epoch}/{self.opt.epochs}", self.opt.batch_size) as batches:
-            for images, target in batches:
+            for batch in batches:
                 with autocast(self.device, self.opt.precision):
-                    scalars = self.task.step(images, target, epoch)
+                    scalars = self.task.step(batch, epoch)
                 self.optimizer.zero_grad(set_to_none=True)
                 scalars["loss"].backward()
                 self.optimizer.step()
-                means.add(scalars, len(target))
+                means.add(scalars, len(batch.target))
                 batches.show(means)
         return means.read()
 
@@ -281,12 +282,12 @@ def evaluate(predict: Any, loader: Loader, device: torch.device, precision: str)
     """
     means: dict[str, Means] = {}
     with torch.no_grad():
-        for images, target in loader:
+        for batch in loader:
             with autocast(device, precision):
-                predictions = predict(images)
+                predictions = predict(batch.images)
             for name, prediction in predictions.items():
-                for which, scores in _named_scores(name, prediction, target):
-                    means.setdefault(which, Means()).add(scores, len(target))
+                for which, scores in _named_scores(name, prediction, batch.target):
+                    means.setdefault(which, Means()).add(scores, len(batch.target))
     return {name: mean.read() for name, mean in means.items()}
 
 

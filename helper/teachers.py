@@ -13,6 +13,7 @@ from torch import nn
 
 from helper import checkpoint
 from helper.errors import UsageError
+from helper.teacher_cache import TeacherCache, weights_checksum
 
 
 @dataclass(frozen=True)
@@ -116,17 +117,22 @@ class Teachers:
 
     Args:
         networks: K networks on one device, of any architectures.
+        checksums: of their weights as they were loaded.
     """
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
+    def __init__(self, networks: Sequence[nn.Module], checksums: Sequence[str] = ()) -> None:
         self.networks = [network.eval().requires_grad_(False) for network in networks]
+        self.checksums = list(checksums)
+        self.cache: TeacherCache | None = None
 
     def __len__(self) -> int:
         return len(self.networks)
 
     @torch.no_grad()
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Images ``[B, 3, H, W]`` → ``[K, B, C]``."""
+    def logits(self, images: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
+        """Images ``[B, 3, H, W]`` → ``[K, B, C]``; from the cache, if there is one, where ``views`` numbers them."""
+        if self.cache is not None and views is not None:
+            return self.cache.logits(images, views, self.networks)
         return torch.stack([network(images) for network in self.networks])
 
     @torch.no_grad()
@@ -151,15 +157,16 @@ def load_teachers(
     Raises:
         UsageError: a checkpoint is missing, damaged, of another architecture or class count.
     """
-    networks, notes = [], []
+    networks, checksums, notes = [], [], []
     for file in files:
         network = build(file.arch)
         about = checkpoint.load_network(network, file.path, file.arch, num_classes, "setting.py or --teachers")
         epoch, epochs = about.get("epoch"), about.get("epochs")
         if file.path.name.startswith("last") and epochs and epoch != epochs:
             notes.append(f"{file.path}: trained for {epoch} of {epochs} epochs only")
+        checksums.append(weights_checksum(network))
         networks.append(network)
-    return Teachers(networks), notes
+    return Teachers(networks, checksums), notes
 
 
 def ensemble_logits(logits: torch.Tensor) -> torch.Tensor:

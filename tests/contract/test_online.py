@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import train_online
 from dataset.digits import Digits
 from helper import checkpoint
+from helper.batch import Batch
 from helper.cost import mac_count, parameter_count
 from helper.errors import UsageError
 from helper.loop import Fit
@@ -111,7 +112,7 @@ def test_every_part_learns(name: str, peers: str) -> None:
     """All peers and all the method's own modules have a gradient after one step."""
     task = make_task(name, **settings_of(peers))
     task.trained.train()
-    scalars = task.step(images(), labels(), epoch=5)
+    scalars = task.step(Batch(images(), labels()), epoch=5)
     scalars["loss"].backward()
     assert all(scalar.ndim == 0 for scalar in scalars.values())
     for key, parameter in task.trained.named_parameters():

@@ -239,6 +239,7 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "trial": (["-t", "1"], []),
     "seed": (["--seed", "1"], []),
     "precision": (["--precision", "bf16"], []),
+    "teacher_cache": (["--teacher_cache", "cache"], []),
 }
 KEEPING: dict[str, list[str]] = {
     "data_dir": ["--data_dir", "/elsewhere"],
@@ -249,6 +250,7 @@ KEEPING: dict[str, list[str]] = {
     "device": ["--device", "cpu"],
     "gpu_id": ["--gpu_id", "1"],
     "num_workers": ["--num_workers", "1"],
+    "teacher_cache_gb": ["--teacher_cache_gb", "1"],
 }
 BY_FILES = {"teacher_num", "teachers"}  # the fingerprint of the teachers' files tells
 OTHER = {"help", "config"}

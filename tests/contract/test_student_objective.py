@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distiller_zoo import distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, ensemble_dict
+from helper.batch import Batch
 from helper.loop import autocast
 from helper.teachers import Teachers
 from models import model_dict
@@ -55,7 +56,7 @@ def objective(
 
 
 def step(task: Distillation, epoch: int = 5, size: int = 16) -> dict[str, Tensor]:
-    return task.step(images(size), target(), epoch)
+    return task.step(Batch(images(size), target()), epoch)
 
 
 class Listener(EnsembleMethod):
