@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dataset.base import DatasetInfo, Split
 from dataset.order import epoch_crops, epoch_order
-from dataset.views import crops_of, numbers_of
+from dataset.views import crops_of, numbers_of, views_per_image
 from helper.batch import Batch, ViewSpace
 
 
@@ -86,6 +86,11 @@ class MemoryTrainLoader:
             index, top, left, mirrored = plan[start : start + self.batch_size].unbind(1)
             images = self.normalise(self.crop(index, top, left, mirrored))
             yield Batch(images, self.labels[index], numbers[start : start + self.batch_size])
+
+    def all_views(self) -> Tensor:
+        """The numbers of all views of all images that are trained on, int64 [N·V] on the host."""
+        per_image = views_per_image(self.info)
+        return (self.positions[:, None] * per_image + torch.arange(per_image)).flatten()
 
     def images_of(self, numbers: Tensor) -> Tensor:
         """The views of these numbers, int64 [B] on the host → float32 [B, 3, H, W] in channels_last.
