@@ -1,0 +1,124 @@
+"""Several processes that train one network: started by ``torchrun``, joined by torch's own process group.
+
+Everything here also works, and does nothing, in a process that is alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from helper.errors import UsageError
+
+Result = TypeVar("Result")
+
+
+def start() -> None:
+    """Join the other processes, where ``torchrun`` has started this one: nccl between GPUs, gloo between CPUs."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        dist.init_process_group()
+
+
+def stop() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number; 0 writes and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """This process's number on its own machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_first() -> bool:
+    """Whether this process writes and prints."""
+    return rank() == 0
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over all processes, without a gradient; the argument stays as it is."""
+    if size() == 1:
+        return tensor
+    tensor = tensor.detach().clone()
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def mean(tensor: Tensor) -> Tensor:
+    """The mean over all processes, without a gradient."""
+    return total(tensor) / size() if size() > 1 else tensor
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes: each process's loss depends on every process's addend."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return total(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return total(gradients[0])
+
+
+def differentiable_sum(tensor: Tensor) -> Tensor:
+    """The sum over all processes; its gradient is summed over them too."""
+    result: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return result
+
+
+def from_first(function: Callable[[], Result]) -> Result:
+    """What ``function`` returns in the first process, which alone calls it; it has to be picklable.
+
+    Raises:
+        UsageError: in every process, if it does in the first.
+    """
+    if size() == 1:
+        return function()
+    answer: list[Any] = [None, None]
+    if is_first():
+        try:
+            answer[0] = function()
+        except UsageError as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UsageError(answer[1])
+    result: Result = answer[0]
+    return result
+
+
+def share_of(count: int) -> slice:
+    """This process's part of ``count`` items: consecutive, and as equal as can be."""
+    start, end = (count * part // size() for part in (rank(), rank() + 1))
+    return slice(start, end)
+
+
+def per_process(option: str, number: int, accumulate: int) -> int:
+    """How many of a global batch's images this process takes at once.
+
+    Raises:
+        UsageError: processes and micro-batches do not divide it.
+    """
+    parts = size() * accumulate
+    if number % parts:
+        ways = f"{size()} processes" if accumulate == 1 else f"{size()} processes × --accumulate {accumulate}"
+        raise UsageError(f"{option}: {number} cannot be shared equally by {ways}; choose a multiple of {parts}")
+    return number // parts

@@ -1,0 +1,75 @@
+"""Batch normalisation over the batches of all processes, on any device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helper.distributed import differentiable_sum
+
+
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Normalises with the mean and variance of the global batch (torch's own class of this name refuses CPU tensors).
+
+    Inputs ``[B, C]`` or ``[B, C, …]``. Evaluation is that of any BatchNorm.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected [B, C, …], got {list(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        # autocast would round the statistics
+        with torch.autocast(input.device.type, enabled=False):
+            return self._normalise(input.float() if input.dtype != torch.float64 else input).to(input.dtype)
+
+    def _normalise(self, input: Tensor) -> Tensor:
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        here = torch.full((1,), input.numel() / input.shape[1], dtype=input.dtype, device=input.device)
+        sums = differentiable_sum(torch.cat([input.sum(axes), here]))  # [C + 1]
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = input - mean.view(shape)
+        variance = differentiable_sum(centred.square().sum(axes)) / count
+        self._follow(mean, variance, count)
+        normalised = centred * (variance + self.eps).rsqrt().view(shape)
+        if not self.affine:
+            return normalised
+        return normalised * self.weight.view(shape) + self.bias.view(shape)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running statistics; the running variance is the unbiased one."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        factor: Any = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
+        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), factor)
+
+
+def synchronise(module: nn.Module) -> None:
+    """Replace every BatchNorm below ``module`` by :class:`SyncBatchNorm`; weights, statistics and names stay."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, SyncBatchNorm):
+            setattr(module, name, _of(child))
+        else:
+            synchronise(child)
+
+
+def _of(norm: nn.modules.batchnorm._BatchNorm) -> SyncBatchNorm:
+    made = SyncBatchNorm(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, norm.weight.device
+    )
+    made.train(norm.training)
+    for name, parameter in norm.named_parameters(recurse=False):
+        made.register_parameter(name, parameter)
+    for name, buffer in norm.named_buffers(recurse=False):
+        made.register_buffer(name, buffer)
+    return made
