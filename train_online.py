@@ -18,8 +18,7 @@ from dataset import dataset_dict, get_loaders, info_of
 from helper import checkpoint
 from helper.batch import Batch
 from helper.cost import mac_count, parameter_count
-from helper.loop import Scalars
-from helper.meters import accuracy
+from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of
 from helper.recipe import Recipe, add_recipe
 from helper.script import run_script

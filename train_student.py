@@ -21,8 +21,7 @@ from distiller_zoo import Distiller, DistillKL, FeatureDistiller, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
 from helper.batch import Batch
 from helper.errors import UsageError
-from helper.loop import Scalars
-from helper.meters import accuracy
+from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
 from helper.recipe import add_recipe
 from helper.script import run_script

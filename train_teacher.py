@@ -14,8 +14,7 @@ from torch import nn
 
 from dataset import dataset_dict, get_loaders, info_of
 from helper.batch import Batch
-from helper.loop import Scalars
-from helper.meters import accuracy
+from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of
 from helper.recipe import add_recipe
 from helper.script import run_script

@@ -11,7 +11,7 @@ import torch
 
 from dataset.base import Dataset, DatasetInfo, FileDataset, Files, MemoryDataset, Split, dataset_dict
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
-from dataset.order import hold_out
+from dataset.order import ALONE, Shard, hold_out
 from dataset.stream import StreamLoader
 from dataset.views import view_space
 from helper.batch import Batch, ViewSpace
@@ -38,8 +38,8 @@ class TrainLoader(Loader, Protocol):
 
     views: ViewSpace | None
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration runs through."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch that the next iteration runs through, and how many of its first batches are left out."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,20 @@ def get_loaders(
     validation: float = 0.0,
     num_workers: int = 4,
     eval_batch_size: int | None = None,
+    shard: Shard = ALONE,
 ) -> Loaders:
     """Make the loaders of a dataset, downloading it when it is not there.
 
     Args:
         name: a name in ``dataset_dict``, in any case.
         data_dir: where datasets are kept.
-        batch_size: of training; the last incomplete batch is dropped.
+        batch_size: of training, that of all processes together; the last incomplete batch is dropped.
         device: where the batches are wanted.
         seed: with the epoch it determines order, crops and mirroring, and alone it determines what is held out.
         validation: fraction of the training set to hold out.
         num_workers: processes that read images; datasets in memory need none.
         eval_batch_size: of validation and test; as ``batch_size`` when None.
+        shard: this process's number and how many there are; each gets its part of every batch and of the test set.
 
     Raises:
         UsageError: unknown name, missing or damaged files, ``batch_size`` or ``validation`` out of range.
@@ -100,9 +102,9 @@ def get_loaders(
     device = torch.device(device)
     dataset = find(name, data_dir)
     if isinstance(dataset, FileDataset):
-        return file_loaders(dataset, batch_size, device, seed, validation, num_workers, eval_batch_size)
+        return file_loaders(dataset, batch_size, device, seed, validation, num_workers, eval_batch_size, shard)
     if isinstance(dataset, MemoryDataset):
-        return memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size)
+        return memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard)
     raise TypeError(f"{type(dataset).__name__} must derive from MemoryDataset or FileDataset")
 
 
@@ -113,7 +115,13 @@ def check_at_least(option: str, value: int, least: int) -> None:
 
 
 def memory_loaders(
-    dataset: MemoryDataset, batch_size: int, device: torch.device, seed: int, validation: float, eval_batch_size: int
+    dataset: MemoryDataset,
+    batch_size: int,
+    device: torch.device,
+    seed: int,
+    validation: float,
+    eval_batch_size: int,
+    shard: Shard,
 ) -> Loaders:
     """Loaders that hold the images on ``device``."""
     info = dataset.info
@@ -123,9 +131,9 @@ def memory_loaders(
     train, held_out = divide(train, validation, seed, batch_size)
     return Loaders(
         info=info,
-        train=MemoryTrainLoader(train, info, batch_size, device, seed, views),
-        validation=MemoryEvalLoader(held_out, info, eval_batch_size, device) if held_out else None,
-        test=MemoryEvalLoader(test, info, eval_batch_size, device),
+        train=MemoryTrainLoader(train, info, batch_size, device, seed, views, shard),
+        validation=MemoryEvalLoader(part_of(held_out, shard), info, eval_batch_size, device) if held_out else None,
+        test=MemoryEvalLoader(part_of(test, shard), info, eval_batch_size, device),
     )
 
 
@@ -137,6 +145,7 @@ def file_loaders(
     validation: float,
     num_workers: int,
     eval_batch_size: int,
+    shard: Shard,
 ) -> Loaders:
     """Loaders that read image files in worker processes."""
     info, transform = dataset.info, dataset.test_transform()
@@ -144,14 +153,24 @@ def file_loaders(
     train, held_out = divide(train, validation, seed, batch_size)
 
     def in_order(files: Files) -> StreamLoader:
+        files = part_of(files, shard)
         return StreamLoader(files, info, transform, eval_batch_size, device, seed, num_workers, train=False)
 
     return Loaders(
         info=info,
-        train=StreamLoader(train, info, dataset.train_transform(), batch_size, device, seed, num_workers, train=True),
+        train=StreamLoader(
+            train, info, dataset.train_transform(), batch_size, device, seed, num_workers, train=True, shard=shard
+        ),
         validation=in_order(held_out) if held_out else None,
         test=in_order(test),
     )
+
+
+def part_of(part: Part, shard: Shard) -> Part:
+    """The images that a process evaluates: consecutive, and nearly as many in each process."""
+    rank, size = shard
+    count = len(part.labels)
+    return part.subset(torch.arange(count * rank // size, count * (rank + 1) // size)) if size > 1 else part
 
 
 def divide(train: Part, validation: float, seed: int, batch_size: int) -> tuple[Part, Part | None]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.base import DatasetInfo, Split
-from dataset.order import epoch_crops, epoch_order
+from dataset.order import ALONE, Shard, batches_of, epoch_crops, epoch_order
 from dataset.views import crops_of, numbers_of, views_per_image
 from helper.batch import Batch, ViewSpace
 
@@ -44,6 +44,7 @@ class MemoryTrainLoader:
         device: where the batches are wanted, and where the images are kept.
         seed: of order and augmentation.
         views: all views of the dataset; None where nobody asks for them.
+        shard: this process's part of each batch.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class MemoryTrainLoader:
         device: torch.device,
         seed: int,
         views: ViewSpace | None = None,
+        shard: Shard = ALONE,
     ) -> None:
         self.num_images = len(split.labels)
-        self.batch_size, self.device, self.seed, self.epoch = batch_size, device, seed, 0
+        self.batch_size, self.device, self.seed, self.shard = batch_size, device, seed, shard
+        self.epoch, self.start = 0, 0
         self.info, self.views = info, views
         self.size, self.padded = info.image_size, info.image_size + 2 * info.padding
         border = (0, 0, info.padding, info.padding, info.padding, info.padding)  # none for the channels, last
@@ -70,9 +73,9 @@ class MemoryTrainLoader:
     def __len__(self) -> int:
         return self.num_images // self.batch_size
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration runs through."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch that the next iteration runs through, and how many of its first batches are left out."""
+        self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[Batch]:
         order = epoch_order(self.num_images, self.seed, self.epoch)  # [N]
@@ -82,10 +85,9 @@ class MemoryTrainLoader:
         if self.device.type == "cuda":
             plan = plan.pin_memory()  # one copy for the whole epoch, and none that the host waits for
         plan = plan.to(self.device, non_blocking=True)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index, top, left, mirrored = plan[start : start + self.batch_size].unbind(1)
-            images = self.normalise(self.crop(index, top, left, mirrored))
-            yield Batch(images, self.labels[index], numbers[start : start + self.batch_size])
+        for part in batches_of(self.num_images, self.batch_size, self.shard, self.start):
+            index, top, left, mirrored = plan[part].unbind(1)
+            yield Batch(self.normalise(self.crop(index, top, left, mirrored)), self.labels[index], numbers[part])
 
     def all_views(self) -> Tensor:
         """The numbers of all views of all images that are trained on, int64 [N·V] on the host."""

@@ -1,17 +1,23 @@
 """All that is random in the data: which image comes when, how it is cropped, which are held out.
 
 Everything is a pure function of (seed, purpose, epoch, ...) and never touches the global generators, so that a resumed
-run sees the batches that the uninterrupted run would have seen, without any saved state. Sharding over processes and
-starting within an epoch belong in :func:`epoch_order`.
+run sees the batches that the uninterrupted run would have seen, without any saved state. How many processes share a
+batch changes nothing of it.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Shard: TypeAlias = "tuple[int, int]"
+"""A process's number, and how many there are."""
+
+ALONE: Shard = (0, 1)
 
 
 class Purpose(IntEnum):
@@ -37,6 +43,21 @@ def generator(seed: int, purpose: Purpose, epoch: int = 0) -> torch.Generator:
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     """The order of the training images in an epoch: a permutation, int64 [num_images]."""
     return torch.randperm(num_images, generator=generator(seed, Purpose.ORDER, epoch))
+
+
+def batches_of(num_images: int, batch_size: int, shard: Shard = ALONE, start: int = 0) -> list[slice]:
+    """Which places of an epoch's order a process takes, batch by batch; incomplete batches are left out.
+
+    Args:
+        num_images: in the epoch.
+        batch_size: of all processes together.
+        shard: consecutive parts of a batch go to the processes in their order.
+        start: so many batches are skipped.
+    """
+    rank, size = shard
+    own = batch_size // size
+    firsts = range(start * batch_size, num_images - batch_size + 1, batch_size)
+    return [slice(first + rank * own, first + (rank + 1) * own) for first in firsts]
 
 
 def epoch_crops(num_images: int, padding: int, flip: bool, seed: int, epoch: int) -> Tensor:

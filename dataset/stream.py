@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dataset.base import DatasetInfo, Files, Transform
 from dataset.memory import Normalise
-from dataset.order import Purpose, derive_seed, epoch_order, generator
+from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_order, generator
 from helper.batch import Batch, ViewSpace
 from helper.errors import UsageError
 
@@ -62,18 +62,30 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int] | Unreadable]):
         return pixels, int(self.labels[index])
 
 
-class EpochSampler(torch.utils.data.Sampler[Place]):
-    """(epoch, image) in the order of the epoch: shuffled, or as they are."""
+class EpochSampler(torch.utils.data.Sampler[list[Place]]):
+    """Batches of (epoch, image): this process's part of each, shuffled and complete; or all images as they are."""
 
-    def __init__(self, num_images: int, seed: int, shuffle: bool) -> None:
-        self.num_images, self.seed, self.shuffle, self.epoch = num_images, seed, shuffle, 0
+    def __init__(self, num_images: int, seed: int, batch_size: int, shuffle: bool, shard: Shard) -> None:
+        self.num_images, self.seed, self.batch_size, self.shuffle, self.shard = (
+            num_images,
+            seed,
+            batch_size,
+            shuffle,
+            shard,
+        )
+        self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return self.num_images
+        return len(self._parts(0))
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[list[Place]]:
         order = epoch_order(self.num_images, self.seed, self.epoch) if self.shuffle else torch.arange(self.num_images)
-        return ((self.epoch, index) for index in order.tolist())
+        return ([(self.epoch, index) for index in order[part].tolist()] for part in self._parts(self.start))
+
+    def _parts(self, start: int) -> list[slice]:
+        if self.shuffle:
+            return batches_of(self.num_images, self.batch_size, self.shard, start)
+        return [slice(first, first + self.batch_size) for first in range(0, self.num_images, self.batch_size)]
 
 
 class StreamLoader:
@@ -88,6 +100,7 @@ class StreamLoader:
         seed: of order and augmentation.
         num_workers: processes; no more than there are processors, 0 to read in this process.
         train: shuffle, and drop the last incomplete batch.
+        shard: this process's part of each training batch.
 
     Raises:
         UsageError: while iterating, when an image cannot be read.
@@ -105,16 +118,15 @@ class StreamLoader:
         seed: int,
         num_workers: int,
         train: bool,
+        shard: Shard = ALONE,
     ) -> None:
         self.num_images, self.device = len(files.paths), device
-        self.sampler = EpochSampler(self.num_images, seed, shuffle=train)
+        self.sampler = EpochSampler(self.num_images, seed, batch_size, train, shard)
         self.normalise = Normalise(info, device)
         workers = min(num_workers, num_processors())
         self.batches = torch.utils.data.DataLoader(
             ImageFiles(files, transform, seed),
-            batch_size=batch_size,
-            sampler=self.sampler,
-            drop_last=train,
+            batch_sampler=self.sampler,
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -123,11 +135,11 @@ class StreamLoader:
         )
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.sampler)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration runs through."""
-        self.sampler.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch that the next iteration runs through, and how many of its first batches are left out."""
+        self.sampler.epoch, self.sampler.start = epoch, start
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:

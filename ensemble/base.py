@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from helper import distributed
 from helper.registry import Registry
 
 
@@ -25,7 +26,7 @@ class TeacherLosses:
         logits_of: → ``[K, B, C]``: the teachers' own logits, or, where the student's adapted map can be read by the
             teachers' classifiers, what those make of it (with a gradient to the student).
         gradients_of: → ``[K, N]``: the mean over the batch of the gradient of teacher k's batch-mean loss with
-            respect to the student's output (N = C) or feature map (N = C·H·W).
+            respect to the student's output (N = C) or feature map (N = C·H·W); the batch is this process's part.
     """
 
     losses: torch.Tensor
@@ -41,8 +42,9 @@ class TeacherLosses:
 
     @cached_property
     def gradients(self) -> torch.Tensor:
-        """``[K, N]`` in float64, without a graph."""
-        return self.gradients_of().detach().double()
+        """``[K, N]`` in float64, without a graph, of the batch of all processes together."""
+        mine = self.gradients_of().detach().double()
+        return distributed.mean(mine) / distributed.size()  # the loss, too, is a mean over as many times more samples
 
     @cached_property
     def gram(self) -> torch.Tensor:

@@ -22,6 +22,13 @@ class Batch(NamedTuple):
     target: Tensor
     views: Tensor | None = None
 
+    def split(self, parts: int) -> list[Batch]:
+        """So many micro-batches of equal size."""
+        if parts == 1:
+            return [self]
+        views = [None] * parts if self.views is None else self.views.chunk(parts)
+        return [Batch(*each) for each in zip(self.images.chunk(parts), self.target.chunk(parts), views, strict=True)]
+
 
 @dataclass(frozen=True)
 class ViewSpace:

@@ -24,13 +24,24 @@ class Damaged(Exception):
 def save(state: Mapping[str, Any], path: Path) -> None:
     """Write ``state`` to ``path`` so that at any moment a whole file is there; the one before becomes ``*.previous``.
 
-    The file is a zip archive, whose checksums :func:`load` verifies.
+    The file is a zip archive, whose checksums are verified here before it takes the place, and by :func:`load`.
+
+    Raises:
+        UsageError: it cannot be written; what was there stays.
     """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        with zipfile.ZipFile(partial) as archive:
+            if archive.testzip():
+                raise OSError(None, "what was written differs when it is read again")
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch's writer makes RuntimeErrors of some
+        partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or "the disk may be full"
+        raise UsageError(f"{path} cannot be written ({reason}); the one before is kept, --resume goes on") from None
     if path.exists():
         os.replace(path, previous(path))
     os.replace(partial, path)

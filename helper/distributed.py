@@ -5,8 +5,10 @@ Everything here also works, and does nothing, in a process that is alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from helper.errors import UsageError
+from helper.stopping import Stopped
 
 Result = TypeVar("Result")
 
@@ -80,7 +83,7 @@ class _Sum(torch.autograd.Function):
 
 def differentiable_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes; its gradient is summed over them too."""
-    result: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    result: Tensor = _Sum.apply(tensor)
     return result
 
 
@@ -103,6 +106,37 @@ def from_first(function: Callable[[], Result]) -> Result:
         raise UsageError(answer[1])
     result: Result = answer[0]
     return result
+
+
+def gather(item: Result) -> list[Result]:
+    """Every process's item, by rank; it has to be picklable."""
+    if size() == 1:
+        return [item]
+    items: list[Any] = [None] * size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors with those of the first process."""
+    for tensor in tensors if size() > 1 else ():
+        dist.broadcast(tensor, 0)
+
+
+@contextlib.contextmanager
+def losses_said(advice: str) -> Iterator[None]:
+    """Turn the error that follows when another process has ended into one line.
+
+    Raises:
+        Stopped: with the advice.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if size() > 1 and re.search(r"connection|peer|timed? ?out|nccl|gloo|socket", str(error), re.I):
+            reason = str(error).strip().splitlines()[-1][:120]
+            raise Stopped(f"another process of this run has ended or cannot be reached ({reason}); {advice}") from None
+        raise
 
 
 def share_of(count: int) -> slice:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from helper import checkpoint
+from helper import checkpoint, distributed
 from helper.batch import Batch
 from helper.errors import UsageError
+from helper.evaluation import evaluate
 from helper.logger import Logger
-from helper.meters import Means, accuracy
+from helper.meters import FirstBad, Means, Scalars
+from helper.precision import autocast
+from helper.progress import clock, progress
 from helper.recipe import PUBLISHED, Recipe, lr_drops, seed_of
 from helper.run_folder import RunFolder, provenance
+from helper.stopping import Signals, Stopped
+from helper.sync_bn import synchronise
 
-Scalars = dict[str, torch.Tensor]
+LOOK = 50
+"""Every so many steps it is looked whether the loss is finite, whether to save, and whether another process stops."""
 
 
 class Loader(Protocol):
@@ -32,7 +37,7 @@ class Loader(Protocol):
 
     num_images: int
 
-    def set_epoch(self, epoch: int) -> None: ...
+    def set_epoch(self, epoch: int, start: int = 0) -> None: ...
 
     def __len__(self) -> int: ...
 
@@ -52,19 +57,33 @@ class Task(Protocol):
         """
 
     def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images → named logits, see :func:`evaluate`; the first name is what the best epoch is chosen by."""
+        """Images → named logits, see :func:`helper.evaluation.evaluate`; the best epoch is chosen by the first name."""
+
+
+class Step(nn.Module):
+    """A task's step as a module, which DistributedDataParallel can wrap."""
+
+    def __init__(self, task: Task, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.trained = task.trained
+        self.task, self.device, self.precision = task, device, precision
+
+    def forward(self, batch: Batch, epoch: int) -> Scalars:
+        with autocast(self.device, self.precision):
+            scalars = self.task.step(batch, epoch)
+        return {name: value if name == "loss" else value.detach() for name, value in scalars.items()}
 
 
 @dataclass
 class Fit:
-    """One training run from its first or last epoch to its result.
+    """One training run from its first or last step to its result, in one process or several.
 
     Args:
         task: what is trained; already on ``device``.
         train, test: loaders; ``validation`` chooses the best epoch where it is given.
         opt: the options of :mod:`helper.recipe`.
         learning_rate: the first one.
-        run: an opened run folder.
+        run: an opened run folder, which the first process writes to.
         state: what :meth:`RunFolder.open` returned.
         about: goes into every checkpoint: ``arch``, ``num_classes``, ``dataset``.
         notes: goes into ``result.json``, for example the teachers' accuracies.
@@ -93,11 +112,19 @@ class Fit:
         self.seed = seed_of(opt)
         self.provenance = provenance()  # of the code that runs, not of what lies there when it ends
         self.drops = lr_drops(opt.epochs, opt.lr_decay_epochs, self.recipe)
+        if opt.sync_bn and distributed.size() > 1:
+            synchronise(self.task.trained)
         self.optimizer = self._make_optimizer()
-        self.epoch, self.seconds = 0, 0.0
+        self.epoch, self.seconds, self.accuracy = 0, 0.0, 0.0
         self.best: dict[str, Any] | None = None
+        self.position: dict[str, Any] | None = None
         if self.state is not None:
             self._restore(self.state)
+        self.forward: nn.Module = Step(self.task, self.device, opt.precision)
+        if distributed.size() > 1:
+            # Some adapters are idle in the first epoch; statistics of BN are the first process's, see _evaluate.
+            self.forward = DistributedDataParallel(self.forward, find_unused_parameters=True, broadcast_buffers=False)
+        self.logger: Logger | None = None
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         opt, groups = self.opt, self._parameter_groups()
@@ -128,32 +155,36 @@ class Fit:
         self.task.trained.load_state_dict(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.best = state["epoch"], state["seconds"], state["best"]
+        self.accuracy, self.position = state["accuracy"], state.get("position")
+        if state["epochs"] != self.opt.epochs:
+            self.drops = rescaled_drops(state.get("drops", self.drops), self.drops, self.epoch)
 
     def __call__(self) -> dict[str, Any]:
         """Train until the last epoch and write the result.
 
         Raises:
-            UsageError: the loss is no longer finite; the last good checkpoint stays.
+            UsageError: the loss is no longer finite, the memory or the disk is full; the last good checkpoint stays.
+            Stopped: a signal asked for it, or another process is lost.
         """
-        logger = Logger(self.run.path / "tensorboard", self.epoch + 1)
+        if distributed.is_first():
+            self.logger = Logger(self.run.path / "tensorboard", self.epoch + 1)
+        self.saved_at = time.monotonic()
         try:
-            while self.epoch < self.opt.epochs:
-                self._epoch(self.epoch + 1, logger)
+            with Signals() as signals, distributed.losses_said(f"{self.run.path}: --resume goes on"):
+                while self.epoch < self.opt.epochs:
+                    self._epoch(self.epoch + 1, signals)
+                    self._answer(signals, f"after epoch {self.epoch}")
+            return self._finish()
         finally:
-            logger.close()
-        return self._finish()
+            if self.logger:
+                self.logger.close()
 
-    def _epoch(self, epoch: int, logger: Logger) -> None:
-        started = time.perf_counter()
+    def _epoch(self, epoch: int, signals: Signals) -> None:
+        started, self.epoch_started = time.perf_counter(), time.perf_counter()
+        steps = len(self.train) - (self.position["step"] if self.position else 0)
         rate = self.learning_rate * self.opt.lr_decay_rate ** sum(epoch > drop for drop in self.drops)
-        trained = self._train(epoch, rate)
+        trained = self._train(epoch, rate, signals)
         train_seconds = time.perf_counter() - started
-        if not math.isfinite(trained["loss"]):
-            raise UsageError(
-                f"the loss became {trained['loss']} in epoch {epoch} "
-                f"({', '.join(f'{name} {value:.4g}' for name, value in trained.items())}); "
-                f"the checkpoint of epoch {self.epoch} is kept; try a smaller --learning_rate"
-            )
         held_out = {f"{self.chosen_on}_{name}": value for name, value in self._evaluate(self.validation or self.test)}
         self.seconds += time.perf_counter() - started
         row = {
@@ -161,36 +192,112 @@ class Fit:
             "learning_rate": rate,
             **{f"train_{name}": value for name, value in trained.items()},
             **held_out,
-            "images_per_second": len(self.train) * self.opt.batch_size / train_seconds,
+            "images_per_second": steps * self.opt.batch_size / train_seconds,
             "seconds": self.seconds,
         }
-        self._record(row, logger)
-        self._save(epoch, row)
+        self._save_epoch(epoch, row)
 
     @property
     def chosen_on(self) -> str:
         """What the best epoch is chosen on."""
         return "validation" if self.validation else "test"
 
-    def _train(self, epoch: int, rate: float) -> dict[str, float]:
+    def _train(self, epoch: int, rate: float, signals: Signals) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)  # resumed from before there were factors
-        seed_everything(self.seed, epoch)
-        self.train.set_epoch(epoch)
+        start, means, bad = self._begin(epoch)
+        self.train.set_epoch(epoch, start)
         self.task.trained.train()
-        means = Means()
-        with progress(self.train, f"epoch {epoch}/{self.opt.epochs}", self.opt.batch_size) as batches:
-            for batch in batches:
-                with autocast(self.device, self.opt.precision):
-                    scalars = self.task.step(batch, epoch)
-                self.optimizer.zero_grad(set_to_none=True)
-                scalars["loss"].backward()
-                self.optimizer.step()
+        title, each = f"epoch {epoch}/{self.opt.epochs}", self.opt.batch_size
+        with progress(self.train, title, len(self.train) * each, start * each, each) as batches:
+            for step, batch in enumerate(batches, start + 1):
+                scalars = self._step(batch, epoch)
                 means.add(scalars, len(batch.target))
+                bad.look({name: value for name, value in scalars.items() if name.startswith("loss")}, step)
                 batches.show(means)
-        return means.read()
+                if step % LOOK == 0 or (signals.received and distributed.size() == 1):
+                    self._look(epoch, step, means, bad, signals)
+        self._refuse(bad, epoch)
+        self.position = None
+        return Means.read_together({"": means})[""]
+
+    def _begin(self, epoch: int) -> tuple[int, Means, FirstBad]:
+        """How many steps of the epoch are done, and the sums over them."""
+        means = Means()
+        seed_everything(self.seed, epoch)
+        if self.position is None:
+            return 0, means, FirstBad()
+        states = self.position["generators"]
+        if len(states) == distributed.size():
+            set_generators(states[distributed.rank()], self.device)
+        means.restore(self.position["means"][distributed.rank() % len(states)], self.device)
+        return self.position["step"], means, FirstBad()
+
+    def _step(self, batch: Batch, epoch: int) -> Scalars:
+        """One update of the weights; the mean scalars of its micro-batches."""
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = batch.split(self.opt.accumulate)
+        try:
+            each = [self._backward(part, epoch, len(parts), part is parts[-1]) for part in parts]
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not out_of_memory(error):
+                raise
+            each = []
+        if not each:
+            raise UsageError(self._too_large(batch, epoch))
+        self.optimizer.step()
+        return each[0] if len(each) == 1 else {name: torch.stack([s[name] for s in each]).mean() for name in each[0]}
+
+    def _backward(self, batch: Batch, epoch: int, parts: int, is_last: bool) -> Scalars:
+        """Add the gradient of a micro-batch; processes exchange theirs after the last."""
+        alone = is_last or not isinstance(self.forward, DistributedDataParallel)
+        with contextlib.nullcontext() if alone else self.forward.no_sync():  # type: ignore[operator]
+            scalars: Scalars = self.forward(batch, epoch)
+            (scalars["loss"] / parts).backward()
+        return {name: value.detach() for name, value in scalars.items()}
+
+    def _too_large(self, batch: Batch, epoch: int) -> str:
+        """Says which batch would fit, found by trying halves."""
+        size = len(batch.target) // self.opt.accumulate // 2
+        while size and distributed.size() == 1:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                self._backward(Batch(batch.images[:size], batch.target[:size]), epoch, 1, True)
+                break
+            except RuntimeError:
+                size //= 2
+        hint = f"{size} images at once fit, so try --accumulate" if size else "try a smaller one, or --accumulate"
+        return f"--batch_size: {self.opt.batch_size} does not fit in the memory; {hint}; {self._kept()}"
+
+    def _kept(self) -> str:
+        """What is not lost."""
+        return f"the checkpoint of epoch {self.epoch} is kept" if self.epoch else "there is no checkpoint yet"
+
+    def _look(self, epoch: int, step: int, means: Means, bad: FirstBad, signals: Signals) -> None:
+        """Stop at a loss that is not finite; save where it is time to, or where a signal asks for it."""
+        self._refuse(bad, epoch)
+        due = time.monotonic() - self.saved_at > self.opt.checkpoint_minutes * 60
+        if any(distributed.gather(due or signals.received is not None)):
+            self._save_position(step, means)
+        self._answer(signals, f"after step {step} of epoch {epoch}")
+
+    def _refuse(self, bad: FirstBad, epoch: int) -> None:
+        found = bad.read()
+        if found:
+            step, parts = found
+            raise UsageError(
+                f"{', '.join(parts)} became infinite or not a number in step {step} of epoch {epoch}; "
+                f"{self._kept()}; try a smaller --learning_rate"
+            )
+
+    def _answer(self, signals: Signals, where: str) -> None:
+        """Stop if any process was told to; the state has been saved."""
+        received = [each for each in distributed.gather(signals.received) if each]
+        if received and self.epoch < self.opt.epochs:
+            raise Stopped(f"{received[0]}: {self.run.path} is saved {where}; --resume goes on from there")
 
     def _evaluate(self, loader: Loader) -> list[tuple[str, float]]:
+        distributed.copy_from_first(self.task.trained.buffers())
         self.task.trained.eval()
         scores = evaluate(self.task.predict, loader, self.device, self.opt.precision)
         main = next(iter(scores))
@@ -200,44 +307,67 @@ class Fit:
             for name, value in values.items()
         ]
 
-    def _record(self, row: dict[str, Any], logger: Logger) -> None:
+    def _save_epoch(self, epoch: int, row: dict[str, Any]) -> None:
+        """Record an epoch that is done; the checkpoint last, so that a run that is cut off here repeats the epoch."""
+        self.accuracy = row[f"{self.chosen_on}_accuracy"]
+        is_best = self.best is None or self.accuracy > self.best["accuracy"]
+        self.epoch = epoch
+        if is_best:
+            self.best = {"epoch": epoch, "accuracy": self.accuracy}
+        if not distributed.is_first():
+            return
+        self._record(row)
+        if is_best:
+            everything = {"trained": self.task.trained.state_dict()} if self.keep_all else {}
+            checkpoint.save({**self._network(), **everything}, self.run.best)
+        self._save(self.seconds)
+
+    def _save_position(self, step: int, means: Means) -> None:
+        """Save in the middle of an epoch."""
+        generators = distributed.gather(get_generators(self.device))
+        self.position = {"step": step, "means": distributed.gather(means.state()), "generators": generators}
+        if distributed.is_first():
+            self._save(self.seconds + time.perf_counter() - self.epoch_started)
+
+    def _save(self, seconds: float) -> None:
+        state = {
+            **self._network(),
+            "trained": self.task.trained.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "seconds": seconds,
+            "best": self.best,
+            "drops": self.drops,
+            "position": self.position,
+        }
+        checkpoint.save(state, self.run.last)
+        self.saved_at = time.monotonic()
+
+    def _network(self) -> dict[str, Any]:
+        return {
+            **self.about,
+            "model": self.task.trained["network"].state_dict(),
+            "epoch": self.epoch,
+            "epochs": self.opt.epochs,
+            "accuracy": self.accuracy,
+        }
+
+    def _record(self, row: dict[str, Any]) -> None:
+        assert self.logger is not None
         for name, value in row.items():
             if name != "epoch":
-                logger.log_value(name, value, row["epoch"])
-        logger.flush()
+                self.logger.log_value(name, value, row["epoch"])
+        self.logger.flush()
         self.run.append_metrics(row)
         tqdm.write(
             f"epoch {row['epoch']:3d}/{self.opt.epochs}  loss {row['train_loss']:.4f}  "
             f"train {row['train_accuracy']:.2f} %  {self.chosen_on} {row[f'{self.chosen_on}_accuracy']:.2f} %  "
             f"lr {row['learning_rate']:.2g}  {row['images_per_second']:.0f} images/s  "
-            f"left {_clock(self.seconds / row['epoch'] * (self.opt.epochs - row['epoch']))}"
+            f"left {clock(self.seconds / row['epoch'] * (self.opt.epochs - row['epoch']))}"
         )
         sys.stdout.flush()
 
-    def _save(self, epoch: int, row: dict[str, Any]) -> None:
-        chosen = row[f"{self.chosen_on}_accuracy"]
-        network = {
-            **self.about,
-            "model": self.task.trained["network"].state_dict(),
-            "epoch": epoch,
-            "epochs": self.opt.epochs,
-            "accuracy": chosen,
-        }
-        if self.best is None or chosen > self.best["accuracy"]:
-            self.best = {"epoch": epoch, "accuracy": chosen}
-            everything = {"trained": self.task.trained.state_dict()} if self.keep_all else {}
-            checkpoint.save({**network, **everything}, self.run.best)
-        self.epoch = epoch
-        resume = {
-            "trained": self.task.trained.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "seconds": self.seconds,
-            "best": self.best,
-        }
-        checkpoint.save({**network, **resume}, self.run.last)
-
     def _finish(self) -> dict[str, Any]:
-        rows = self.run.read_metrics()
+        rows = distributed.from_first(self.run.read_metrics)
         assert self.best is not None
         result = {
             "last": self._scores(rows[-1]),
@@ -248,19 +378,21 @@ class Fit:
             "hours": self.seconds / 3600,
             "images_per_second": sum(row["images_per_second"] for row in rows) / len(rows),
             "device": device_name(self.device),
+            "processes": distributed.size(),
             **self.about,
             **self.notes,
             **self.provenance,
         }
         if self.validation is not None:
             result["last"] |= {f"test_{name}": value for name, value in self._evaluate(self.test)}
-            best = checkpoint.load(self.run.best)
+            best = distributed.from_first(lambda: checkpoint.load(self.run.best))
             if self.keep_all:
                 self.task.trained.load_state_dict(best["trained"])
             else:
                 self.task.trained["network"].load_state_dict(best["model"])
             result["best"] |= {f"test_{name}": value for name, value in self._evaluate(self.test)}
-        self.run.write_json("result.json", result)
+        if distributed.is_first():
+            self.run.write_json("result.json", result)
         return result
 
     @staticmethod
@@ -269,54 +401,41 @@ class Fit:
         return {name: value for name, value in row.items() if name.startswith(kept)}
 
 
-def evaluate(predict: Any, loader: Loader, device: torch.device, precision: str) -> dict[str, dict[str, float]]:
-    """Named predictions' mean scores over a loader.
+def rescaled_drops(old: Sequence[int], new: Sequence[int], epoch: int) -> list[int]:
+    """Where the learning rate drops when the number of epochs has changed after ``epoch``.
 
-    Args:
-        predict: images ``[B, 3, H, W]`` → for each name logits ``[B, C]``; or those of m networks ``[m, B, C]``, which
-            are scored as ``name_0``, ``name_1``, … and, as their mean, ``name``; or a measure of each image ``[B]``.
-
-    Returns:
-        for each name ``accuracy`` and ``accuracy5`` in percent, and ``loss`` (cross-entropy in nats); the mean of a
-        measure under the empty name.
+    Drops that have taken effect stay; the others go where the new number of epochs puts them, at once if that has
+    passed.
     """
-    means: dict[str, Means] = {}
-    with torch.no_grad():
-        for batch in loader:
-            with autocast(device, precision):
-                predictions = predict(batch.images)
-            for name, prediction in predictions.items():
-                for which, scores in _named_scores(name, prediction, batch.target):
-                    means.setdefault(which, Means()).add(scores, len(batch.target))
-    return {name: mean.read() for name, mean in means.items()}
+    passed = sum(drop < epoch for drop in old)
+    return [*old[:passed], *(max(drop, epoch) for drop in new[passed:])]
 
 
-def _named_scores(name: str, prediction: torch.Tensor, target: torch.Tensor) -> list[tuple[str, Scalars]]:
-    if prediction.ndim == 1:
-        return [(name, {"": prediction.mean()})]
-    if prediction.ndim == 2:
-        return [(name, _scores_of(prediction.float(), target))]
-    each = [_scores_of(logits.float(), target) for logits in prediction]
-    mean = {score: torch.stack([scores[score] for scores in each]).mean() for score in each[0]}
-    return [(name, mean), *((f"{name}_{j}", scores) for j, scores in enumerate(each))]
-
-
-def _scores_of(logits: torch.Tensor, target: torch.Tensor) -> Scalars:
-    return {
-        "accuracy": accuracy(logits, target),
-        "accuracy5": accuracy(logits, target, top=5),
-        "loss": F.cross_entropy(logits, target),
-    }
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """The arithmetic that ``--precision`` asks for."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the accelerator's or the host's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def seed_everything(seed: int, epoch: int = 0) -> None:
-    """Seed torch's generators for one epoch, so that a resumed run draws what an undisturbed one would."""
-    torch.manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    """Seed torch's generators for one epoch, so that a resumed run draws what an undisturbed one would.
+
+    Before the first epoch all processes draw the same, the initial weights; then each draws its own.
+    """
+    process = distributed.rank() if epoch else 0
+    torch.manual_seed((seed * 1_000_003 + epoch + process * 2_147_483_647) % 2**63)
+
+
+def get_generators(device: torch.device) -> list[torch.Tensor]:
+    """The states of torch's generators, of the host and of the device."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_generators(states: Sequence[torch.Tensor], device: torch.device) -> None:
+    """Go on from what :func:`get_generators` returned; the device's is left alone where the run was on another one."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def device_name(device: torch.device) -> str:
@@ -325,43 +444,3 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
-
-
-class progress:
-    """A tqdm bar over batches on a terminal, and nothing elsewhere. The means are read twice a second at most."""
-
-    def __init__(self, loader: Iterable[Any], title: str, batch_size: int) -> None:
-        self._bar = tqdm(
-            total=len(loader) * batch_size,  # type: ignore[arg-type]
-            desc=title,
-            unit=" images",
-            leave=False,
-            disable=not sys.stderr.isatty(),
-        )
-        self._loader, self._batch_size, self._shown = loader, batch_size, 0.0
-
-    def __enter__(self) -> progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def __iter__(self) -> Any:
-        for batch in self._loader:
-            yield batch
-            self._bar.update(self._batch_size)
-
-    def show(self, means: Means) -> None:
-        """Put loss and accuracy beside the bar, if it is time to."""
-        now = time.monotonic()
-        if self._bar.disable or now - self._shown < 0.5:
-            return
-        self._shown = now
-        values = means.read()
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.2f} %", refresh=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from helper import distributed
 from helper.errors import UsageError
 from helper.options import (
     Flatten,
@@ -124,7 +125,24 @@ def _add_run(options: Options) -> None:
     add("-t", "--trial", default="0", help="a name that tells repetitions apart; a number is also the seed")
     add("--seed", type=natural, default=None, help="seeds everything; the trial, when that is a number, unless given")
     add("--save_dir", type=Path, default=Path("save"), named=False, help="where run folders go")
-    add("--resume", action="store_true", named=False, help="continue an unfinished run; with none there, start")
+    add(
+        "--resume",
+        nargs="?",
+        type=Path,
+        const=True,
+        default=None,
+        metavar="FOLDER",
+        named=False,
+        help="continue an unfinished run; with none there, start. With FOLDER, a run of fewer epochs: go on from its "
+        "end, to more --epochs",
+    )
+    add(
+        "--checkpoint_minutes",
+        type=positive_float,
+        default=15.0,
+        named=False,
+        help="save in the middle of an epoch after so long without a checkpoint",
+    )
     add("--overwrite", action="store_true", named=False, help="discard what the run folder holds and start again")
     add(
         "--evaluate",
@@ -138,6 +156,18 @@ def _add_run(options: Options) -> None:
 
 def _add_machine(options: Options) -> None:
     add = options.section("machine")
+    add(
+        "--accumulate",
+        type=positive_int,
+        default=1,
+        help="micro-batches per step, for less memory; BatchNorm's statistics and AEKD's gradients are then those of a "
+        "micro-batch",
+    )
+    add(
+        "--sync_bn",
+        action="store_true",
+        help="under torchrun: BatchNorm over the batches of all processes, as one process would have it",
+    )
     add("--device", default="auto", named=False, help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     add("--gpu_id", type=natural, default=None, named=False, help="the same as --device cuda:N where there is a GPU")
     add(
@@ -189,7 +219,7 @@ def device_of(opt: argparse.Namespace) -> torch.device:
     if opt.gpu_id is not None and opt.device == "auto" and gpus:
         return _gpu("--gpu_id", opt.gpu_id, gpus)
     if opt.device in ("auto", "cuda") and gpus:
-        return torch.device("cuda", 0)
+        return torch.device("cuda", distributed.local_rank() % gpus)
     if opt.device in ("auto", "cpu"):
         return torch.device("cpu")
     prefix, _, index = opt.device.partition(":")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -19,7 +20,7 @@ from helper.errors import UsageError
 
 
 class RunFolder:
-    """``save/<kind>/<name>/``; nothing is written before :meth:`open`.
+    """``save/<kind>/<name>/``; nothing is written before :meth:`open`. One process at a time may have it open.
 
     Args:
         path: the folder.
@@ -29,6 +30,7 @@ class RunFolder:
         self.path = path
         self.last, self.best = path / "last.pth", path / "best.pth"
         self.metrics, self.result = path / "metrics.jsonl", path / "result.json"
+        self._lock: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -45,24 +47,61 @@ class RunFolder:
         if started and not self.finished and not resume and not overwrite:
             raise UsageError(f"{self.path} holds an unfinished run; continue it with --resume, or --overwrite it")
 
-    def open(self, parameters: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    def open(
+        self, parameters: dict[str, Any], overwrite: bool, earlier: RunFolder | None = None
+    ) -> dict[str, Any] | None:
         """Make the folder, write the options, and return the state to resume from, if there is one.
 
+        Args:
+            parameters: for ``parameters.json``.
+            overwrite: empty the folder first.
+            earlier: a run to go on from, where this one has not begun; it is only read.
+
         Raises:
-            UsageError: the folder cannot be made.
+            UsageError: the folder cannot be made or written, or another process trains in it.
         """
-        if overwrite and self.path.exists():
-            shutil.rmtree(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._take()
+            if overwrite:
+                self._empty()
+            if earlier is not None and not self.last.exists() and not checkpoint.previous(self.last).exists():
+                self._copy(earlier)
+            state, notes = checkpoint.load_newest(self.last)
+            for note in notes:
+                print(f"{note}; the one before it is used", flush=True)
+            self.write_json("parameters.json", parameters)
+            self._cut_metrics(state["epoch"] if state else 0)
         except OSError as error:
-            raise UsageError(f"--save_dir: cannot make {self.path} ({error.strerror})") from None
-        state, notes = checkpoint.load_newest(self.last)
-        for note in notes:
-            print(f"{note}; the one before it is used", flush=True)
-        self.write_json("parameters.json", parameters)
-        self._cut_metrics(state["epoch"] if state else 0)
+            raise UsageError(f"--save_dir: cannot write {self.path} ({error.strerror})") from None
         return state
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take(self) -> None:
+        """Lock the folder itself; the kernel lets go of it when the process ends, however it ends."""
+        lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise UsageError(f"{self.path}: another process trains in this folder; wait for it or end it") from None
+        self._lock = lock
+
+    def _empty(self) -> None:
+        for entry in self.path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _copy(self, earlier: RunFolder) -> None:
+        """Take over another run's metrics and checkpoints, the last one last: with that this run has begun."""
+        for source in (earlier.metrics, earlier.best, earlier.last):
+            partial = self.path / f"{source.name}.partial"
+            shutil.copyfile(source, partial)
+            os.replace(partial, self.path / source.name)
 
     def _cut_metrics(self, epoch: int) -> None:
         """Drop lines that a cut off run wrote after its last checkpoint."""
@@ -80,9 +119,20 @@ class RunFolder:
         return rows
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one epoch's line."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add one epoch's line.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UsageError(
+                f"{self.metrics} cannot be written ({error.strerror}); the last checkpoint is kept, --resume goes on"
+            ) from None
 
     def read_json(self, name: str) -> Any:
         """What :meth:`write_json` wrote, or None."""

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 
+from helper import distributed
 from helper.errors import UsageError
+from helper.stopping import RESUME_ME, Stopped
+
+HOLD_BACK = 2.0
+"""Seconds before another process than the first repeats what the first has probably said; torchrun ends it sooner."""
 
 
 def run_script(main: Callable[[Sequence[str]], None]) -> None:
-    """Call ``main`` with the command line; bad input becomes one line on stderr and exit code 2."""
+    """Call ``main`` with the command line.
+
+    Bad input becomes one line on stderr and exit code 2; a run that was stopped and can go on, exit code 75.
+    """
     try:
         main(sys.argv[1:])
     except UsageError as error:
-        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        leave(f"{sys.argv[0]}: error: {error}", 2)
+    except Stopped as reason:
+        leave(f"{sys.argv[0]}: {reason}", RESUME_ME)
     except KeyboardInterrupt:
-        print("\ninterrupted; --resume continues from the last finished epoch", file=sys.stderr)
-        sys.exit(130)
+        leave("\ninterrupted; --resume continues from the last checkpoint", 130)
+    finally:
+        distributed.stop()
+
+
+def leave(message: str, code: int) -> None:
+    """Say why, once for all processes, and exit."""
+    if not distributed.is_first():
+        time.sleep(HOLD_BACK)
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from helper import checkpoint
+from helper import checkpoint, distributed
 from helper.errors import UsageError
-from helper.loop import Fit, Task, evaluate, seed_everything
+from helper.evaluation import evaluate
+from helper.loop import Fit, Task, seed_everything
 from helper.recipe import PUBLISHED, Recipe, check, device_of, seed_of
 from helper.run_folder import RunFolder, parameters_of
 
@@ -42,6 +43,8 @@ class Session:
         info_of: Callable[..., Any],
     ) -> None:
         check(opt)
+        distributed.start()
+        distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
         self.opt, self.models, self._get_loaders = opt, models, get_loaders
         self.device = device_of(opt)
         self.info = info_of(opt.dataset, opt.data_dir)
@@ -60,6 +63,7 @@ class Session:
             validation=opt.validation,
             num_workers=opt.num_workers,
             eval_batch_size=EVAL_BATCH if self.info.image_size <= 96 else opt.batch_size,
+            shard=(distributed.rank(), distributed.size()),
         )
 
     def example(self) -> torch.Tensor:
@@ -99,11 +103,14 @@ class Session:
             UsageError: an unfinished run lies there and neither --resume nor --overwrite is given.
         """
         run = RunFolder(self.opt.save_dir / kind / folder_name(name))
-        if run.finished and not self.opt.overwrite:
-            result = run.read_json("result.json")
-            print(f"{run.path} is finished ({describe(result)}); --overwrite trains it again")
+        if isinstance(self.opt.resume, Path):
+            check_earlier(self.opt)
+        if distributed.from_first(lambda: run.finished) and not self.opt.overwrite:
+            if distributed.is_first():
+                result = run.read_json("result.json")
+                print(f"{run.path} is finished ({describe(result)}); --overwrite trains it again")
             return None
-        run.check(self.opt.resume, self.opt.overwrite)
+        distributed.from_first(lambda: run.check(self.opt.resume is not None, self.opt.overwrite))
         return run
 
     def train(
@@ -118,9 +125,30 @@ class Session:
     ) -> dict[str, Any]:
         """Open the run folder, train, print and return the result; the arguments are those of :class:`Fit`."""
         opt, loaders = self.opt, self.loaders
-        state = run.open(parameters_of(opt), opt.overwrite)
+        earlier = RunFolder(opt.resume) if isinstance(opt.resume, Path) else None
+        state = distributed.from_first(lambda: run.open(parameters_of(opt), opt.overwrite, earlier))
+        try:
+            return self._train(run, task, arch, state, loaders, dict(notes or {}), recipe, rates or {}, keep_all)
+        finally:
+            run.close()
+
+    def _train(
+        self,
+        run: RunFolder,
+        task: Task,
+        arch: str,
+        state: dict[str, Any] | None,
+        loaders: Any,
+        notes: dict[str, Any],
+        recipe: Recipe,
+        rates: Mapping[str, float],
+        keep_all: bool,
+    ) -> dict[str, Any]:
+        opt = self.opt
         if state is not None:
-            print(f"{run.path}: resuming after epoch {state['epoch']}", flush=True)
+            position = state.get("position")
+            where = f"step {position['step']} of epoch {state['epoch'] + 1}" if position else f"epoch {state['epoch']}"
+            print(f"{run.path}: resuming after {where}", flush=True)
         fit = Fit(
             task=task,
             train=loaders.train,
@@ -132,9 +160,9 @@ class Session:
             state=state,
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
             about={"arch": arch, "num_classes": self.info.num_classes, "dataset": opt.dataset},
-            notes=dict(notes or {}),
+            notes=notes,
             recipe=recipe,
-            rates=rates or {},
+            rates=rates,
             keep_all=keep_all,
         )
         result = fit()
@@ -154,6 +182,31 @@ class Session:
             f"{path}: {arch} on {self.opt.dataset}: accuracy {scores['accuracy']:.2f} %, "
             f"top-5 {scores['accuracy5']:.2f} %, cross-entropy {scores['loss']:.4f}"
         )
+
+
+MAY_DIFFER = frozenset(
+    {"epochs", "checkpoint_minutes", "save_dir", "data_dir", "device", "gpu_id", "num_workers", "teacher_cache_gb"}
+)
+"""Options in which a run may differ from the one that it goes on from."""
+
+
+def check_earlier(opt: argparse.Namespace) -> None:
+    """Refuse to go on from a run of other options than these, or from one that is no run.
+
+    Raises:
+        UsageError: naming the folder and the options.
+    """
+    earlier = RunFolder(opt.resume)
+    stored = earlier.read_json("parameters.json")
+    if stored is None or not earlier.last.exists():
+        raise UsageError(f"--resume: {opt.resume} holds no run to go on from")
+    now = parameters_of(opt)
+    differing = [name for name in now if name not in MAY_DIFFER and stored.get(name, now[name]) != now[name]]
+    if differing:
+        names = ", ".join(f"--{name}" for name in differing)
+        raise UsageError(f"--resume: the run in {opt.resume} has another {names}")
+    if opt.epochs < stored["epochs"]:
+        raise UsageError(f"--epochs: {opt.epochs}, but the run in {opt.resume} has {stored['epochs']}; choose more")
 
 
 def describe(result: Mapping[str, Any]) -> str:

@@ -37,10 +37,10 @@ def interrupt(patch: pytest.MonkeyPatch, epoch: int) -> None:
     """Break off after the epoch's metrics are written, before its checkpoint."""
     save = Fit._save
 
-    def stop(self: Fit, number: int, row: dict[str, float]) -> None:
-        if number == epoch:
+    def stop(self: Fit, seconds: float) -> None:
+        if self.epoch == epoch:
             raise KeyboardInterrupt
-        save(self, number, row)
+        save(self, seconds)
 
     patch.setattr(Fit, "_save", stop)
 

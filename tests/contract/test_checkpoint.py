@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 import re
+import resource
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,6 +89,24 @@ def test_the_one_before_is_kept(path: Path) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["last.pth", "last.pth.previous"]
 
 
+class PowerCut(BaseException):
+    """Nothing is caught when the power fails."""
+
+
+def test_a_full_disk_is_said_and_costs_nothing(path: Path) -> None:
+    save(small(1), path)
+    save(small(2), path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, before[1]))
+    try:
+        with pytest.raises(UsageError, match=r"last\.pth cannot be written .*; the one before is kept"):
+            save(small(3), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (value_of(load(path)), value_of(load(previous(path)))) == (2, 1)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["last.pth", "last.pth.previous"]
+
+
 @pytest.mark.parametrize("call", range(4))
 def test_a_crash_while_saving_costs_nothing(path: Path, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the power fails, the newest whole checkpoint is found."""
@@ -98,14 +117,14 @@ def test_a_crash_while_saving_costs_nothing(path: Path, call: int, monkeypatch: 
     def failing(action: Any) -> Any:
         def run(*arguments: Any, **settings: Any) -> Any:
             if next(calls) == call:
-                raise OSError("no power")
+                raise PowerCut
             return action(*arguments, **settings)
 
         return run
 
     for module, name in ((torch, "save"), (os, "fsync"), (os, "replace")):
         monkeypatch.setattr(module, name, failing(getattr(module, name)))
-    with pytest.raises(OSError, match="no power"):
+    with pytest.raises(PowerCut):
         save(small(3), path)
     monkeypatch.undo()
     state, notes = load_newest(path)

@@ -351,8 +351,8 @@ def test_resuming_is_bitwise(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     straight = run(tmp_path / "a", *arguments)
     save = Fit._save
 
-    def cut(self: Fit, epoch: int, row: dict[str, Any]) -> None:
-        save(self, epoch, row)
+    def cut(self: Fit, seconds: float) -> None:
+        save(self, seconds)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

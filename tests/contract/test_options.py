@@ -239,12 +239,15 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "trial": (["-t", "1"], []),
     "seed": (["--seed", "1"], []),
     "precision": (["--precision", "bf16"], []),
+    "accumulate": (["--accumulate", "2"], []),
+    "sync_bn": (["--sync_bn"], []),
     "teacher_cache": (["--teacher_cache", "cache"], []),
 }
 KEEPING: dict[str, list[str]] = {
     "data_dir": ["--data_dir", "/elsewhere"],
     "save_dir": ["--save_dir", "elsewhere"],
     "resume": ["--resume"],
+    "checkpoint_minutes": ["--checkpoint_minutes", "1"],
     "overwrite": ["--overwrite"],
     "evaluate": ["--evaluate", "a.pth"],
     "device": ["--device", "cpu"],

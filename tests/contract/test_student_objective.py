@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distiller_zoo import distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, ensemble_dict
 from helper.batch import Batch
-from helper.loop import autocast
+from helper.precision import autocast
 from helper.teachers import Teachers
 from models import model_dict
 from train_student import Distillation, feat_start_epoch, feature_shapes, make_adapters

@@ -1,0 +1,63 @@
+"""The bar over an epoch's batches, on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+from helper import distributed
+from helper.meters import Means
+
+
+class progress:
+    """A tqdm bar over batches on a terminal, and nothing elsewhere. The means are read twice a second at most.
+
+    Args:
+        batches: what is iterated over.
+        title: left of the bar.
+        total: images in an epoch.
+        start: images that an earlier part of the run has seen.
+        batch_size: images per batch, those of all processes.
+    """
+
+    def __init__(self, batches: Iterable[Any], title: str, total: int, start: int, batch_size: int) -> None:
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            desc=title,
+            unit=" images",
+            leave=False,
+            disable=not (sys.stderr.isatty() and distributed.is_first()),
+        )
+        self._batches, self._batch_size, self._shown = batches, batch_size, 0.0
+
+    def __enter__(self) -> progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __iter__(self) -> Any:
+        for batch in self._batches:
+            yield batch
+            self._bar.update(self._batch_size)
+
+    def show(self, means: Means) -> None:
+        """Put loss and accuracy beside the bar, if it is time to."""
+        now = time.monotonic()
+        if self._bar.disable or now - self._shown < 0.5:
+            return
+        self._shown = now
+        values = means.read()
+        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.2f} %", refresh=False)
+
+
+def clock(seconds: float) -> str:
+    """``h:mm:ss``"""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,132 @@
+"""Trains every method for a few steps and writes what came of it; started once, or as several processes.
+
+python several_processes.py FOLDER float64|float32
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import train_online
+import train_student
+from dataset.order import batches_of
+from distiller_zoo import distill_dict
+from ensemble import ensemble_dict
+from helper import distributed
+from helper.batch import Batch
+from helper.loop import Fit
+from helper.recipe import PUBLISHED
+from helper.run_folder import RunFolder
+from helper.teachers import Teachers
+from models import model_dict
+from online import online_dict
+
+BATCH, STEPS, EPOCHS, TEST, CLASSES, SIZE = 12, 10, 2, 31, 5, 12
+
+
+def pixels(count: int, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, SIZE, SIZE, generator=generator).to(dtype)
+    return images, torch.randint(0, CLASSES, (count,), generator=generator)
+
+
+class Train:
+    """Each process's part of each batch."""
+
+    def __init__(self, dtype: torch.dtype, steps: int) -> None:
+        self.images, self.target = pixels(BATCH * steps, 1, dtype)
+        self.num_images, self.start = len(self.target), 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.start = start
+
+    def __len__(self) -> int:
+        return self.num_images // BATCH
+
+    def __iter__(self) -> Iterator[Batch]:
+        shard = distributed.rank(), distributed.size()
+        for part in batches_of(self.num_images, BATCH, shard, self.start):
+            yield Batch(self.images[part], self.target[part])
+
+
+class Test:
+    """Each process's part of a test set that no number of processes divides."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        images, target = pixels(TEST, 2, dtype)
+        part = distributed.share_of(TEST)
+        self.images, self.target = images[part], target[part]
+        self.num_images = len(self.target)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, target in zip(self.images.split(4), self.target.split(4), strict=True):
+            yield Batch(images, target)
+
+
+def network(seed: int, **settings: Any) -> Any:
+    torch.manual_seed(seed)
+    return model_dict["resnet8"](num_classes=CLASSES, **settings)
+
+
+def offline(distill: str, method: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    parser = train_student.options()
+    beta = "-b 2" if distill_dict[distill].feature_level else ""
+    opt = parser.parse(f"--distill {distill} --ensemble_method {method} {beta} --feat_start_epoch 1".split())
+    student = network(0)
+    teachers = Teachers([network(k + 1) for k in range(3)])
+    kind, hyperparameters = distill_dict[distill], parser.hyperparameters(opt, "distill")
+    adapters = train_student.make_adapters(kind, hyperparameters, student, teachers, torch.zeros(2, 3, SIZE, SIZE))
+    weighting = ensemble_dict[method](**parser.hyperparameters(opt, "ensemble_method"))
+    for each in teachers.networks:
+        each.to(dtype)
+    task = train_student.Distillation(student, teachers, adapters, weighting, opt)
+    return task, opt
+
+
+def online(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    parser = train_online.options()
+    opt, recipe = train_online.parse(parser, ["--method", name])
+    method = train_online.make_method(parser, opt, recipe)
+    seeds = iter(range(100))
+    peers = method.make_peers(lambda **settings: network(next(seeds), **settings))
+    return train_online.PeerTraining(peers, method, torch.zeros(2, 3, SIZE, SIZE), EPOCHS), opt
+
+
+def cases(dtype: torch.dtype) -> Iterator[tuple[str, Any, Any]]:
+    for distill in distill_dict:
+        for method in ensemble_dict:
+            yield f"{distill} {method}", *offline(distill, method, dtype)
+    for name in online_dict:
+        yield name, *online(name, dtype)
+
+
+def main(folder: Path, dtype: torch.dtype) -> None:
+    """Write ``{case: (weights, scores)}``."""
+    torch.set_num_threads(1)
+    distributed.start()
+    outcomes = {}
+    epochs, steps = (EPOCHS, STEPS) if dtype == torch.float64 else (1, 1)
+    for name, task, opt in cases(dtype):
+        task.trained.to(dtype)
+        opt.epochs, opt.batch_size, opt.precision, opt.sync_bn, opt.lr_decay_epochs = epochs, BATCH, "fp32", True, [1]
+        run = RunFolder(folder / name.replace(" ", "-"))
+        distributed.from_first(lambda run=run: run.open({}, overwrite=True))  # type: ignore[misc]
+        fit = Fit(
+            task, Train(dtype, steps), None, Test(dtype), opt, run, torch.device("cpu"), None, 0.02, {"arch": name}, {},
+            PUBLISHED,
+        )  # fmt: skip
+        result = fit()
+        weights = {key: value.clone() for key, value in task.trained.state_dict().items()}
+        outcomes[name] = weights, {key: value for key, value in result["last"].items() if "accuracy" in key}
+    if distributed.is_first():
+        torch.save(outcomes, folder / "outcomes.pth")
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), getattr(torch, sys.argv[2]))
