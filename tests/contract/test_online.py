@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import train_online
+from dataset import dataset_dict
 from dataset.digits import Digits
 from helper import checkpoint
 from helper.batch import Batch
@@ -24,7 +25,7 @@ from helper.recipe import lr_drops
 from models import StagedModel, model_dict
 from online import OnlineMethod, Outputs, Peers, online_dict
 from online.base import diversity, ramp_up
-from online.boc import BOC
+from online.boc import BOC, OTHERS, RECIPES
 
 CLASSES = 10
 FAMILIES = ("resnet8", "wrn_16_1", "ShuffleV2_0_5")
@@ -247,22 +248,56 @@ def test_diversity() -> None:
     assert diversity(logits[:1]).item() == 0
 
 
+ADAM = (1e-3, 1e-5, False, "adam")
+SGD = (0.1, 1e-4, False, "sgd")
+
+
 @pytest.mark.parametrize(
-    ("name", "model", "expected"),
+    ("name", "model", "dataset", "expected"),
     [
-        ("OKDDip", "resnet32", (300, (150, 225), 128, 0.1, 5e-4, True, "sgd")),
-        ("ONE", "resnet32", (300, (151, 225), 128, 0.1, 1e-4, False, "sgd")),
-        ("BOC", "resnet32", (350, (200, 300), 128, 1e-3, 1e-5, False, "adam")),
-        ("BOC", "resnet20", (400, (100, 180, 240, 350), 64, 1e-3, 1e-5, False, "adam")),
+        ("OKDDip", "resnet32", "cifar100", (300, (150, 225), 128, 0.1, 5e-4, True, "sgd")),
+        ("ONE", "resnet32", "cifar10", (300, (151, 225), 128, *SGD)),
+        ("BOC", "resnet32", "cifar100", (350, (200, 300), 128, *ADAM)),
+        ("BOC", "resnet20", "cifar100", (400, (100, 180, 240, 350), 64, *ADAM)),
+        ("BOC", "resnet20", "digits", (400, (100, 180, 240, 350), 64, *ADAM)),
+        ("BOC", "resnet20", "CIFAR10", (400, (100, 180, 250, 350), 128, *SGD)),
+        ("BOC", "resnet32", "cifar10", (400, (50, 130, 220, 270), 128, *SGD)),
+        ("BOC", "densenetd100k12", "cifar10", (350, (170, 250), 64, *SGD)),
     ],
 )
-def test_published_recipes_are_the_defaults(name: str, model: str, expected: tuple[Any, ...]) -> None:
-    opt, recipe = train_online.parse(train_online.options(), ["--method", name, "--model", model])
+def test_published_recipes_are_the_defaults(name: str, model: str, dataset: str, expected: tuple[Any, ...]) -> None:
+    arguments = ["--method", name, "--model", model, "--dataset", dataset]
+    opt, recipe = train_online.parse(train_online.options(), arguments)
     epochs, drops, *rest = expected
     assert (opt.epochs, lr_drops(opt.epochs, None, recipe)) == (epochs, list(drops))
     assert [opt.batch_size, opt.learning_rate, opt.weight_decay, opt.nesterov, opt.optimizer] == rest
     assert opt.num_branches == (3 if name == "ONE" else 4) if name != "BOC" else opt.num_students == 5
     assert lr_drops(epochs // 10, None, recipe) == [round(drop / 10) for drop in drops]
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "ratios", "kd_T"),
+    [
+        ("resnet20", "cifar100", (0.4, 0.3, 0.3), 3.0),
+        ("resnet110", "cifar100", (0.7, 0.15, 0.15), 2.0),
+        ("resnet20", "cifar10", (0.4, 0.2, 0.4), 3.0),
+        ("resnet110", "cifar10", (0.4, 0.3, 0.3), 3.0),
+        ("densenetd40k12", "cifar10", (0.4, 0.3, 0.3), 3.0),
+        ("resnet32", "folder", (0.7, 0.15, 0.15), 2.0),
+    ],
+)
+def test_published_ratios(model: str, dataset: str, ratios: tuple[float, ...], kd_T: float) -> None:
+    parser = train_online.options()
+    opt, recipe = train_online.parse(parser, ["--method", "BOC", "--model", model, "--dataset", dataset])
+    method = train_online.make_method(parser, opt, recipe)
+    assert isinstance(method, BOC)
+    assert (method.ratios, method.kd_T) == (ratios, kd_T)
+
+
+def test_every_recipe_is_of_a_known_network_and_dataset() -> None:
+    """A misspelt row would never be used."""
+    assert set(RECIPES) <= set(dataset_dict)
+    assert {model for recipes in RECIPES.values() for model in recipes} <= {*model_dict, OTHERS}
 
 
 def test_what_is_typed_overrides_the_recipe() -> None:
