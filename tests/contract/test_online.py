@@ -104,7 +104,7 @@ def test_peers_are_whole_networks(model: str, shared: str) -> None:
 
 
 def test_a_network_without_stages_is_refused() -> None:
-    with pytest.raises(UsageError, match="--model: LogitsOnly has no stages"):
+    with pytest.raises(UsageError, match="--model: torchvision/vit_b_32 has no stages"):
         online_dict["IND"]().make_peers(lambda: model_dict["torchvision/vit_b_32"](num_classes=CLASSES))
 
 
@@ -335,13 +335,14 @@ def test_sizes_of_the_released_students() -> None:
     assert [parameter_count(student) for student in students] == [278_324, 176_216, 100_528, 44_571, 11_943]
 
 
-@pytest.mark.parametrize("model", ["resnet20", "wrn_16_2", "densenetd40k12", "ResNet18"])
+@pytest.mark.parametrize("model", ["resnet20", "wrn_16_2", "densenetd40k12", "ResNet18", "torchvision/efficientnet_b0"])
 def test_students_are_thinner_and_share_the_stem(model: str) -> None:
     task = make_task("BOC", model, num_students=3, num_blocks=2)
     first, *others = task.peers.networks
     for j, student in enumerate(others, 1):
         assert student.widths == first.thinner_widths(3 - j, 3, 2)
-        assert student.get_submodule("conv1") is first.get_submodule("conv1")
+        for child in first.parts[first.stages[0]]:
+            assert student.get_submodule(child) is first.get_submodule(child)
     assert [len(adapters) for adapters in task.method.adapters] == [2, 2]
     costs = train_online.costs(task.peers, images(2))
     assert [cost["macs"] for cost in costs] == sorted((cost["macs"] for cost in costs), reverse=True)
@@ -376,6 +377,18 @@ def test_every_method_on_every_structure_of_three_families(name: str, peers: str
     best = checkpoint.load(folder / "best.pth")
     fresh = model_dict[model](num_classes=CLASSES)
     fresh.load_state_dict(best["model"])
+
+
+@pytest.mark.usefixtures("_few_digits")
+@pytest.mark.parametrize("model", ["resnet20", "wrn_16_2", "densenetd40k12", "torchvision/efficientnet_b0"])
+def test_students_of_the_published_families(model: str, tmp_path: Path) -> None:
+    """Each student has its accuracy and its costs in the result, and learns from student 0's maps."""
+    folder = run(tmp_path, "--method", "BOC", "--model", model, "--epochs", "1", "--num_students", "3")
+    result = json.loads((folder / "result.json").read_text())
+    students = make_task("BOC", model, num_students=3).peers.networks
+    assert [cost["parameters"] for cost in result["peers"]] == [parameter_count(student) for student in students]
+    assert all(f"test_peer_{j}_accuracy" in result["last"] for j in range(3))
+    assert json.loads((folder / "metrics.jsonl").read_text())["train_loss_map"] > 0
 
 
 @pytest.mark.usefixtures("_few_digits")
@@ -477,7 +490,8 @@ def test_half_precision(name: str, tmp_path: Path) -> None:
         ("--method BOC --num_students 1", "--num_students: BOC needs at least 2, got 1"),
         ("--method BOC --num_students 17", "--num_students: student 16 of 17 would be left without channels"),
         ("--method BOC --num_blocks 4", "--num_blocks: the network has 3 stages after its stem, got 4"),
-        ("--method BOC --model torchvision/resnet18", "cannot be made thinner"),
+        ("--method BOC --model torchvision/resnet18", "--model: torchvision/resnet18 cannot be made thinner"),
+        ("--method BOC --model torchvision/efficientnet_b0 --num_blocks 5", "--num_blocks: the network has 4 stages"),
         ("--method IND --model torchvision/vit_b_32 --dataset digits", "cannot take|no stages"),
         ("--method OKDDIP", "did you mean 'OKDDip'"),
         ("--method BOC --start nowhere.pth", "--start: there is no checkpoint 'nowhere.pth'"),
