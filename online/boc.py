@@ -115,15 +115,22 @@ class BOC(OnlineMethod):
         """Students 0 to S − 1, or the single one, with the stem in common.
 
         Raises:
-            UsageError: a student would have no channels left, or the architecture takes no widths.
+            UsageError: a student would be too thin for its architecture, or that takes no widths.
         """
         full = build()
         stages = len(full.stages) - 1
         if self.num_blocks > stages > 0:
             raise UsageError(f"--num_blocks: the network has {stages} stages after its stem, got {self.num_blocks}")
         chosen = range(self.num_branches) if self.single is None else [self.single]
-        students = [full if j == 0 else build(widths=self.widths(full, j)) for j in chosen]
-        return Peers(students, shared=1)
+        return Peers([full if j == 0 else self.student(build, full, j) for j in chosen], shared=1)
+
+    def student(self, build: Callable[..., Network], full: Network, j: int) -> Network:
+        """Student j, of student 0's architecture."""
+        widths = self.widths(full, j)
+        try:
+            return build(widths=widths)
+        except UsageError as error:  # dense stages have to grow, others have units
+            raise UsageError(f"--num_students: student {j} of {self.num_branches} cannot be built; {error}") from None
 
     def widths(self, full: Network, j: int) -> tuple[int, ...]:
         """Channels of the stages of student j."""

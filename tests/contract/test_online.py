@@ -188,6 +188,19 @@ def test_clilr_divides_the_trunks_gradient(m: int) -> None:
         torch.testing.assert_close(divided[key], gradient / m if shared else gradient, rtol=1e-9, atol=1e-12)
 
 
+def test_a_step_divides_the_trunks_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained with is what :func:`test_clilr_divides_the_trunks_gradient` shows."""
+    stems = []
+    for factor in (None, 1.0):
+        task = make_task("CLILR", num_branches=4)
+        task.trained.double().train()
+        if factor is not None:
+            monkeypatch.setattr(type(task.method), "trunk_gradient", factor)
+        task.step(images().double(), labels(), epoch=5)["loss"].backward()
+        stems.append(task.network.conv1.weight.grad)
+    torch.testing.assert_close(4 * stems[0], stems[1], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["DML", "CLILR"])
 def test_detached_targets(name: str) -> None:
     """With --detach_targets peer i's KL sends no gradient to peer j."""
@@ -222,6 +235,20 @@ def test_permuting_the_peers_permutes_the_losses(name: str) -> None:
         assert len(each) >= 5
         torch.testing.assert_close(permuted[key][:5], each[:5][order], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(permuted[key][5:], each[5:], rtol=1e-4, atol=1e-5)
+
+
+def test_permuting_the_students_permutes_their_map_losses() -> None:
+    """Student 0, whose maps are the target, keeps its place; each student takes its adapters along."""
+    method = BOC(num_students=4)
+    maps = tuple((torch.randn(2, 8 - j, 4, 4), torch.randn(2, 16 - j, 2, 2)) for j in range(4))
+    outputs = Outputs(torch.randn(4, 2, CLASSES), (), maps, None)
+    method.num_blocks = 2
+    method.attach(outputs)
+    plain = method.map_losses(outputs)
+    order = [2, 0, 1]
+    method.adapters = nn.ModuleList(method.adapters[j] for j in order)
+    outputs.maps = (maps[0], *(maps[1 + j] for j in order))
+    torch.testing.assert_close(method.map_losses(outputs), plain[order])
 
 
 def permuted_linear(layer: nn.Linear, order: Tensor) -> nn.Linear:
@@ -393,6 +420,27 @@ def test_students_of_the_published_families(model: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_few_digits")
 @each_method
+def test_validation_between_epochs_moves_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a real run, with batches other than the training ones."""
+    seen = 0
+
+    def watch(self: Any, batch: Tensor) -> Any:
+        nonlocal seen
+        before = {key: value.clone() for key, value in self.trained.state_dict().items()}
+        assert not any(module.training for module in self.trained.modules())
+        scores = predict(self, batch)
+        torch.testing.assert_close(self.trained.state_dict(), before, rtol=0, atol=0)
+        seen += 1
+        return scores
+
+    predict = train_online.PeerTraining.predict
+    monkeypatch.setattr(train_online.PeerTraining, "predict", watch)
+    run(tmp_path, "--method", name, "--model", "resnet8", "--epochs", "1", "--validation", "0.25")
+    assert seen >= 2
+
+
+@pytest.mark.usefixtures("_few_digits")
+@each_method
 def test_resuming_is_bitwise(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run cut off after epoch 1 goes on as if nothing had been; its checkpoint holds everything that is trained."""
     arguments = ("--method", name, "--model", "resnet8", "--epochs", "2")
@@ -489,10 +537,25 @@ def test_half_precision(name: str, tmp_path: Path) -> None:
         ("--method BOC --single_student=-1", "--single_student: there are students 0 to 4, got -1"),
         ("--method BOC --num_students 1", "--num_students: BOC needs at least 2, got 1"),
         ("--method BOC --num_students 17", "--num_students: student 16 of 17 would be left without channels"),
+        (
+            "--method BOC --model densenetd40k12 --num_students 13",
+            "--num_students: student 12 of 13 cannot be built; wid",
+        ),
+        ("--method BOC --num_students 0", "--num_students: BOC needs at least 2, got 0"),
+        ("--method BOC --num_blocks 0", "--num_blocks: expected a whole number of at least 1, got 0"),
+        ("--method BOC --ratios 1,2,3,4", "--ratios: expected three numbers .* got '1,2,3,4'"),
+        ("--method BOC --ratios nan,1,1", "--ratios: expected three numbers .* got 'nan,1,1'"),
+        ("--method BOC --num_branches 3", "--num_branches: belongs to --method"),
         ("--method BOC --num_blocks 4", "--num_blocks: the network has 3 stages after its stem, got 4"),
         ("--method BOC --model torchvision/resnet18", "--model: torchvision/resnet18 cannot be made thinner"),
         ("--method BOC --model torchvision/efficientnet_b0 --num_blocks 5", "--num_blocks: the network has 4 stages"),
-        ("--method IND --model torchvision/vit_b_32 --dataset digits", "cannot take|no stages"),
+        ("--method IND --model torchvision/swin_t", "--model: torchvision/swin_t has no stages"),
+        ("--method BOC --model torchvision/swin_t", "--model: torchvision/swin_t cannot be made thinner"),
+        ("--method IND --num_branches 1", "--num_branches: IND needs at least 2, got 1"),
+        ("--method DML --num_branches 0", "--num_branches: DML needs at least 2, got 0"),
+        ("--method CLILR --num_branches=-3", "--num_branches: CLILR needs at least 2, got -3"),
+        ("--method OKDDip --mix average", "--mix: .*'average'.*logits, probabilities"),
+        ("--method OKDDip --peers trunks", "--peers: .*'trunks'.*branches, networks"),
         ("--method OKDDIP", "did you mean 'OKDDip'"),
         ("--method BOC --start nowhere.pth", "--start: there is no checkpoint 'nowhere.pth'"),
     ],
