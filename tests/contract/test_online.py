@@ -196,7 +196,7 @@ def test_a_step_divides_the_trunks_gradient(monkeypatch: pytest.MonkeyPatch) -> 
         task.trained.double().train()
         if factor is not None:
             monkeypatch.setattr(type(task.method), "trunk_gradient", factor)
-        task.step(images().double(), labels(), epoch=5)["loss"].backward()
+        task.step(Batch(images().double(), labels()), epoch=5)["loss"].backward()
         stems.append(task.network.conv1.weight.grad)
     torch.testing.assert_close(4 * stems[0], stems[1], rtol=1e-9, atol=1e-12)
 
