@@ -36,6 +36,7 @@ class StagedModel(nn.Module):
         has_preact: whether ``preact=True`` is offered.
         widths: channels per stage as given to the constructor; empty where it takes none.
         width_unit: the widths have to be multiples of this.
+        label: what messages call the network.
     """
 
     has_maps = True
@@ -52,6 +53,7 @@ class StagedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.label = type(self).__name__
         self.parts = dict(parts)
         self.head = head
         self.relu_after = frozenset(self.parts if relu_after is None else relu_after)
@@ -107,10 +109,17 @@ class StagedModel(nn.Module):
             UsageError: the constructor takes no widths.
         """
         if not self.widths:
-            raise UsageError(f"{type(self).__name__} cannot be made thinner: its constructor takes no widths")
+            raise self.no_widths()
         first = max(1, len(self.widths) - stages)
         narrow = (width * kept // of // self.width_unit * self.width_unit for width in self.widths[first:])
         return (*self.widths[:first], *narrow)
+
+    def no_widths(self) -> UsageError:
+        """What to tell whoever asks for other widths of a network that has none."""
+        return UsageError(
+            f"--model: {self.label} cannot be made thinner, since its constructor takes no widths; choose one of this "
+            f"project's own networks or {TORCHVISION}efficientnet_…"
+        )
 
     def _stage(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """One stage's output before and after its last ReLU; the same tensor where no ReLU follows."""

@@ -6,7 +6,7 @@ checkpoints load as they are. Other families (transformers, and any that ``ANATO
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +17,8 @@ import torchvision
 from torch import Tensor, nn
 
 from helper.errors import UsageError
-from models.base import TORCHVISION, Output, StagedModel, model_dict
+from models.base import TORCHVISION, Output, StagedModel, checked_widths, model_dict
+from models.torchvision_efficientnet import with_channels
 
 IMAGENET_CLASSES = 1000
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
@@ -33,6 +34,8 @@ class Anatomy:
         pool: the child that pools the last map; None where the family averages in its ``forward``.
         head_reads: what the first child of ``head`` takes: the flattened pooled map, the pooled map, or the last map.
         final_relu: whether ``forward`` applies a ReLU to what the trunk returns.
+        with_channels: (network, channels that each child of the trunk returns, number of classes) → a network of the
+            same depth; None where the family has no other widths.
     """
 
     trunk: tuple[str, ...]
@@ -40,6 +43,7 @@ class Anatomy:
     pool: str | None = None
     head_reads: Literal["vector", "pooled", "map"] = "vector"
     final_relu: bool = False
+    with_channels: Callable[[nn.Module, Sequence[int], int], nn.Module] | None = None
 
 
 INCEPTION_STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
@@ -49,7 +53,7 @@ ANATOMY = {
     "AlexNet": Anatomy(("features.*",), ("classifier",), "avgpool"),
     "ConvNeXt": Anatomy(("features.*",), ("classifier",), "avgpool", head_reads="pooled"),
     "DenseNet": Anatomy(("features.*",), ("classifier",), final_relu=True),
-    "EfficientNet": Anatomy(("features.*",), ("classifier",), "avgpool"),
+    "EfficientNet": Anatomy(("features.*",), ("classifier",), "avgpool", with_channels=with_channels),
     "GoogLeNet": Anatomy(
         (
             *("transform_input", "conv1", "maxpool1", "conv2", "conv3", "maxpool2"),
@@ -105,21 +109,27 @@ class TorchvisionConvNet(StagedModel):
         num_classes: number of logits.
         net: the network; its children become those of this module.
         anatomy: how its family is built.
+        name: what it is called here.
     """
 
     has_preact = False
 
-    def __init__(self, num_classes: int, net: nn.Module, anatomy: Anatomy) -> None:
+    def __init__(self, num_classes: int, net: nn.Module, anatomy: Anatomy, name: str) -> None:
         if "transform_input" in anatomy.trunk:
             net.transform_input = InceptionInput()
         parts = stage_parts(net, list(trunk_children(net, anatomy)))
         last = list(parts)[-1]
         super().__init__(num_classes, parts, anatomy.head[-1], relu_after=(last,) if anatomy.final_relu else ())
-        self.anatomy = anatomy
+        self.anatomy, self.label = anatomy, name
+        if anatomy.with_channels is not None:
+            self.widths = published_widths(net, parts)
         self._version = net._version  # MNASNet reads it from the state
         for name, child in net.named_children():
             if name not in AUXILIARY:
                 self.add_module(name, child)
+        for layer in self.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.inplace = False  # the pooled vector is a feature
 
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pool = self.anatomy.pool
@@ -146,7 +156,7 @@ class LogitsOnly(StagedModel):
 
     def __init__(self, num_classes: int, net: nn.Module, name: str) -> None:
         super().__init__(num_classes, parts={}, head="")
-        self.name = name
+        self.label = name
         # The state has to bear torchvision's names. So this module shares the network's tensors and children, and the
         # tuple keeps the network itself from becoming a child, whose name would be a prefix.
         self._parameters, self._buffers, self._modules = net._parameters, net._buffers, net._modules
@@ -170,7 +180,7 @@ class LogitsOnly(StagedModel):
         raise self._no_maps()
 
     def _no_maps(self) -> UsageError:
-        return UsageError(f"{self.name} offers logits only, no features: only --distill kd works with it")
+        return UsageError(f"{self.label} offers logits only, no features: only --distill kd works with it")
 
 
 def trunk_children(net: nn.Module, anatomy: Anatomy) -> Iterator[str]:
@@ -207,14 +217,35 @@ def is_strided(module: nn.Module) -> bool:
     return any((max(layer.stride) if isinstance(layer.stride, tuple) else layer.stride) > 1 for layer in layers)
 
 
-def torchvision_model(name: str, num_classes: int, pretrained: bool = False) -> StagedModel:
+def published_widths(net: nn.Module, parts: Mapping[str, Sequence[str]]) -> tuple[int, ...]:
+    """Channels that each stage returns."""
+    return tuple(channels_of(net, children[-1]) for children in parts.values())
+
+
+def channels_of(net: nn.Module, child: str) -> int:
+    """Channels that a child's last convolution returns."""
+    layers = net.get_submodule(child).modules()
+    return [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)][-1]
+
+
+def torchvision_model(
+    name: str, num_classes: int, pretrained: bool = False, widths: Sequence[int] | None = None
+) -> StagedModel:
     """Build ``torchvision/<name>``.
 
     Args:
         name: torchvision's name.
         num_classes: number of logits.
         pretrained: load torchvision's best ImageNet weights; the last layer is new where ``num_classes`` is not 1000.
+        widths: channels that each stage returns, the published ones unless given.
+
+    Raises:
+        UsageError: the family has no other widths, or no weights for them.
     """
+    if widths is not None:
+        if pretrained:
+            raise UsageError(f"{TORCHVISION}{name}: the pretrained weights are those of the published widths")
+        return of_other_widths(name, num_classes, widths)
     config: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
     if name in ("googlenet", "inception_v3") and not pretrained:
         # torchvision's defaults but for the heads; not to spell out the initialisation makes it warn
@@ -224,8 +255,26 @@ def torchvision_model(name: str, num_classes: int, pretrained: bool = False) -> 
         replace_last_layer(net, num_classes)
     family = type(net).__name__
     if family in ANATOMY:
-        return TorchvisionConvNet(num_classes, net, ANATOMY[family])
+        return TorchvisionConvNet(num_classes, net, ANATOMY[family], TORCHVISION + name)
     return LogitsOnly(num_classes, net, TORCHVISION + name)
+
+
+def of_other_widths(name: str, num_classes: int, widths: Sequence[int]) -> StagedModel:
+    """Build ``torchvision/<name>`` with other ``widths``; children inside a stage shrink in proportion."""
+    with torch.device("meta"):
+        published = torchvision_model(name, num_classes)
+    full = published.widths
+    if not isinstance(published, TorchvisionConvNet) or published.anatomy.with_channels is None:
+        raise published.no_widths()
+    channels = [
+        max(1, channels_of(published, child) * width // whole)
+        for children, width, whole in zip(
+            published.parts.values(), checked_widths(widths, len(full)), full, strict=True
+        )
+        for child in children
+    ]
+    net = published.anatomy.with_channels(published, channels, num_classes)
+    return TorchvisionConvNet(num_classes, net, published.anatomy, published.label)
 
 
 def replace_last_layer(net: nn.Module, num_classes: int) -> None:

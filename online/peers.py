@@ -56,7 +56,7 @@ class Peers(nn.Module):
         super().__init__()
         first = networks[0]
         if len(first.stages) < 2:
-            raise UsageError(f"--model: {type(first).__name__} has no stages that peers could share; choose another")
+            raise UsageError(f"--model: {first.label} has no stages that peers could share; choose another")
         if not 0 <= shared < len(first.stages):
             raise ValueError(f"{shared} shared stages of {len(first.stages)}")
         self.shared = first.stages[:shared]

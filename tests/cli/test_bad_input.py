@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from tiny_runs import TRAIN, Outcome, call, distil, teach, weights
+from tiny_runs import TRAIN, Outcome, call, distil, teach, teach_each_other, weights
 
 import setting
 import train_student
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("little_data")
 def refused(outcome: Outcome, save_dir: Path, *words: str) -> None:
     """Assert that the call failed as it should, with ``words`` in its one line."""
     assert outcome.code == 2
-    assert re.match(r"train_(teacher|student)\.py: error: \S", outcome.err)
+    assert re.match(r"train_(teacher|student|online)\.py: error: \S", outcome.err)
     assert len(outcome.err.splitlines()) == 1, outcome.err
     assert not [word for word in words if word not in outcome.err], outcome.err
     assert not save_dir.exists(), "something was written"
@@ -101,6 +103,40 @@ def test_teacher_options(save_dir: Path, words: str, expected: tuple[str, ...]) 
 )
 def test_student_options(save_dir: Path, teachers: str, words: str, expected: tuple[str, ...]) -> None:
     refused(distil(save_dir, f"{teachers} {words}"), save_dir, *expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--method OKDDIP", ("--method", "'OKDDIP'", "did you mean 'OKDDip'?")),
+        ("--method IND --num_branches 1", ("--num_branches", "at least 2", "1")),
+        ("--method ONE --num_branches 1", ("--num_branches", "at least 2", "1")),
+        ("--method OKDDip --num_branches 2", ("--num_branches", "at least 3", "2")),
+        ("--method CLILR --peers networks", ("--peers", "branches")),
+        ("--method IND --model torchvision/swin_t", ("--model", "torchvision/swin_t", "no stages")),
+        ("--method BOC --ratios 0.5,0.5", ("--ratios", "three numbers", "'0.5,0.5'")),
+        ("--method BOC --single_student 5", ("--single_student", "0 to 4", "5")),
+        ("--method BOC --num_students 17", ("--num_students", "student 16 of 17", "without channels")),
+        ("--method BOC --model densenetd40k12 --num_students 13", ("--num_students", "student 12 of 13")),
+        ("--method BOC --model torchvision/resnet18", ("--model", "torchvision/resnet18", "torchvision/efficientnet_")),
+        ("--method BOC --num_branches 3", ("--num_branches", "BOC")),
+        ("--start /nowhere.pth", ("--start", "/nowhere.pth")),
+    ],
+)
+def test_online_options(save_dir: Path, words: str, expected: tuple[str, ...]) -> None:
+    refused(teach_each_other(save_dir, words), save_dir, *expected)
+
+
+def test_a_process_ends_with_2_and_one_line(save_dir: Path) -> None:
+    """What the other tests call in this process."""
+    words = ["--method", "BOC", "--ratios", "1,2", "--dataset", "digits", "--save_dir", str(save_dir)]
+    done = subprocess.run(
+        [sys.executable, "train_online.py", *words],
+        cwd=Path(train_student.__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    refused(Outcome(done.returncode, done.stdout, done.stderr), save_dir, "--ratios", "'1,2'")
 
 
 def test_c_is_ignored_for_one_teacher(save_dir: Path, teachers: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import train_online
 import train_student
 import train_teacher
 from dataset.base import Split
@@ -78,6 +79,12 @@ def distil(save_dir: Path, words: str = "") -> Outcome:
     """``train_student.py`` on digits; later words override these."""
     recipe = f"--model_s resnet8 --dataset digits --device cpu --epochs 1 --save_dir {save_dir}"
     return call(train_student.main, "train_student.py", f"{recipe} {words}")
+
+
+def teach_each_other(save_dir: Path, words: str = "") -> Outcome:
+    """``train_online.py`` on digits; later words override these."""
+    recipe = f"--model resnet8 --dataset digits --device cpu --epochs 1 --save_dir {save_dir}"
+    return call(train_online.main, "train_online.py", f"{recipe} {words}")
 
 
 def weights(folder: Path, name: str = "last.pth") -> dict[str, torch.Tensor]:

@@ -6,36 +6,48 @@ import contextlib
 import importlib.util
 import io
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 import train_online
+import train_student
 import train_teacher
 from dataset.digits import Digits
 from helper import checkpoint
 from helper.cost import parameter_count
 from helper.errors import UsageError
 from models import model_dict
+from online import online_dict
 from scripts import export
 
-TINY = ("--dataset", "digits", "--batch_size", "32", "--device", "cpu", "--epochs", "1", "--model", "resnet8")
+TINY = ("--dataset", "digits", "--batch_size", "32", "--device", "cpu", "--epochs", "1")
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+ALONE = ("teacher", "student")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Finished runs on a few digits."""
+    """Finished runs of the real commands on a few digits: every online method, a teacher, and its student."""
     train, test = Digits.load(Digits.__new__(Digits))
     parts = train.subset(torch.arange(64)), test.subset(torch.arange(32))
-    save = tmp_path_factory.mktemp("save")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+    common = (*TINY, "--save_dir", str(tmp_path_factory.mktemp("save")))
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Digits, "load", lambda _: parts)
-        for method in ("OKDDip", "ONE", "BOC"):
-            train_online.main(["--method", method, *TINY, "--save_dir", str(save)])
-        train_teacher.main([*TINY, "--save_dir", str(save)])
-    folders = {path.name.split("-")[0]: path for path in save.glob("*/*")}
+        folders = {"teacher": trained(train_teacher, "--model", "wrn_16_1", *common)}
+        teacher = str(folders["teacher"] / "last.pth")
+        folders["student"] = trained(train_student, "--model_s", "resnet8", "--teachers", teacher, *common)
+        for method in online_dict:
+            folders[method] = trained(train_online, "--method", method, "--model", "resnet8", *common)
     return folders
+
+
+def trained(script: ModuleType, *arguments: str) -> Path:
+    """Run a training script; its folder."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        script.main(arguments)
+    return Path(output.getvalue().splitlines()[-1].split(": ")[0])
 
 
 def exported(run: Path, *arguments: str) -> Path:
@@ -53,36 +65,68 @@ def images() -> torch.Tensor:
     return torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(7))
 
 
-@pytest.mark.parametrize("name", ["OKDDip", "resnet8"])
+def peers_of(run: Path, which: str = "last") -> train_online.PeerTraining:
+    """The trained peers, as the run's checkpoint has them."""
+    task = export.rebuild_peers(run, checkpoint.load(run / f"{which}.pth"), torch.zeros(2, 3, 32, 32))
+    task.trained.eval()
+    return task
+
+
+def network_of(run: Path) -> torch.nn.Module:
+    """The network used in the end, which its checkpoint is enough for."""
+    state = checkpoint.load(run / "last.pth")
+    network = model_dict[state["arch"]](num_classes=10).eval()
+    network.load_state_dict(state["model"])
+    return network
+
+
+@pytest.mark.parametrize("name", [*ALONE, *online_dict])
 @torch.no_grad()
 def test_the_network_used_in_the_end(runs: dict[str, Path], name: str) -> None:
     path = exported(runs[name])
-    network = model_dict["resnet8"](num_classes=10).eval()
-    network.load_state_dict(checkpoint.load(runs[name] / "last.pth")["model"])
+    network = network_of(runs[name])
     torch.testing.assert_close(program(path), network(images()))
     assert path == runs[name] / "last_network.pt2"
     size = sum(value.numel() for value in torch.export.load(path).parameters())
     assert size == parameter_count(network)
+    if name not in ALONE:  # the same as among its peers
+        torch.testing.assert_close(program(path), peers_of(runs[name]).predict(images())["network"])
 
 
 @torch.no_grad()
 def test_a_student_and_the_ensemble(runs: dict[str, Path], tmp_path: Path) -> None:
-    state = checkpoint.load(runs["BOC"] / "best.pth")
-    task = export.rebuild_peers(runs["BOC"], state, torch.zeros(2, 3, 32, 32))
-    task.trained.eval()
+    task = peers_of(runs["BOC"], "best")
     student = exported(runs["BOC"], "--student", "3", "--checkpoint", "best", "--out", str(tmp_path / "a.pt2"))
     torch.testing.assert_close(program(student), task.peers.networks[3](images()))
     whole = exported(runs["ONE"], "--ensemble")
-    task = export.rebuild_peers(runs["ONE"], checkpoint.load(runs["ONE"] / "last.pth"), torch.zeros(2, 3, 32, 32))
-    task.trained.eval()
-    torch.testing.assert_close(program(whole), task.predict(images())["one_e"])
+    torch.testing.assert_close(program(whole), peers_of(runs["ONE"]).predict(images())["one_e"])
+    branch = exported(runs["CLILR"], "--branch", "2")
+    torch.testing.assert_close(program(branch), peers_of(runs["CLILR"]).peers.networks[2](images()))
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs onnx, onnxscript and onnxruntime")
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("arguments", [["--student", "3"], ["--ensemble"]])
-def test_onnx(runs: dict[str, Path], arguments: list[str]) -> None:
-    assert exported(runs["BOC"], "--format", "onnx", *arguments).suffix == ".onnx"
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("student", []), ("OKDDip", ["--leader"]), ("BOC", ["--student", "3"]), ("ONE", ["--ensemble"])],
+)
+@torch.no_grad()
+def test_onnx(runs: dict[str, Path], name: str, arguments: list[str]) -> None:
+    import onnxruntime
+
+    path = exported(runs[name], "--format", "onnx", *arguments)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images().numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), expected(runs[name], arguments), rtol=1e-4, atol=1e-4)
+
+
+def expected(run: Path, arguments: list[str]) -> torch.Tensor:
+    """What the trained network answers."""
+    if "--ensemble" in arguments:
+        return peers_of(run).predict(images())["one_e"]
+    if "--student" in arguments:
+        return peers_of(run).peers.networks[int(arguments[1])](images())
+    return network_of(run)(images())
 
 
 def test_onnx_without_its_packages(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +145,8 @@ def test_a_network_that_differs_is_refused() -> None:
     ("name", "arguments", "message"),
     [
         ("BOC", ["--student", "5"], "--student: the run has peers 0 to 4, got 5"),
-        ("resnet8", ["--student", "0"], "trained a single network"),
-        ("resnet8", ["--ensemble"], "trained a single network"),
+        ("student", ["--student", "0"], "trained a single network"),
+        ("teacher", ["--ensemble"], "trained a single network"),
         ("nowhere", [], "no run with parameters.json"),
         ("BOC", ["--student", "1", "--leader"], "not allowed with"),
     ],

@@ -15,6 +15,7 @@ from torchvision.models._api import WeightsEnum
 from helper.errors import UsageError
 from helper.registry import Registry
 from models import StagedModel, model_dict
+from models.torchvision_models import channels_of
 
 OWN = [name for name in model_dict if not name.startswith("torchvision/")]
 SMALL = [
@@ -51,7 +52,10 @@ THIN = {
     "MobileNetV2": (8, 6, 8, 24, 80),
     "ShuffleV1": (12, 120, 240, 480),
     "ShuffleV2": (12, 60, 120, 256),
+    "torchvision/efficientnet_b0": (8, 8, 13, 33, 200),
+    "torchvision/efficientnet_v2_s": (12, 17, 21, 40, 128),
 }
+EFFICIENTNETS = ("b0", "b1", "b4", "b5", "v2_s")
 
 
 def images(size: int = 32, batch: int = 2) -> Tensor:
@@ -178,9 +182,60 @@ def test_thinner_widths(name: str) -> None:
     assert only_last[:-1] == model.widths[:-1]
 
 
-def test_what_takes_no_widths_cannot_be_thinner() -> None:
-    with pytest.raises(UsageError, match="takes no widths"):
-        build("torchvision/resnet18").thinner_widths(1, 2, 3)
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "torchvision/vit_b_32"])
+def test_what_takes_no_widths_cannot_be_thinner(name: str) -> None:
+    message = f"--model: {name} cannot be made thinner.* takes no widths"
+    with pytest.raises(UsageError, match=message):
+        build(name).thinner_widths(1, 2, 3)
+    with pytest.raises(UsageError, match=message):
+        build(name, widths=(8, 8, 8, 8))
+
+
+@pytest.mark.parametrize("size_name", EFFICIENTNETS)
+@torch.no_grad()
+def test_efficientnets_of_other_widths_are_built_alike(size_name: str) -> None:
+    """Of the published widths, the same network; of others, the same depth, names, dropouts and normalisation."""
+    name = f"torchvision/efficientnet_{size_name}"
+    full = build(name)
+    same = build(name, widths=full.widths)
+    assert str(same) == str(full)
+    same.load_state_dict(full.state_dict())
+    torch.testing.assert_close(same(images()), full(images()), rtol=0, atol=0)
+    thin = build(name, widths=full.thinner_widths(2, 5, 4))
+    assert list(thin.state_dict()) == list(full.state_dict())
+    for kind in (nn.Dropout, torchvision.ops.StochasticDepth, nn.SiLU):
+        assert [str(layer) for layer in layers(thin, kind)] == [str(layer) for layer in layers(full, kind)]
+    assert {(norm.eps, norm.momentum) for norm in layers(thin, nn.BatchNorm2d)} == {
+        (norm.eps, norm.momentum) for norm in layers(full, nn.BatchNorm2d)
+    }
+
+
+def test_an_efficientnets_share_of_channels_is_rounded_down() -> None:
+    """4/5 of b0's rows, not the nearest multiples of 8; a block still expands to six times its input."""
+    full = build("torchvision/efficientnet_b0")
+    thin = build("torchvision/efficientnet_b0", widths=full.thinner_widths(4, 5, 4))
+    children = [child for stage in full.stages[1:] for child in full.parts[stage]]
+    assert [channels_of(full, child) for child in children] == [24, 40, 80, 112, 192, 320, 1280]
+    assert [channels_of(thin, child) for child in children] == [19, 32, 63, 89, 153, 256, 1024]
+    for child in children[:-1]:
+        expand = layers(thin.get_submodule(child), nn.Conv2d)[0]
+        assert expand.out_channels == 6 * expand.in_channels
+
+
+def test_pretrained_weights_have_the_published_widths() -> None:
+    with pytest.raises(UsageError, match="weights are those of the published widths"):
+        build("torchvision/efficientnet_b0", pretrained=True, widths=(16, 24, 40, 112, 640))
+
+
+@pytest.mark.parametrize("name", ["torchvision/efficientnet_b0", "torchvision/mnasnet0_5"])
+@torch.no_grad()
+def test_the_pooled_vector_is_that_before_dropout(name: str) -> None:
+    features, _ = build(name).train()(images_for(name), is_feat=True)
+    torch.testing.assert_close(features[-1], features[-2].mean((2, 3)))
+
+
+def layers(model: nn.Module, kind: Any) -> list[Any]:
+    return [layer for layer in model.modules() if isinstance(layer, kind)]
 
 
 def size(model: nn.Module) -> int:
@@ -197,6 +252,7 @@ def size(model: nn.Module) -> int:
         ("densenetd40k12", (24, 96, 121, 132), "multiple of 6"),
         ("wide_resnet20_8", (16, 18, 32, 64), "multiples of 4"),
         ("ShuffleV2", (24, 117, 232, 1024), "multiples of 2"),
+        ("torchvision/efficientnet_b0", (16, 24, 40, 112), "expected 5"),
     ],
 )
 def test_impossible_widths_are_refused(name: str, widths: tuple[int, ...], message: str) -> None:
@@ -287,7 +343,7 @@ def test_transformers_follow_mode_and_type() -> None:
     assert all(module.training for module in model.train().modules())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "googlenet"])
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "googlenet", "efficientnet_b0"])
 @torch.no_grad()
 def test_pretrained_weights_are_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     aux = {"aux_logits": True, "init_weights": False, "transform_input": True} if name == "googlenet" else {}

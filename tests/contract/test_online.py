@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import train_online
+from dataset import dataset_dict
 from dataset.digits import Digits
 from helper import checkpoint
 from helper.batch import Batch
@@ -24,7 +25,7 @@ from helper.recipe import lr_drops
 from models import StagedModel, model_dict
 from online import OnlineMethod, Outputs, Peers, online_dict
 from online.base import diversity, ramp_up
-from online.boc import BOC
+from online.boc import BOC, OTHERS, RECIPES
 
 CLASSES = 10
 FAMILIES = ("resnet8", "wrn_16_1", "ShuffleV2_0_5")
@@ -103,7 +104,7 @@ def test_peers_are_whole_networks(model: str, shared: str) -> None:
 
 
 def test_a_network_without_stages_is_refused() -> None:
-    with pytest.raises(UsageError, match="--model: LogitsOnly has no stages"):
+    with pytest.raises(UsageError, match="--model: torchvision/vit_b_32 has no stages"):
         online_dict["IND"]().make_peers(lambda: model_dict["torchvision/vit_b_32"](num_classes=CLASSES))
 
 
@@ -187,6 +188,19 @@ def test_clilr_divides_the_trunks_gradient(m: int) -> None:
         torch.testing.assert_close(divided[key], gradient / m if shared else gradient, rtol=1e-9, atol=1e-12)
 
 
+def test_a_step_divides_the_trunks_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained with is what :func:`test_clilr_divides_the_trunks_gradient` shows."""
+    stems = []
+    for factor in (None, 1.0):
+        task = make_task("CLILR", num_branches=4)
+        task.trained.double().train()
+        if factor is not None:
+            monkeypatch.setattr(type(task.method), "trunk_gradient", factor)
+        task.step(Batch(images().double(), labels()), epoch=5)["loss"].backward()
+        stems.append(task.network.conv1.weight.grad)
+    torch.testing.assert_close(4 * stems[0], stems[1], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["DML", "CLILR"])
 def test_detached_targets(name: str) -> None:
     """With --detach_targets peer i's KL sends no gradient to peer j."""
@@ -223,6 +237,20 @@ def test_permuting_the_peers_permutes_the_losses(name: str) -> None:
         torch.testing.assert_close(permuted[key][5:], each[5:], rtol=1e-4, atol=1e-5)
 
 
+def test_permuting_the_students_permutes_their_map_losses() -> None:
+    """Student 0, whose maps are the target, keeps its place; each student takes its adapters along."""
+    method = BOC(num_students=4)
+    maps = tuple((torch.randn(2, 8 - j, 4, 4), torch.randn(2, 16 - j, 2, 2)) for j in range(4))
+    outputs = Outputs(torch.randn(4, 2, CLASSES), (), maps, None)
+    method.num_blocks = 2
+    method.attach(outputs)
+    plain = method.map_losses(outputs)
+    order = [2, 0, 1]
+    method.adapters = nn.ModuleList(method.adapters[j] for j in order)
+    outputs.maps = (maps[0], *(maps[1 + j] for j in order))
+    torch.testing.assert_close(method.map_losses(outputs), plain[order])
+
+
 def permuted_linear(layer: nn.Linear, order: Tensor) -> nn.Linear:
     new = nn.Linear(layer.in_features, layer.out_features)
     new.load_state_dict({key: value[order] for key, value in layer.state_dict().items()})
@@ -247,22 +275,56 @@ def test_diversity() -> None:
     assert diversity(logits[:1]).item() == 0
 
 
+ADAM = (1e-3, 1e-5, False, "adam")
+SGD = (0.1, 1e-4, False, "sgd")
+
+
 @pytest.mark.parametrize(
-    ("name", "model", "expected"),
+    ("name", "model", "dataset", "expected"),
     [
-        ("OKDDip", "resnet32", (300, (150, 225), 128, 0.1, 5e-4, True, "sgd")),
-        ("ONE", "resnet32", (300, (151, 225), 128, 0.1, 1e-4, False, "sgd")),
-        ("BOC", "resnet32", (350, (200, 300), 128, 1e-3, 1e-5, False, "adam")),
-        ("BOC", "resnet20", (400, (100, 180, 240, 350), 64, 1e-3, 1e-5, False, "adam")),
+        ("OKDDip", "resnet32", "cifar100", (300, (150, 225), 128, 0.1, 5e-4, True, "sgd")),
+        ("ONE", "resnet32", "cifar10", (300, (151, 225), 128, *SGD)),
+        ("BOC", "resnet32", "cifar100", (350, (200, 300), 128, *ADAM)),
+        ("BOC", "resnet20", "cifar100", (400, (100, 180, 240, 350), 64, *ADAM)),
+        ("BOC", "resnet20", "digits", (400, (100, 180, 240, 350), 64, *ADAM)),
+        ("BOC", "resnet20", "CIFAR10", (400, (100, 180, 250, 350), 128, *SGD)),
+        ("BOC", "resnet32", "cifar10", (400, (50, 130, 220, 270), 128, *SGD)),
+        ("BOC", "densenetd100k12", "cifar10", (350, (170, 250), 64, *SGD)),
     ],
 )
-def test_published_recipes_are_the_defaults(name: str, model: str, expected: tuple[Any, ...]) -> None:
-    opt, recipe = train_online.parse(train_online.options(), ["--method", name, "--model", model])
+def test_published_recipes_are_the_defaults(name: str, model: str, dataset: str, expected: tuple[Any, ...]) -> None:
+    arguments = ["--method", name, "--model", model, "--dataset", dataset]
+    opt, recipe = train_online.parse(train_online.options(), arguments)
     epochs, drops, *rest = expected
     assert (opt.epochs, lr_drops(opt.epochs, None, recipe)) == (epochs, list(drops))
     assert [opt.batch_size, opt.learning_rate, opt.weight_decay, opt.nesterov, opt.optimizer] == rest
     assert opt.num_branches == (3 if name == "ONE" else 4) if name != "BOC" else opt.num_students == 5
     assert lr_drops(epochs // 10, None, recipe) == [round(drop / 10) for drop in drops]
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "ratios", "kd_T"),
+    [
+        ("resnet20", "cifar100", (0.4, 0.3, 0.3), 3.0),
+        ("resnet110", "cifar100", (0.7, 0.15, 0.15), 2.0),
+        ("resnet20", "cifar10", (0.4, 0.2, 0.4), 3.0),
+        ("resnet110", "cifar10", (0.4, 0.3, 0.3), 3.0),
+        ("densenetd40k12", "cifar10", (0.4, 0.3, 0.3), 3.0),
+        ("resnet32", "folder", (0.7, 0.15, 0.15), 2.0),
+    ],
+)
+def test_published_ratios(model: str, dataset: str, ratios: tuple[float, ...], kd_T: float) -> None:
+    parser = train_online.options()
+    opt, recipe = train_online.parse(parser, ["--method", "BOC", "--model", model, "--dataset", dataset])
+    method = train_online.make_method(parser, opt, recipe)
+    assert isinstance(method, BOC)
+    assert (method.ratios, method.kd_T) == (ratios, kd_T)
+
+
+def test_every_recipe_is_of_a_known_network_and_dataset() -> None:
+    """A misspelt row would never be used."""
+    assert set(RECIPES) <= set(dataset_dict)
+    assert {model for recipes in RECIPES.values() for model in recipes} <= {*model_dict, OTHERS}
 
 
 def test_what_is_typed_overrides_the_recipe() -> None:
@@ -300,13 +362,14 @@ def test_sizes_of_the_released_students() -> None:
     assert [parameter_count(student) for student in students] == [278_324, 176_216, 100_528, 44_571, 11_943]
 
 
-@pytest.mark.parametrize("model", ["resnet20", "wrn_16_2", "densenetd40k12", "ResNet18"])
+@pytest.mark.parametrize("model", ["resnet20", "wrn_16_2", "densenetd40k12", "ResNet18", "torchvision/efficientnet_b0"])
 def test_students_are_thinner_and_share_the_stem(model: str) -> None:
     task = make_task("BOC", model, num_students=3, num_blocks=2)
     first, *others = task.peers.networks
     for j, student in enumerate(others, 1):
         assert student.widths == first.thinner_widths(3 - j, 3, 2)
-        assert student.get_submodule("conv1") is first.get_submodule("conv1")
+        for child in first.parts[first.stages[0]]:
+            assert student.get_submodule(child) is first.get_submodule(child)
     assert [len(adapters) for adapters in task.method.adapters] == [2, 2]
     costs = train_online.costs(task.peers, images(2))
     assert [cost["macs"] for cost in costs] == sorted((cost["macs"] for cost in costs), reverse=True)
@@ -341,6 +404,39 @@ def test_every_method_on_every_structure_of_three_families(name: str, peers: str
     best = checkpoint.load(folder / "best.pth")
     fresh = model_dict[model](num_classes=CLASSES)
     fresh.load_state_dict(best["model"])
+
+
+@pytest.mark.usefixtures("_few_digits")
+@pytest.mark.parametrize("model", ["resnet20", "wrn_16_2", "densenetd40k12", "torchvision/efficientnet_b0"])
+def test_students_of_the_published_families(model: str, tmp_path: Path) -> None:
+    """Each student has its accuracy and its costs in the result, and learns from student 0's maps."""
+    folder = run(tmp_path, "--method", "BOC", "--model", model, "--epochs", "1", "--num_students", "3")
+    result = json.loads((folder / "result.json").read_text())
+    students = make_task("BOC", model, num_students=3).peers.networks
+    assert [cost["parameters"] for cost in result["peers"]] == [parameter_count(student) for student in students]
+    assert all(f"test_peer_{j}_accuracy" in result["last"] for j in range(3))
+    assert json.loads((folder / "metrics.jsonl").read_text())["train_loss_map"] > 0
+
+
+@pytest.mark.usefixtures("_few_digits")
+@each_method
+def test_validation_between_epochs_moves_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a real run, with batches other than the training ones."""
+    seen = 0
+
+    def watch(self: Any, batch: Tensor) -> Any:
+        nonlocal seen
+        before = {key: value.clone() for key, value in self.trained.state_dict().items()}
+        assert not any(module.training for module in self.trained.modules())
+        scores = predict(self, batch)
+        torch.testing.assert_close(self.trained.state_dict(), before, rtol=0, atol=0)
+        seen += 1
+        return scores
+
+    predict = train_online.PeerTraining.predict
+    monkeypatch.setattr(train_online.PeerTraining, "predict", watch)
+    run(tmp_path, "--method", name, "--model", "resnet8", "--epochs", "1", "--validation", "0.25")
+    assert seen >= 2
 
 
 @pytest.mark.usefixtures("_few_digits")
@@ -441,9 +537,25 @@ def test_half_precision(name: str, tmp_path: Path) -> None:
         ("--method BOC --single_student=-1", "--single_student: there are students 0 to 4, got -1"),
         ("--method BOC --num_students 1", "--num_students: BOC needs at least 2, got 1"),
         ("--method BOC --num_students 17", "--num_students: student 16 of 17 would be left without channels"),
+        (
+            "--method BOC --model densenetd40k12 --num_students 13",
+            "--num_students: student 12 of 13 cannot be built; wid",
+        ),
+        ("--method BOC --num_students 0", "--num_students: BOC needs at least 2, got 0"),
+        ("--method BOC --num_blocks 0", "--num_blocks: expected a whole number of at least 1, got 0"),
+        ("--method BOC --ratios 1,2,3,4", "--ratios: expected three numbers .* got '1,2,3,4'"),
+        ("--method BOC --ratios nan,1,1", "--ratios: expected three numbers .* got 'nan,1,1'"),
+        ("--method BOC --num_branches 3", "--num_branches: belongs to --method"),
         ("--method BOC --num_blocks 4", "--num_blocks: the network has 3 stages after its stem, got 4"),
-        ("--method BOC --model torchvision/resnet18", "cannot be made thinner"),
-        ("--method IND --model torchvision/vit_b_32 --dataset digits", "cannot take|no stages"),
+        ("--method BOC --model torchvision/resnet18", "--model: torchvision/resnet18 cannot be made thinner"),
+        ("--method BOC --model torchvision/efficientnet_b0 --num_blocks 5", "--num_blocks: the network has 4 stages"),
+        ("--method IND --model torchvision/swin_t", "--model: torchvision/swin_t has no stages"),
+        ("--method BOC --model torchvision/swin_t", "--model: torchvision/swin_t cannot be made thinner"),
+        ("--method IND --num_branches 1", "--num_branches: IND needs at least 2, got 1"),
+        ("--method DML --num_branches 0", "--num_branches: DML needs at least 2, got 0"),
+        ("--method CLILR --num_branches=-3", "--num_branches: CLILR needs at least 2, got -3"),
+        ("--method OKDDip --mix average", "--mix: .*'average'.*logits, probabilities"),
+        ("--method OKDDip --peers trunks", "--peers: .*'trunks'.*branches, networks"),
         ("--method OKDDIP", "did you mean 'OKDDip'"),
         ("--method BOC --start nowhere.pth", "--start: there is no checkpoint 'nowhere.pth'"),
     ],
