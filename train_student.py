@@ -21,7 +21,7 @@ from distiller_zoo import Distiller, DistillKL, FeatureDistiller, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
 from helper.batch import Batch
 from helper.errors import UsageError
-from helper.loop import Scalars
+from helper.loop import Scalars, autocast
 from helper.meters import accuracy
 from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
 from helper.recipe import add_recipe
@@ -321,8 +321,10 @@ def main(arguments: Sequence[str]) -> None:
     require_files(files, opt.dataset, "--teachers" if opt.teachers else "setting.py")
     # The student first: its initial weights depend on the seed alone, whoever teaches it.
     student = session.build(opt.model_s, pretrained=opt.pretrained)
-    teachers, notes = load_teachers(files, session.build, session.info.num_classes)
-    adapters = make_adapters(kind, parser.hyperparameters(opt, "distill"), student, teachers, session.example())
+    example = session.example()
+    teachers, notes = load_teachers(files, session.build, session.info.num_classes, example, opt.precision)
+    with autocast(session.device, opt.precision):
+        adapters = make_adapters(kind, parser.hyperparameters(opt, "distill"), student, teachers, example)
     for note in notes:
         print(note)
     if kind.feature_level and opt.beta == 0:
