@@ -20,6 +20,7 @@ from dataset import dataset_dict, get_loaders, info_of
 from distiller_zoo import Distiller, DistillKL, FeatureDistiller, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
 from helper.batch import Batch
+from helper.branches import Branches
 from helper.errors import UsageError
 from helper.loop import Scalars, autocast
 from helper.meters import accuracy
@@ -124,9 +125,9 @@ class Distillation:
         target: torch.Tensor,
     ) -> tuple[torch.Tensor, Scalars]:
         """Student map ``[B, C, H, W]`` and one map of each teacher → the weighted distance, and mean weights."""
-        # One alias of the map per teacher: a single pass back to them gives all K gradients, none reaches the student.
-        aliases = student_map.expand(len(self.teachers), *student_map.shape)
-        adapted = [adapter.adapt(alias) for adapter, alias in zip(self.adapters, aliases, strict=True)]
+        # A pass back to the aliases gives all K gradients, and none reaches the student.
+        branches = Branches(student_map, self.adapters)
+        adapted = [adapter.adapt(alias) for adapter, alias in zip(self.adapters, branches.aliases, strict=True)]
         distances = torch.stack(
             [
                 adapter.distance(mine, theirs)
@@ -135,8 +136,8 @@ class Distillation:
         )  # [K, B]
 
         def gradients() -> torch.Tensor:
-            (slopes,) = torch.autograd.grad(distances.mean(1).sum(), aliases, retain_graph=True)  # [K, B, C, H, W]
-            return slopes.double().mean(1).flatten(1)
+            slopes = branches.slopes(distances.mean(1))  # K times [B, C, H, W]
+            return torch.stack([batch_mean(slope).flatten() for slope in slopes])
 
         def head_logits() -> torch.Tensor:
             if not self.adapters[0].feeds_head:
@@ -146,19 +147,34 @@ class Distillation:
         losses = TeacherLosses(
             losses=distances, target=target, level="feature", logits_of=head_logits, gradients_of=gradients
         )
-        return self.weighted(losses, "feature_")
+        return self.weighted(losses, "feature_", branches)
 
-    def weighted(self, losses: TeacherLosses, prefix: str) -> tuple[torch.Tensor, Scalars]:
-        """Weigh and combine; report the weights that multiply the losses and what the method finds worth a curve."""
+    def weighted(
+        self, losses: TeacherLosses, prefix: str, branches: Branches | None = None
+    ) -> tuple[torch.Tensor, Scalars]:
+        """Weigh and combine; report the weights that multiply the losses and what the method finds worth a curve.
+
+        Gradients that the method has asked for are not computed a second time.
+        """
         weights = weigh(self.method, losses, self.opt.kd_scale)
         means = weights if weights.ndim == 1 else weights.mean(1)
         report = {f"{prefix}weight_{k}": mean.detach() for k, mean in enumerate(means)}
         if len(means) > 1:
             report |= {f"{prefix}{name}": value for name, value in self.method.diagnostics(losses, weights).items()}
-        return combine(weights, losses.losses), report
+        loss = combine(weights, losses.losses)
+        if branches is not None and branches.known(weights):
+            loss = branches.attach(loss, weights)
+        return loss, report
 
     def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"network": self.student(images)}
+
+
+def batch_mean(maps: torch.Tensor) -> torch.Tensor:
+    """``[B, C, H, W]`` → their mean ``[C, H, W]``, in float32 or better."""
+    # Summed in the order in which they lie in memory, and not in float64: many times faster.
+    rows = maps.contiguous(memory_format=torch.channels_last).movedim(1, -1)
+    return rows.mean(0, dtype=torch.promote_types(maps.dtype, torch.float32)).movedim(-1, 0)
 
 
 def feat_start_epoch(opt: argparse.Namespace) -> int:
