@@ -283,7 +283,7 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[Te
         raise UsageError(f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways; leave it out")
     described = [(file.arch, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
     teachers.cache = TeacherCache(
-        opt.teacher_cache, opt.teacher_cache_gb, views, described, opt.precision, session.info.num_classes
+        opt.teacher_cache, opt.teacher_cache_gb, views, described, session.precision, session.info.num_classes
     )
 
 
@@ -338,8 +338,8 @@ def main(arguments: Sequence[str]) -> None:
     # The student first: its initial weights depend on the seed alone, whoever teaches it.
     student = session.build(opt.model_s, pretrained=opt.pretrained)
     example = session.example()
-    teachers, notes = load_teachers(files, session.build, session.info.num_classes, example, opt.precision)
-    with autocast(session.device, opt.precision):
+    teachers, notes = load_teachers(files, session.build, session.info.num_classes, example, session.precision)
+    with autocast(session.device, session.precision):
         adapters = make_adapters(kind, parser.hyperparameters(opt, "distill"), student, teachers, example)
     for note in notes:
         print(note)

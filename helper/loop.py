@@ -65,6 +65,7 @@ class Fit:
         opt: the options of :mod:`helper.recipe`.
         learning_rate: the first one.
         run: an opened run folder.
+        precision: ``fp32`` or ``bf16``.
         state: what :meth:`RunFolder.open` returned.
         about: goes into every checkpoint: ``arch``, ``num_classes``, ``dataset``.
         notes: goes into ``result.json``, for example the teachers' accuracies.
@@ -80,6 +81,7 @@ class Fit:
     opt: argparse.Namespace
     run: RunFolder
     device: torch.device
+    precision: str
     state: dict[str, Any] | None
     learning_rate: float
     about: dict[str, Any]
@@ -181,7 +183,7 @@ class Fit:
         means = Means()
         with progress(self.train, f"epoch {epoch}/{self.opt.epochs}", self.opt.batch_size) as batches:
             for batch in batches:
-                with autocast(self.device, self.opt.precision):
+                with autocast(self.device, self.precision):
                     scalars = self.task.step(batch, epoch)
                 self.optimizer.zero_grad(set_to_none=True)
                 scalars["loss"].backward()
@@ -192,7 +194,7 @@ class Fit:
 
     def _evaluate(self, loader: Loader) -> list[tuple[str, float]]:
         self.task.trained.eval()
-        scores = evaluate(self.task.predict, loader, self.device, self.opt.precision)
+        scores = evaluate(self.task.predict, loader, self.device, self.precision)
         main = next(iter(scores))
         return [
             ("_".join(part for part in (which if which != main else "", name) if part), value)
@@ -218,6 +220,7 @@ class Fit:
         chosen = row[f"{self.chosen_on}_accuracy"]
         network = {
             **self.about,
+            "precision": self.precision,
             "model": self.task.trained["network"].state_dict(),
             "epoch": epoch,
             "epochs": self.opt.epochs,
@@ -248,6 +251,7 @@ class Fit:
             "hours": self.seconds / 3600,
             "images_per_second": sum(row["images_per_second"] for row in rows) / len(rows),
             "device": device_name(self.device),
+            "precision": self.precision,
             **self.about,
             **self.notes,
             **self.provenance,

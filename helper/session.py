@@ -14,7 +14,7 @@ from torch import nn
 from helper import checkpoint
 from helper.errors import UsageError
 from helper.loop import Fit, Task, evaluate, seed_everything
-from helper.recipe import PUBLISHED, Recipe, check, device_of, seed_of
+from helper.recipe import PUBLISHED, Recipe, check, device_of, precision_of, seed_of
 from helper.run_folder import RunFolder, parameters_of
 
 DEFAULT_RATE = 0.05
@@ -44,6 +44,7 @@ class Session:
         check(opt)
         self.opt, self.models, self._get_loaders = opt, models, get_loaders
         self.device = device_of(opt)
+        self.precision = precision_of(opt, self.device)
         self.info = info_of(opt.dataset, opt.data_dir)
         seed_everything(seed_of(opt))
 
@@ -95,6 +96,8 @@ class Session:
     def run_folder(self, kind: str, name: Sequence[str]) -> RunFolder | None:
         """The folder ``save_dir/kind/name``; None, after saying so, for a run that is finished.
 
+        From here on ``precision`` is that of the run's checkpoint, if it has one to resume from.
+
         Raises:
             UsageError: an unfinished run lies there and neither --resume nor --overwrite is given.
         """
@@ -104,6 +107,8 @@ class Session:
             print(f"{run.path} is finished ({describe(result)}); --overwrite trains it again")
             return None
         run.check(self.opt.resume, self.opt.overwrite)
+        if self.opt.resume:
+            self.precision = run.precision or self.precision
         return run
 
     def train(
@@ -129,6 +134,7 @@ class Session:
             opt=opt,
             run=run,
             device=self.device,
+            precision=self.precision,
             state=state,
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
             about={"arch": arch, "num_classes": self.info.num_classes, "dataset": opt.dataset},
@@ -143,7 +149,7 @@ class Session:
 
     def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
         """Scores of named predictions on the test set, see :func:`helper.loop.evaluate`."""
-        return evaluate(predict, self.loaders.test, self.device, self.opt.precision)
+        return evaluate(predict, self.loaders.test, self.device, self.precision)
 
     def print_evaluation(self, network: nn.Module, arch: str, path: Path) -> None:
         """Load ``path`` into ``network`` and print its test accuracy."""
