@@ -20,9 +20,11 @@ from dataset import dataset_dict, get_loaders, info_of
 from distiller_zoo import Distiller, DistillKL, FeatureDistiller, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
 from helper.batch import Batch
+from helper.branches import Branches
 from helper.errors import UsageError
 from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
+from helper.precision import autocast
 from helper.recipe import add_recipe
 from helper.script import run_script
 from helper.session import Session
@@ -123,9 +125,9 @@ class Distillation:
         target: torch.Tensor,
     ) -> tuple[torch.Tensor, Scalars]:
         """Student map ``[B, C, H, W]`` and one map of each teacher → the weighted distance, and mean weights."""
-        # One alias of the map per teacher: a single pass back to them gives all K gradients, none reaches the student.
-        aliases = student_map.expand(len(self.teachers), *student_map.shape)
-        adapted = [adapter.adapt(alias) for adapter, alias in zip(self.adapters, aliases, strict=True)]
+        # A pass back to the aliases gives all K gradients, and none reaches the student.
+        branches = Branches(student_map, self.adapters)
+        adapted = [adapter.adapt(alias) for adapter, alias in zip(self.adapters, branches.aliases, strict=True)]
         distances = torch.stack(
             [
                 adapter.distance(mine, theirs)
@@ -134,8 +136,8 @@ class Distillation:
         )  # [K, B]
 
         def gradients() -> torch.Tensor:
-            (slopes,) = torch.autograd.grad(distances.mean(1).sum(), aliases, retain_graph=True)  # [K, B, C, H, W]
-            return slopes.double().mean(1).flatten(1)
+            slopes = branches.slopes(distances.mean(1))  # K times [B, C, H, W]
+            return torch.stack([batch_mean(slope).flatten() for slope in slopes])
 
         def head_logits() -> torch.Tensor:
             if not self.adapters[0].feeds_head:
@@ -145,19 +147,34 @@ class Distillation:
         losses = TeacherLosses(
             losses=distances, target=target, level="feature", logits_of=head_logits, gradients_of=gradients
         )
-        return self.weighted(losses, "feature_")
+        return self.weighted(losses, "feature_", branches)
 
-    def weighted(self, losses: TeacherLosses, prefix: str) -> tuple[torch.Tensor, Scalars]:
-        """Weigh and combine; report the weights that multiply the losses and what the method finds worth a curve."""
+    def weighted(
+        self, losses: TeacherLosses, prefix: str, branches: Branches | None = None
+    ) -> tuple[torch.Tensor, Scalars]:
+        """Weigh and combine; report the weights that multiply the losses and what the method finds worth a curve.
+
+        Gradients that the method has asked for are not computed a second time.
+        """
         weights = weigh(self.method, losses, self.opt.kd_scale)
         means = weights if weights.ndim == 1 else weights.mean(1)
         report = {f"{prefix}weight_{k}": mean.detach() for k, mean in enumerate(means)}
         if len(means) > 1:
             report |= {f"{prefix}{name}": value for name, value in self.method.diagnostics(losses, weights).items()}
-        return combine(weights, losses.losses), report
+        loss = combine(weights, losses.losses)
+        if branches is not None and branches.known(weights):
+            loss = branches.attach(loss, weights)
+        return loss, report
 
     def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"network": self.student(images)}
+
+
+def batch_mean(maps: torch.Tensor) -> torch.Tensor:
+    """``[B, C, H, W]`` → their mean ``[C, H, W]``, in float32 or better."""
+    # Summed in the order in which they lie in memory, and not in float64: many times faster.
+    rows = maps.contiguous(memory_format=torch.channels_last).movedim(1, -1)
+    return rows.mean(0, dtype=torch.promote_types(maps.dtype, torch.float32)).movedim(-1, 0)
 
 
 def feat_start_epoch(opt: argparse.Namespace) -> int:
@@ -266,7 +283,7 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[Te
         raise UsageError(f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways; leave it out")
     described = [(file.arch, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
     teachers.cache = TeacherCache(
-        opt.teacher_cache, opt.teacher_cache_gb, views, described, opt.precision, session.info.num_classes
+        opt.teacher_cache, opt.teacher_cache_gb, views, described, session.precision, session.info.num_classes
     )
 
 
@@ -320,8 +337,10 @@ def main(arguments: Sequence[str]) -> None:
     require_files(files, opt.dataset, "--teachers" if opt.teachers else "setting.py")
     # The student first: its initial weights depend on the seed alone, whoever teaches it.
     student = session.build(opt.model_s, pretrained=opt.pretrained)
-    teachers, notes = load_teachers(files, session.build, session.info.num_classes)
-    adapters = make_adapters(kind, parser.hyperparameters(opt, "distill"), student, teachers, session.example())
+    example = session.example()
+    teachers, notes = load_teachers(files, session.build, session.info.num_classes, example, session.precision)
+    with autocast(session.device, session.precision):
+        adapters = make_adapters(kind, parser.hyperparameters(opt, "distill"), student, teachers, example)
     for note in notes:
         print(note)
     if kind.feature_level and opt.beta == 0:

@@ -84,6 +84,7 @@ class Fit:
         opt: the options of :mod:`helper.recipe`.
         learning_rate: the first one.
         run: an opened run folder, which the first process writes to.
+        precision: ``fp32`` or ``bf16``.
         state: what :meth:`RunFolder.open` returned.
         about: goes into every checkpoint: ``arch``, ``num_classes``, ``dataset``.
         notes: goes into ``result.json``, for example the teachers' accuracies.
@@ -99,6 +100,7 @@ class Fit:
     opt: argparse.Namespace
     run: RunFolder
     device: torch.device
+    precision: str
     state: dict[str, Any] | None
     learning_rate: float
     about: dict[str, Any]
@@ -120,7 +122,7 @@ class Fit:
         self.position: dict[str, Any] | None = None
         if self.state is not None:
             self._restore(self.state)
-        self.forward: nn.Module = Step(self.task, self.device, opt.precision)
+        self.forward: nn.Module = Step(self.task, self.device, self.precision)
         if distributed.size() > 1:
             # Some adapters are idle in the first epoch; statistics of BN are the first process's, see _evaluate.
             self.forward = DistributedDataParallel(self.forward, find_unused_parameters=True, broadcast_buffers=False)
@@ -299,7 +301,7 @@ class Fit:
     def _evaluate(self, loader: Loader) -> list[tuple[str, float]]:
         distributed.copy_from_first(self.task.trained.buffers())
         self.task.trained.eval()
-        scores = evaluate(self.task.predict, loader, self.device, self.opt.precision)
+        scores = evaluate(self.task.predict, loader, self.device, self.precision)
         main = next(iter(scores))
         return [
             ("_".join(part for part in (which if which != main else "", name) if part), value)
@@ -345,6 +347,7 @@ class Fit:
     def _network(self) -> dict[str, Any]:
         return {
             **self.about,
+            "precision": self.precision,
             "model": self.task.trained["network"].state_dict(),
             "epoch": self.epoch,
             "epochs": self.opt.epochs,
@@ -379,6 +382,7 @@ class Fit:
             "images_per_second": sum(row["images_per_second"] for row in rows) / len(rows),
             "device": device_name(self.device),
             "processes": distributed.size(),
+            "precision": self.precision,
             **self.about,
             **self.notes,
             **self.provenance,

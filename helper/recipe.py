@@ -172,10 +172,11 @@ def _add_machine(options: Options) -> None:
     add("--gpu_id", type=natural, default=None, named=False, help="the same as --device cuda:N where there is a GPU")
     add(
         "--precision",
-        type=one_of("--precision", ("fp32", "bf16")),
-        default="fp32",
-        metavar="fp32|bf16",
-        help="arithmetic of the networks; bf16 is autocast, losses and weights stay float32",
+        type=one_of("--precision", ("auto", "fp32", "bf16")),
+        default="auto",
+        metavar="auto|fp32|bf16",
+        help="arithmetic of the networks; bf16 is autocast, losses and weights stay float32; auto is bf16 where the "
+        "hardware has instructions for it, else fp32; a resumed run goes on as it began",
     )
     add("--num_workers", type=natural, default=4, named=False, help="processes that read images too large for memory")
 
@@ -226,6 +227,19 @@ def device_of(opt: argparse.Namespace) -> torch.device:
     if prefix == "cuda" and (index.isdecimal() or not index):
         return _gpu("--device", int(index or 0), gpus)
     raise UsageError(f"--device: unknown value {opt.device!r}; choose from auto, cpu, cuda, cuda:N")
+
+
+def precision_of(opt: argparse.Namespace, device: torch.device) -> str:
+    """``fp32`` or ``bf16``: what ``--precision`` says, or for ``auto`` what ``device`` is fast with."""
+    if opt.precision != "auto":
+        return opt.precision
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # older versions of torch cannot tell
+        has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
+    return "bf16" if fast else "fp32"
 
 
 def _gpu(option: str, index: int, gpus: int) -> torch.device:

@@ -37,6 +37,14 @@ class RunFolder:
         """Whether the run came to its end."""
         return self.result.exists()
 
+    @property
+    def precision(self) -> str | None:
+        """What the run has been computed with so far; None before its first checkpoint."""
+        state, _ = checkpoint.load_newest(self.last)
+        if state is None:
+            return None
+        return state.get("precision") or self.read_json("parameters.json")["precision"]  # older checkpoints: as asked
+
     def check(self, resume: bool, overwrite: bool) -> None:
         """Refuse to touch an unfinished run unless told how.
 

@@ -15,7 +15,7 @@ from helper import checkpoint, distributed
 from helper.errors import UsageError
 from helper.evaluation import evaluate
 from helper.loop import Fit, Task, seed_everything
-from helper.recipe import PUBLISHED, Recipe, check, device_of, seed_of
+from helper.recipe import PUBLISHED, Recipe, check, device_of, precision_of, seed_of
 from helper.run_folder import RunFolder, parameters_of
 
 DEFAULT_RATE = 0.05
@@ -47,6 +47,7 @@ class Session:
         distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
         self.opt, self.models, self._get_loaders = opt, models, get_loaders
         self.device = device_of(opt)
+        self.precision = precision_of(opt, self.device)
         self.info = info_of(opt.dataset, opt.data_dir)
         seed_everything(seed_of(opt))
 
@@ -99,6 +100,8 @@ class Session:
     def run_folder(self, kind: str, name: Sequence[str]) -> RunFolder | None:
         """The folder ``save_dir/kind/name``; None, after saying so, for a run that is finished.
 
+        From here on ``precision`` is that of the run's checkpoint, if it has one to resume from.
+
         Raises:
             UsageError: an unfinished run lies there and neither --resume nor --overwrite is given.
         """
@@ -111,6 +114,9 @@ class Session:
                 print(f"{run.path} is finished ({describe(result)}); --overwrite trains it again")
             return None
         distributed.from_first(lambda: run.check(self.opt.resume is not None, self.opt.overwrite))
+        if self.opt.resume is not None:
+            earlier = RunFolder(self.opt.resume) if isinstance(self.opt.resume, Path) else run
+            self.precision = distributed.from_first(lambda: run.precision or earlier.precision) or self.precision
         return run
 
     def train(
@@ -157,6 +163,7 @@ class Session:
             opt=opt,
             run=run,
             device=self.device,
+            precision=self.precision,
             state=state,
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
             about={"arch": arch, "num_classes": self.info.num_classes, "dataset": opt.dataset},
@@ -171,7 +178,7 @@ class Session:
 
     def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
         """Scores of named predictions on the test set, see :func:`helper.loop.evaluate`."""
-        return evaluate(predict, self.loaders.test, self.device, self.opt.precision)
+        return evaluate(predict, self.loaders.test, self.device, self.precision)
 
     def print_evaluation(self, network: nn.Module, arch: str, path: Path) -> None:
         """Load ``path`` into ``network`` and print its test accuracy."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from helper import checkpoint
 from helper.errors import UsageError
+from helper.frozen import freeze
 from helper.teacher_cache import TeacherCache, weights_checksum
 
 
@@ -120,6 +121,9 @@ class Teachers:
         checksums: of their weights as they were loaded.
     """
 
+    # torch.inference_mode would gain nothing that can be measured over no_grad, and a loss that saves one of these
+    # tensors for its backward pass would fail.
+
     def __init__(self, networks: Sequence[nn.Module], checksums: Sequence[str] = ()) -> None:
         self.networks = [network.eval().requires_grad_(False) for network in networks]
         self.checksums = list(checksums)
@@ -131,6 +135,7 @@ class Teachers:
     @torch.no_grad()
     def logits(self, images: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
         """Images ``[B, 3, H, W]`` → ``[K, B, C]``; from the cache, if there is one, where ``views`` numbers them."""
+        images = as_autocast(images)
         if self.cache is not None and views is not None:
             return self.cache.logits(images, views, self.networks)
         return torch.stack([network(images) for network in self.networks])
@@ -138,6 +143,7 @@ class Teachers:
     @torch.no_grad()
     def maps(self, images: torch.Tensor, layer: int) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Images → each teacher's map ``[B, C_k, H_k, W_k]`` at ``layer``, and the logits ``[K, B, C]``."""
+        images = as_autocast(images)
         outputs = [network(images, is_feat=True) for network in self.networks]
         return [features[layer] for features, _ in outputs], torch.stack([logits for _, logits in outputs])
 
@@ -146,10 +152,27 @@ class Teachers:
         return self.networks[k].classify(maps)  # type: ignore[operator]
 
 
+def as_autocast(images: torch.Tensor) -> torch.Tensor:
+    """``images`` in the type that autocast would convert them to for each network anew."""
+    kind = images.device.type
+    return images.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else images
+
+
 def load_teachers(
-    files: Sequence[TeacherFile], build: Callable[[str], nn.Module], num_classes: int
+    files: Sequence[TeacherFile],
+    build: Callable[[str], nn.Module],
+    num_classes: int,
+    images: torch.Tensor,
+    precision: str,
 ) -> tuple[Teachers, list[str]]:
-    """Construct and load the teachers.
+    """Construct, load and freeze the teachers.
+
+    Args:
+        files: where they lie.
+        build: architecture → network, on the device.
+        num_classes: of their logits.
+        images: ``[B, 3, H, W]`` of any content and of the dataset's size.
+        precision: of ``--precision``, see :func:`helper.frozen.freeze`.
 
     Returns:
         the teachers, and a line for each that was not trained to its end.
@@ -165,7 +188,7 @@ def load_teachers(
         if file.path.name.startswith("last") and epochs and epoch != epochs:
             notes.append(f"{file.path}: trained for {epoch} of {epochs} epochs only")
         checksums.append(weights_checksum(network))
-        networks.append(network)
+        networks.append(freeze(network, images, precision))
     return Teachers(networks, checksums), notes
 
 

@@ -252,6 +252,38 @@ def test_resume_with_nothing_there_starts(tmp_path: Path) -> None:
     assert result(teach(tmp_path, "--resume").folder)["last"]["epoch"] == 1
 
 
+@pytest.mark.parametrize(("began", "other"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_a_resumed_run_keeps_its_precision(tmp_path: Path, teachers: str, began: str, other: str) -> None:
+    """Also where ``auto`` means something else, as on another machine; the folder bears the same name there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helper.session.precision_of", lambda opt, device: began)
+        undisturbed = distil(tmp_path / "a", f"{teachers} --epochs 2").folder
+        interrupt(patch, epoch=2)
+        distil(tmp_path / "b", f"{teachers} --epochs 2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helper.session.precision_of", lambda opt, device: other)
+        resumed = distil(tmp_path / "b", f"{teachers} --epochs 2 --resume").folder
+        elsewhere = distil(tmp_path / "c", f"{teachers} --epochs 2").folder
+    assert undisturbed.name == resumed.name == elsewhere.name
+    assert [result(folder)["precision"] for folder in (undisturbed, resumed, elsewhere)] == [began, began, other]
+    assert checkpoint.load(resumed / "last.pth")["precision"] == began
+    assert same(weights(undisturbed), weights(resumed))
+    assert not same(weights(undisturbed), weights(elsewhere))
+
+
+def test_a_run_from_before_auto_resumes_as_it_was_asked_for(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, epoch=2)
+        teach(tmp_path, "--epochs 2")
+    (folder,) = (tmp_path / "teachers").iterdir()
+    state = checkpoint.load(folder / "last.pth")
+    del state["precision"]
+    checkpoint.save(state, folder / "last.pth")
+    asked = json.loads((folder / "parameters.json").read_text()) | {"precision": "fp32"}
+    (folder / "parameters.json").write_text(json.dumps(asked))
+    assert result(teach(tmp_path, "--epochs 2 --resume").folder)["precision"] == "fp32"
+
+
 # ---- other ways to call them
 
 

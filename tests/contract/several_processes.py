@@ -113,11 +113,11 @@ def main(folder: Path, dtype: torch.dtype) -> None:
     epochs, steps = (EPOCHS, STEPS) if dtype == torch.float64 else (1, 1)
     for name, task, opt in cases(dtype):
         task.trained.to(dtype)
-        opt.epochs, opt.batch_size, opt.precision, opt.sync_bn, opt.lr_decay_epochs = epochs, BATCH, "fp32", True, [1]
+        opt.epochs, opt.batch_size, opt.accumulate, opt.sync_bn, opt.lr_decay_epochs = epochs, BATCH, 1, True, [1]
         run = RunFolder(folder / name.replace(" ", "-"))
         distributed.from_first(lambda run=run: run.open({}, overwrite=True))  # type: ignore[misc]
         fit = Fit(
-            task, Train(dtype, steps), None, Test(dtype), opt, run, torch.device("cpu"), None, 0.02, {"arch": name}, {},
+            task, Train(dtype, steps), None, Test(dtype), opt, run, torch.device("cpu"), "fp32", None, 0.02, {"arch": name}, {},
             PUBLISHED,
         )  # fmt: skip
         result = fit()

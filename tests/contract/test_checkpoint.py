@@ -343,7 +343,7 @@ def test_teachers_say_their_own_architecture(tmp_path: Path) -> None:
     given = [*files[:2], f"{files[2]}:resnet8"]
     chosen = chosen_teachers([], given, None, "digits", model_dict)
     assert [file.arch for file in chosen] == ["vgg8", "resnet8x4", "resnet8"]
-    teachers, notes = load_teachers(chosen, network, CLASSES)
+    teachers, notes = load_teachers(chosen, network, CLASSES, torch.zeros(2, 3, 32, 32), "fp32")
     assert (len(teachers), notes) == (3, [])
     assert not any(parameter.requires_grad for one in teachers.networks for parameter in one.parameters())
     assert chosen_teachers([], given, 2, "digits", model_dict) == chosen[:2]
@@ -364,5 +364,5 @@ def test_teachers_say_their_own_architecture(tmp_path: Path) -> None:
 def test_unfinished_teachers_are_named(tmp_path: Path) -> None:
     path = tmp_path / "last.pth"
     save({"model": network().state_dict(), "epoch": 3, "epochs": 10}, path)
-    _, notes = load_teachers([TeacherFile("resnet8", path)], network, CLASSES)
+    _, notes = load_teachers([TeacherFile("resnet8", path)], network, CLASSES, torch.zeros(2, 3, 32, 32), "fp32")
     assert notes == [f"{path}: trained for 3 of 10 epochs only"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import train_student
 import train_teacher
@@ -18,7 +19,7 @@ from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
 from helper.errors import UsageError
 from helper.options import Options, _hyperparameters
-from helper.recipe import PUBLISHED_DROPS, PUBLISHED_EPOCHS, check, device_of, lr_drops, seed_of
+from helper.recipe import PUBLISHED_DROPS, PUBLISHED_EPOCHS, check, device_of, lr_drops, precision_of, seed_of
 from helper.run_folder import RunFolder, parameters_of
 from helper.session import Session, folder_name
 from helper.teachers import TeacherFile
@@ -440,3 +441,11 @@ def test_methods_may_share_an_argument() -> None:
     opt = parser.parse(["--kind", "two", "--no-deep"])
     assert parser.hyperparameters(opt, "kind") == {"width": 5, "deep": False}
     assert parser.changed(opt) == ["kind=two", "deep=False"]
+
+
+@pytest.mark.parametrize(("able", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_precision_asks_the_hardware(able: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
+    assert precision_of(argparse.Namespace(precision="auto"), torch.device("cpu")) == expected
+    for forced in ("fp32", "bf16"):
+        assert precision_of(argparse.Namespace(precision=forced), torch.device("cpu")) == forced

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distiller_zoo import distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, ensemble_dict
 from helper.batch import Batch
+from helper.branches import Branches
 from helper.precision import autocast
 from helper.teachers import Teachers
 from models import model_dict
@@ -200,18 +201,57 @@ def test_weighing_logits_needs_no_backward_pass(name: str, loss_options: Make, m
 def test_weighing_features_stops_before_the_student(
     distill: str, name: str, loss_options: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AEKD asks for all K gradients in one pass, which ends at the student's map."""
+    """AEKD asks for all K gradients in one pass, which ends at the student's map; no second one enters the adapters."""
     task = objective(distill, name, 3, loss_options())
     asked, reached = count_gradients(monkeypatch, task)
     loss = step(task)["loss"]
-    assert not reached
-    assert len(asked) == (1 if name == "AEKD" else 0)
-    if asked:
-        assert asked[0].shape[:2] == (3, B)  # [K, B, C, H, W]
-        assert not any(asked[0] is parameter for parameter in task.trained.parameters())
+    assert not {"feature", "student"} & set(reached)
+    weights = sum(1 for adapter in task.adapters for _ in adapter.parameters())
+    assert len(asked) == (3 + weights if name == "AEKD" else 0)
+    assert all(alias.shape[0] == B for alias in asked[:3])  # [B, C, H, W]
+    assert not {id(parameter) for parameter in task.student.parameters()} & set(map(id, asked))
+    before = len(asked)
     loss.backward()
     assert reached.count("student") == len(list(task.student.parameters()))
-    assert len(asked) <= 1
+    assert len(asked) == before
+
+
+def gradients_of(task: Distillation, precision: str) -> tuple[Tensor, list[Tensor]]:
+    """The loss of a step and the gradient of every weight."""
+    double = precision == "fp64"
+    task.trained.double() if double else None
+    for network in task.teachers.networks if double else ():
+        network.double()
+    x = images().double() if double else images()
+    with autocast(torch.device("cpu"), precision):
+        loss = task.step(Batch(x, target()), 5)["loss"]
+    loss.backward()
+    gradients = [parameter.grad for parameter in task.trained.parameters()]
+    task.trained.zero_grad()
+    for network in task.teachers.networks:
+        network.float()
+    return loss.detach(), [gradient for gradient in gradients if gradient is not None]
+
+
+@each_feature_loss
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-10), ("fp32", 1e-5), ("bf16", 0.02)])
+def test_gradients_found_for_the_weights_are_those_of_the_loss(
+    distill: str, precision: str, tolerance: float, loss_options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weighing the gradients of a first pass gives what a second pass through the weighted loss would."""
+    opt = loss_options(alpha=0.7, beta=3.7, kd_scale="unit")
+    asked: list[bool] = []
+    known = Branches.known
+    monkeypatch.setattr(Branches, "known", lambda self, weights: asked.append(known(self, weights)) or asked[-1])
+    loss, gradients = gradients_of(objective(distill, "AEKD", 3, opt, C=0.5), precision)
+    assert asked == [True]
+    monkeypatch.setattr(Branches, "known", lambda self, weights: False)
+    expected_loss, expected = gradients_of(objective(distill, "AEKD", 3, opt, C=0.5), precision)
+    torch.testing.assert_close(loss, expected_loss, rtol=0, atol=0)
+    assert len(gradients) == len(expected)
+    largest = max(each.norm() for each in expected)
+    for mine, theirs in zip(gradients, expected, strict=True):
+        assert (mine - theirs).norm() <= tolerance * (theirs.norm() + 0.01 * largest)  # a bias before BN has none
 
 
 @each_feature_loss

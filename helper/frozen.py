@@ -1,0 +1,137 @@
+"""Networks that are only evaluated from now on, made fast once: normalisation folded, weights in low precision."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+WEIGHTED = (nn.Conv2d, nn.Linear)
+"""The layers whose weights autocast would otherwise convert at every call."""
+
+
+def freeze(network: nn.Module, images: Tensor, precision: str) -> nn.Module:
+    """Evaluation mode, no gradients, batch normalisation folded, with ``bf16`` also bfloat16 weights; in place.
+
+    Args:
+        network: float32 or float64; it stays what it computes, but its state is no longer that of its checkpoint.
+        images: ``[B, 3, H, W]`` of any content and of a size that the network takes.
+        precision: of ``--precision``. With ``bf16`` the network has to be called under autocast from now on.
+    """
+    network.eval().requires_grad_(False)
+    fold_batch_norms(network, images)
+    if precision == "bf16":
+        for module in network.modules():
+            if isinstance(module, WEIGHTED):
+                module.to(torch.bfloat16)
+    return network
+
+
+@torch.no_grad()
+def fold_batch_norms(network: nn.Module, images: Tensor) -> list[str]:
+    """Fold each batch normalisation into the convolution that alone feeds it, and that feeds nothing else; in place.
+
+    ``γ·(W∗x + b − μ)/σ + β = (γ/σ·W)∗x + γ/σ·(b − μ) + β``, computed in float64. An identity takes the place of the
+    normalisation.
+
+    Args:
+        network: in evaluation mode. Its feature maps, where it offers them, stay what they are.
+        images: ``[B, 3, H, W]`` of any content.
+
+    Returns:
+        the names of the folded normalisations.
+    """
+    pairs = foldable(network, images)
+    for name, (conv, norm) in pairs.items():
+        _fold(conv, norm)
+        network.set_submodule(name, nn.Identity())
+    return list(pairs)
+
+
+@torch.no_grad()
+def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """The name of each batch normalisation that can be folded → the convolution before it, and itself.
+
+    Found by watching the network run, so that nothing has to be known about its architecture: both run once, the
+    normalisation reads the very tensor that the convolution returned, and nothing else does.
+    """
+    norms = {name: module for name, module in network.named_modules() if type(module) is nn.BatchNorm2d}
+    if not norms:
+        return {}
+    watch = _Watch(network.modules())
+    with watch:
+        outputs = network(images, is_feat=True) if getattr(network, "has_maps", False) else network(images)
+    for tensor in tree_leaves(outputs):  # a map that others read cannot change
+        watch.uses[id(tensor)] += 1
+    watch.stop()
+    found = {}
+    for name, norm in norms.items():
+        conv = watch.source_of(norm)
+        if conv is not None and norm.running_mean is not None:
+            found[name] = conv, norm
+    return found
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    dtype = conv.weight.dtype
+    scale = (variance.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -mean.double() if conv.bias is None else conv.bias.double() - mean.double()
+    bias = scale * shift if norm.bias is None else norm.bias.double() + scale * shift
+    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
+    conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+
+
+class _Watch(TorchFunctionMode):
+    """Sees which convolution made a tensor, which normalisation reads it, and how many operations use it."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.uses: Counter[int] = Counter()
+        self._calls: Counter[nn.Module] = Counter()
+        # the tensors are kept, so that an id stays that of one tensor
+        self._made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
+        self._read: dict[nn.Module, Tensor] = {}
+        self._hooks = [
+            module.register_forward_hook(self._after)
+            for module in modules
+            if type(module) in (nn.Conv2d, nn.BatchNorm2d)
+        ]
+
+    def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._calls[module] += 1
+        if isinstance(module, nn.Conv2d):
+            self._made[id(output)] = module, output
+        else:
+            self._read[module] = inputs[0]
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if any(isinstance(each, Tensor) for each in tree_leaves(output)):  # to ask for a shape is no use
+            self.uses.update(id(each) for each in tree_leaves((args, kwargs)) if id(each) in self._made)
+        return output
+
+    def source_of(self, norm: nn.Module) -> nn.Conv2d | None:
+        """The convolution that ``norm`` can be folded into."""
+        tensor = id(self._read.get(norm))
+        if tensor not in self._made:
+            return None
+        conv, _ = self._made[tensor]
+        alone = self.uses[tensor] == self._calls[conv] == self._calls[norm] == 1
+        return conv if alone else None
+
+    def stop(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
