@@ -20,7 +20,6 @@ from ensemble import ensemble_dict
 from helper import distributed
 from helper.batch import Batch
 from helper.loop import Fit
-from helper.recipe import PUBLISHED
 from helper.run_folder import RunFolder
 from helper.teachers import Teachers
 from models import model_dict
@@ -117,9 +116,18 @@ def main(folder: Path, dtype: torch.dtype) -> None:
         run = RunFolder(folder / name.replace(" ", "-"))
         distributed.from_first(lambda run=run: run.open({}, overwrite=True))  # type: ignore[misc]
         fit = Fit(
-            task, Train(dtype, steps), None, Test(dtype), opt, run, torch.device("cpu"), "fp32", None, 0.02, {"arch": name}, {},
-            PUBLISHED,
-        )  # fmt: skip
+            task=task,
+            train=Train(dtype, steps),
+            validation=None,
+            test=Test(dtype),
+            opt=opt,
+            run=run,
+            device=torch.device("cpu"),
+            precision="fp32",
+            state=None,
+            learning_rate=0.01,
+            about={"arch": name},
+        )
         result = fit()
         weights = {key: value.clone() for key, value in task.trained.state_dict().items()}
         outcomes[name] = weights, {key: value for key, value in result["last"].items() if "accuracy" in key}
