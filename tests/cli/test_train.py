@@ -284,6 +284,34 @@ def test_a_run_from_before_auto_resumes_as_it_was_asked_for(tmp_path: Path) -> N
     assert result(teach(tmp_path, "--epochs 2 --resume").folder)["precision"] == "fp32"
 
 
+def test_a_finished_run_goes_on_to_more_epochs(tmp_path: Path, teachers: str) -> None:
+    words = f"{teachers} {FEATURE} --schedule 1 2"
+    first = distil(tmp_path, f"{words} --epochs 2").folder
+    before = {path: path.read_bytes() for path in first.iterdir() if path.is_file()}
+    longer = distil(tmp_path, f"{words} --epochs 3 --resume {first}")
+    assert "resuming after epoch 2" in longer.out
+    assert longer.folder != first
+    assert {path: path.read_bytes() for path in first.iterdir() if path.is_file()} == before
+    straight = distil(tmp_path / "straight", f"{words} --epochs 3").folder
+    assert same(weights(straight), weights(longer.folder))
+    assert without_times(metrics(straight)) == without_times(metrics(longer.folder))
+
+
+def test_going_on_from_another_run_is_refused(tmp_path: Path) -> None:
+    first = teach(tmp_path, "--epochs 2").folder
+    for words, reason in (
+        (f"--epochs 3 --lr 0.3 --resume {first}", "has another --learning_rate"),
+        (f"--epochs 1 --trial 1 --resume {first}", "has another --trial"),
+        (f"--epochs 1 --resume {first}", "--epochs: 1, but the run in"),
+        (f"--epochs 3 --resume {tmp_path}/nowhere", "holds no run to go on from"),
+    ):
+        refused = teach(tmp_path, words)
+        assert refused.code == 2
+        assert reason in refused.err
+        assert len(refused.err.splitlines()) == 1
+    assert len(list((tmp_path / "teachers").iterdir())) == 1
+
+
 # ---- other ways to call them
 
 

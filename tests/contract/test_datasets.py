@@ -600,3 +600,51 @@ def test_real_cifar100() -> None:
     assert target.bincount().tolist() == [100] * 100
     assert images.mean().abs() < 0.02
     assert abs(images.std() - 1) < 0.02
+
+
+# ---- parts of batches, for several processes and for resuming
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_processes_share_every_batch_without_overlap(size: int, image_tree: Path) -> None:
+    for name, data_dir, batch_size in (("digits", Path("data"), 6), ("folder", image_tree, 6)):
+        whole = list(get_loaders(name, data_dir, batch_size, num_workers=0).train)
+        parts = [
+            list(get_loaders(name, data_dir, batch_size, num_workers=0, shard=(rank, size)).train)
+            for rank in range(size)
+        ]
+        assert {len(part) for part in parts} == {len(whole)}
+        for step, batch in enumerate(whole[:5]):
+            shares = [part[step] for part in parts]
+            assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
+            assert torch.equal(torch.cat([share.target for share in shares]), batch.target)
+            if batch.views is not None:
+                assert torch.equal(torch.cat([share.views for share in shares]), batch.views)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_the_test_set_without_overlap(size: int, image_tree: Path) -> None:
+    for name, data_dir in (("digits", Path("data")), ("folder", image_tree))[: 4 - size]:  # the tree has two images
+        whole = everything(get_loaders(name, data_dir, 4, num_workers=0).test)
+        shards = [(rank, size) for rank in range(size)]
+        loaders = [get_loaders(name, data_dir, 6, num_workers=0, shard=shard, eval_batch_size=4) for shard in shards]
+        parts = [everything(each.test) for each in loaders]
+        assert torch.equal(torch.cat([images for images, _ in parts]), whole[0])
+        assert torch.equal(torch.cat([target for _, target in parts]), whole[1])
+        assert max(each.test.num_images for each in loaders) - min(each.test.num_images for each in loaders) <= 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_begin_in_its_middle(workers: int, image_tree: Path) -> None:
+    for name, data_dir in (("digits", Path("data")), ("folder", image_tree)):
+        loader = get_loaders(name, data_dir, 4, num_workers=workers).train
+        loader.set_epoch(3)
+        whole = list(loader)
+        loader.set_epoch(3, start=2)
+        rest = list(loader)
+        assert len(rest) == len(whole) - 2
+        for batch, same in zip(rest, whole[2:], strict=True):
+            assert torch.equal(batch.images, same.images)
+            assert torch.equal(batch.target, same.target)
+        loader.set_epoch(3, start=len(loader))
+        assert not list(loader)

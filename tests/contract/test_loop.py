@@ -1,0 +1,231 @@
+"""What the epoch loop promises: micro-batches, faults said in one line, positions within an epoch, drops."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import train_teacher
+from helper import checkpoint, loop
+from helper.batch import Batch
+from helper.errors import UsageError
+from helper.loop import Fit, rescaled_drops
+from helper.meters import FirstBad, Means, accuracy
+from helper.run_folder import RunFolder
+from helper.stopping import Signals, Stopped
+
+CLASSES, BATCH, STEPS = 4, 8, 5
+
+
+class Linear:
+    """A task without BatchNorm, in float64."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.trained = nn.ModuleDict({"network": nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES), nn.Dropout(0.2))})
+        self.trained.double()
+        self.seen: list[int] = []
+
+    def step(self, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+        self.seen.append(len(batch.target))
+        logits = self.trained["network"](batch.images)
+        loss = F.cross_entropy(logits, batch.target)
+        return {"loss": loss, "loss_ce": loss, "accuracy": accuracy(logits, batch.target)}
+
+    def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"network": self.trained["network"](images)}
+
+
+class Data:
+    num_images = BATCH * STEPS
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.randn(self.num_images, 3, 2, 2, generator=generator, dtype=torch.float64)
+        self.target = torch.randint(0, CLASSES, (self.num_images,), generator=generator)
+        self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.start = start
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(self.start * BATCH, self.num_images, BATCH):
+            yield Batch(self.images[first : first + BATCH], self.target[first : first + BATCH])
+
+
+def fit_of(folder: Path, task: Any, *words: str, state: dict[str, Any] | None = None) -> Fit:
+    opt = train_teacher.options().parse(["--epochs", "2", "--batch_size", str(BATCH), *words])
+    run = RunFolder(folder)
+    opened = run.open({}, overwrite=False)
+    run.close()
+
+    return Fit(
+        task=task,
+        train=Data(),
+        validation=None,
+        test=Data(),
+        opt=opt,
+        run=run,
+        device=torch.device("cpu"),
+        precision="fp32",
+        state=opened,
+        learning_rate=0.1,
+        about={"arch": "linear"},
+    )
+
+
+def weights(task: Linear) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(task.trained.parameters()).detach().clone()
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_micro_batches_are_the_whole_batch(parts: int, tmp_path: Path) -> None:
+    whole, split = Linear(), Linear()
+    for task in (whole, split):
+        task.trained["network"][2] = nn.Identity()  # no dropout: its masks follow the order of the calls
+    rows = []
+    for task, accumulate in ((whole, 1), (split, parts)):
+        fit = fit_of(tmp_path / str(accumulate), task, "--accumulate", str(accumulate))
+        fit()
+        rows.append(fit.run.read_metrics()[-1])
+    assert set(split.seen) == {BATCH // parts}
+    torch.testing.assert_close(weights(split), weights(whole), atol=1e-12, rtol=0)
+    for name in ("train_loss", "train_accuracy", "test_accuracy"):
+        assert rows[0][name] == pytest.approx(rows[1][name], abs=1e-9)
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_a_position_within_an_epoch_is_resumed_bitwise(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = Linear()
+    fit_of(tmp_path / "a", straight)()
+    cut = Linear()
+    fit = fit_of(tmp_path / "b", cut)
+    backward, calls = fit._backward, 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == STEPS + step:  # in the second epoch
+            signal.raise_signal(signal.SIGTERM)
+        return backward(*arguments)
+
+    monkeypatch.setattr(fit, "_backward", interrupted)
+    with pytest.raises(Stopped, match=f"SIGTERM: .*b is saved after step {step} of epoch 2; --resume goes on"):
+        fit()
+    assert checkpoint.load(tmp_path / "b" / "last.pth")["position"]["step"] == step
+    resumed = Linear()
+    second = fit_of(tmp_path / "b", resumed)
+    second()
+    assert len(resumed.seen) == STEPS - step
+    assert torch.equal(weights(resumed), weights(straight))
+    rows = [RunFolder(tmp_path / name).read_metrics() for name in "ab"]
+    for mine, theirs in zip(*rows, strict=True):
+        for name in ("epoch", "train_loss", "train_accuracy", "test_accuracy", "learning_rate"):
+            assert mine[name] == theirs[name]
+
+
+def test_time_passes_and_the_middle_of_an_epoch_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LOOK", 2)
+    saved = []
+    save = Fit._save_position
+
+    def counted(self: Fit, step: int, means: Means) -> None:
+        saved.append(step)
+        save(self, step, means)
+
+    monkeypatch.setattr(Fit, "_save_position", counted)
+    fit_of(tmp_path / "a", Linear(), "--checkpoint_minutes", "1e-9")()
+    assert saved == [2, 4, 2, 4]
+    fit_of(tmp_path / "b", Linear())()
+    assert len(saved) == 4
+
+
+def test_signals_are_only_held_while_training() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals() as signals:
+        assert signals.received is None
+        signal.raise_signal(signal.SIGUSR1)
+        assert signals.received == "SIGUSR1"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Explodes(Linear):
+    def step(self, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+        scalars = super().step(batch, epoch)
+        if epoch == 2 and len(self.seen) >= STEPS + 3:
+            scalars["loss_ce"] = scalars["loss_ce"] * float("inf")
+        return {**scalars, "loss": scalars["loss"] + scalars["loss_ce"]}
+
+
+def test_a_loss_that_is_not_finite_names_step_and_part(tmp_path: Path) -> None:
+    expected = r"loss, loss_ce became infinite or not a number in step 3 of epoch 2; the checkpoint of epoch 1 is kept"
+    with pytest.raises(UsageError, match=expected):
+        fit_of(tmp_path, Explodes())()
+    assert checkpoint.load(tmp_path / "last.pth")["epoch"] == 1
+
+
+def test_the_first_bad_step_is_remembered() -> None:
+    bad = FirstBad()
+    assert bad.read() is None
+    values = {"loss": torch.tensor(1.0), "loss_kd": torch.tensor(1.0)}
+    for step in range(1, 5):
+        worse = {**values, "loss_kd": torch.tensor(float("nan"))} if step >= 3 else values
+        bad.look({**worse, "loss": torch.tensor(float("inf"))} if step == 4 else worse, step)
+    assert bad.read() == (3, ["loss_kd"])
+
+
+class Large(Linear):
+    """Memory for 3 images."""
+
+    def step(self, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+        if len(batch.target) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().step(batch, epoch)
+
+
+def test_too_little_memory_says_what_would_fit(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--batch_size: 8 does not fit in the memory; 2 images at once fit"):
+        fit_of(tmp_path / "a", Large())()
+    fit_of(tmp_path / "b", Large(), "--accumulate", "4")()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "epoch", "expected"),
+    [
+        ([150, 180, 210], [300, 360, 420], 160, [150, 360, 420]),
+        ([150, 180, 210], [300, 360, 420], 240, [150, 180, 210]),
+        ([150, 180, 210], [188, 225, 262], 200, [150, 180, 262]),
+        ([5, 7], [6, 9], 5, [6, 9]),
+        ([5], [4], 3, [4]),
+        ([5, 8], [2, 3], 4, [4, 4]),
+    ],
+)
+def test_drops_when_the_epochs_change(old: list[int], new: list[int], epoch: int, expected: list[int]) -> None:
+    assert rescaled_drops(old, new, epoch) == expected
+
+
+def test_means_go_on_from_a_state() -> None:
+    whole, first = Means(), Means()
+    for step in range(4):
+        whole.add({"a": torch.tensor(float(step))}, step + 1)
+    for step in range(2):
+        first.add({"a": torch.tensor(float(step))}, step + 1)
+    second = Means()
+    second.restore(first.state(), torch.device("cpu"))
+    for step in range(2, 4):
+        second.add({"a": torch.tensor(float(step))}, step + 1)
+    assert second.read() == whole.read()
