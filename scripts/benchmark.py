@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `python scripts/be
 
 import torch
 
-from helper.recipe import device_of
 from helper.options import Flatten, Options, one_of, positive_float, positive_int
+from helper.recipe import device_of
 from helper.script import run_script
 from scripts.bench import input, machine, memory, peers, plot, solver, steps, verdicts
 from scripts.bench.subjects import Setting

@@ -2,7 +2,7 @@
 
 Written from the papers and their description: float32, NCHW, teachers as they were trained, K backward passes for K
 gradients, a support vector machine on the host for AEKD, an optimizer that is not fused, peers one by one, and
-``.item()`` of whatever is logged in each step. What is learned is the same, see tests/contract/test_benchmark.py.
+``.item()`` of whatever is logged in each step. What is learned is the same, see tests/contract/test_bench.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,11 +14,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from dataset import info_of
 from dataset.base import DatasetInfo, Split
-from dataset.memory import MemoryTrainLoader
+from dataset.loader import memory_loaders
 from helper.recipe import device_of
-from scripts.bench.subjects import DATASET, random_split
+from scripts.bench.subjects import RandomImages
 from scripts.bench.timing import median, synchronise
 
 Figures = dict[str, Any]
@@ -49,18 +50,12 @@ class PerSample(Dataset[tuple[torch.Tensor, int]]):
 
 def measure(opt: argparse.Namespace) -> Figures:
     """Images per second of both, in alternation, and the bytes that the resident images take."""
-    device, info = device_of(opt), info_of(DATASET)
-    split = random_split(QUICK_IMAGES if opt.quick else IMAGES, info.image_size, info.num_classes)
-    ours = MemoryTrainLoader(split, info, opt.batch_size, device, seed=0)
+    device = device_of(opt)
+    images = RandomImages(QUICK_IMAGES if opt.quick else IMAGES)
+    info, (split, _) = images.info, images.load()
+    ours: Any = memory_loaders(images, opt.batch_size, device, 0, 0.0, opt.batch_size).train
     few = split.subset(torch.arange(len(split.labels) // 5))  # the median of three such epochs is steady enough
-    theirs = DataLoader(
-        PerSample(few, info),
-        opt.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=WORKERS,
-        pin_memory=device.type == "cuda",
-    )
+    theirs = per_sample_loader(few, info, opt.batch_size, pin_memory=device.type == "cuda")
     speeds: dict[str, list[float]] = {"ours": [], "torchvision": []}
     for repeat in range(1 if opt.quick else REPEATS):
         ours.set_epoch(repeat)
@@ -69,13 +64,30 @@ def measure(opt: argparse.Namespace) -> Figures:
     return {
         **{name: median(values) for name, values in speeds.items()},
         "ratio": median([mine / other for mine, other in zip(speeds["ours"], speeds["torchvision"], strict=True)]),
-        "bytes_per_value": ours.pixels.nbytes / split.images.numel(),
+        "bytes_per_value": resident_bytes(ours) / split.images.numel(),
     }
+
+
+def per_sample_loader(split: Split, info: DatasetInfo, batch_size: int, pin_memory: bool) -> DataLoader[Any]:
+    """Shuffled batches made by worker processes."""
+    with quiet():
+        return DataLoader(
+            PerSample(split, info), batch_size, shuffle=True, drop_last=True, num_workers=WORKERS, pin_memory=pin_memory
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No word about more workers than cores: two is what is compared with."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 def speed(loader: Iterable[Any], batch_size: int, device: torch.device) -> float:
     """Images per second of an epoch on the device, without the start of the workers."""
-    batches = iter(loader)
+    with quiet():
+        batches = iter(loader)
     next(batches)
     synchronise(device)
     started, count = time.perf_counter(), 0
@@ -84,6 +96,12 @@ def speed(loader: Iterable[Any], batch_size: int, device: torch.device) -> float
         count += batch_size
     synchronise(device)
     return count / (time.perf_counter() - started)
+
+
+def resident_bytes(loader: Any) -> int:
+    """What the pixels that a loader holds take, in the form in which it holds them."""
+    held = [value for value in vars(loader).values() if isinstance(value, torch.Tensor) and value.dtype == torch.uint8]
+    return sum(tensor.nbytes for tensor in held)
 
 
 def text(figures: Figures) -> list[str]:

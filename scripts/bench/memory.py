@@ -37,7 +37,7 @@ def measure_setting(setting: Setting, opt: argparse.Namespace, say: Callable[[st
     peaks, weights = {}, 0.0
     for name in (ALONE, ONE_TEACHER, *map(str, pairs())):
         say(f"{setting}: {name}")
-        peaks[name], weights = in_a_process(name, setting, opt)
+        peaks[name], weights = in_a_process(name, setting, opt)  # the last is a pair's
     average = of_logits()[1]
     return {
         "peaks": peaks,
@@ -76,17 +76,20 @@ def in_a_process(name: str, setting: Setting, opt: argparse.Namespace) -> tuple[
 def child(answer: Connection, name: str, setting: Setting, opt: argparse.Namespace) -> None:
     """Measure, and send the answer."""
     torch.set_num_threads(opt.threads)
-    bench = Offline(setting, opt)
+    with Offline(setting, opt) as bench:
+        answer.send(peak_and_weights(bench, name))
+
+
+def peak_and_weights(bench: Offline, name: str) -> tuple[float, float]:
+    """Peak memory of a variant above what is there before it, and the weights of a teacher, in MB."""
     warm_libraries(bench.device)
     if name == ONE_TEACHER:
-        weights = weights_of(bench)  # its activations are asked for: the weights are there before
+        weights_of(bench)  # its activations are asked for: the weights are there before
     before = reset_peak(bench.device)
     step = build(bench, name)
     for _ in range(STEPS):
         step()
-    peak = peak_memory(bench.device) - before
-    weights = weights_of(bench) if name != ALONE else 0.0
-    answer.send((peak / 1e6, weights / 1e6))
+    return (peak_memory(bench.device) - before) / 1e6, (0.0 if name == ALONE else weights_of(bench) / 1e6)
 
 
 def build(bench: Offline, name: str) -> Step:

@@ -27,7 +27,7 @@ def draw(figures: Figures, path: Path) -> None:
     panels += [(draw_peers, "peers", figures["online"])] if "online" in figures else []
     panels += [(draw_solvers, "AEKD's solver", figures["solver"])] if "solver" in figures else []
     rows = max(1, -(-len(panels) // 2))
-    canvas, grid = plt.subplots(rows, 2, figsize=(13, 0.6 + 4.2 * rows), squeeze=False, layout="constrained")
+    canvas, grid = plt.subplots(rows, 2, figsize=(13, 0.6 + 5 * rows), squeeze=False, layout="constrained")
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, (draw_panel, title, values) in zip(grid.flat, panels, strict=False):
@@ -53,13 +53,13 @@ def draw_steps(axes: Axes, figures: Figures) -> None:
             left += width
     for name, style in ((ALONE, ":"), (TEACHERS, "--")):
         axes.axvline(figures["rows"][name]["ms"], color="black", linestyle=style, lw=1.2, label=name)
-    for name, values in figures["released"]["rows"].items():
+    for name, values in figures["released"].items():
         place = list(pairs).index(name)
         text = f"  as released {values['ms']:.3g} ms: {values['speed_up']:.1f}×"
         axes.annotate(text, (pairs[name]["ms"], place), va="center", fontsize=7)
-    axes.set_xlim(0, 1.6 * max(values["ms"] for values in pairs.values()))
+    axes.set_xlim(0, 1.45 * max(values["ms"] for values in pairs.values()))
     label_rows(axes, list(pairs), f"ms per step, batch {figures['batch_size']}, {figures['precision']}")
-    axes.legend(fontsize=7, loc="upper right")
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=6, frameon=False)
 
 
 def draw_peers(axes: Axes, figures: Figures) -> None:
@@ -85,9 +85,7 @@ def draw_solvers(axes: Axes, figures: Figures) -> None:
     for index, name in enumerate(figures["solvers"][sizes[0]]):
         times = [figures["solvers"][K][name]["ms"] for K in sizes]
         line, marker = LINES[index % len(LINES)], MARKERS[index % len(MARKERS)]
-        axes.plot(
-            sizes, times, linestyle=line, marker=marker, color="black", markerfacecolor="white", label=name
-        )
+        axes.plot(sizes, times, linestyle=line, marker=marker, color="black", markerfacecolor="white", label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(K) for K in sizes])

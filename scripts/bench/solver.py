@@ -120,10 +120,10 @@ def lower_bound(gram: Tensor, weights: Tensor) -> float:
 
 def share(K: int, opt: argparse.Namespace) -> float:
     """The exact solver's time over that of a step under K teachers."""
-    bench = Offline(replace(opt.settings[0], teacher_num=K), opt)
-    step = step_of(bench.fit(Pair(*of_logits()[0].split())))
-    solve = calls(K, bench.device)["exact"]
-    times = alternate({"step": step, "solver": solve}, min(opt.steps, ROUNDS), opt.seconds / 8, bench.device)
+    with Offline(replace(opt.settings[0], teacher_num=K), opt) as bench:
+        step = step_of(bench.fit(Pair(*of_logits()[0].split())))
+        solve = calls(K, bench.device)["exact"]
+        times = alternate({"step": step, "solver": solve}, min(opt.steps, ROUNDS), opt.seconds / 8, bench.device)
     return ratio(times, "solver", "step")
 
 

@@ -13,12 +13,13 @@ import torch
 from distiller_zoo import distill_dict
 from helper.cost import mac_count
 from helper.loop import Fit
-from scripts.bench.subjects import AVERAGE, SOLVED, Offline, Pair, Setting, Step, pairs, step_of
+from scripts.bench.subjects import AVERAGE, SOLVED, Offline, Pair, Step, pairs, step_of
 from scripts.bench.timing import Times, alternate, excess, median, ratio, seconds_of, synchronise
 
 Figures = dict[str, Any]
 
-ALONE, TEACHERS, RELEASED = "student alone", "teachers' forward alone", "as released"
+ALONE, TEACHERS = "student alone", "teachers' forward alone"
+RELEASED, CACHED = "as released", "cached"
 PARTS = ("teachers", "student", "weighting", "input")
 WATCHED = 4
 """Steps whose parts are timed."""
@@ -26,37 +27,61 @@ WATCHED = 4
 
 def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> Figures:
     """The figures of each setting."""
-    return {str(setting): measure_setting(setting, opt, say) for setting in opt.settings}
+    figures = {}
+    for setting in opt.settings:
+        with Offline(setting, opt) as bench:
+            figures[str(setting)] = measure_setting(bench, opt, say)
+    return figures
 
 
-def measure_setting(setting: Setting, opt: argparse.Namespace, say: Callable[[str], None]) -> Figures:
-    """Three groups of alternating steps, and the parts of each."""
-    bench = Offline(setting, opt)
+def measure_setting(bench: Offline, opt: argparse.Namespace, say: Callable[[str], None]) -> Figures:
+    """Four groups of alternating steps, and the parts of each step."""
     fits = {str(pair): bench.fit(pair) for pair in pairs()}
-    say(f"{setting}: the student alone, {len(fits)} pairs")
     variants = {ALONE: bench.alone(), TEACHERS: bench.teachers_forward()}
     variants |= {name: step_of(fit) for name, fit in fits.items()}
-    times = alternate(variants, opt.steps, opt.seconds, bench.device)
-    say(f"{setting}: {SOLVED} against {AVERAGE}, kd")
-    close = alternate({name: variants[name] for name in of_logits()}, opt.steps, opt.seconds, bench.device)
-    say(f"{setting}: as released")
-    old = measure_released(bench, variants, opt)
+
+    def take_turns(what: str, group: dict[str, Step], seconds: float) -> Times:
+        say(f"{bench.setting}: {what}")
+        return alternate(group, opt.steps, seconds, bench.device)
+
+    times = take_turns(f"the student alone, {len(fits)} pairs", variants, opt.seconds)
+    group = {name: variants[name] for name in of_logits()}
+    close = take_turns(f"{SOLVED} against {AVERAGE}, kd", group, opt.seconds)
+    cached_fits = {f"{pair} {CACHED}": bench.fit(pair, cached=True) for pair in pairs() if needs_logits_only(pair)}
+    cached_steps = {name: step_of(fit) for name, fit in cached_fits.items()}
+    cached = take_turns("on cached views", {ALONE: variants[ALONE], **cached_steps}, opt.seconds / 2)
+    old = take_turns("as released", released_group(bench, variants | cached_steps), opt.seconds)
+
     rows = {name: row(times, name, opt.batch_size) for name in variants}
     for name, fit in fits.items():
         rows[name] |= compared(times, name) | {"shares": shares(fit, bench.device)}
+    for name, fit in cached_fits.items():
+        rows[name] = row(cached, name, opt.batch_size) | {"against_alone": ratio(cached, name, ALONE)}
+        rows[name]["shares"] = shares(fit, bench.device)
     return {
         "batch_size": opt.batch_size,
         "precision": bench.opt.precision,
-        "rounds": len(times[ALONE]),
+        "rounds": {"pairs": len(times[ALONE]), "cached": len(cached[ALONE]), "released": len(old[of_logits()[0]])},
         "rows": rows,
-        "close": {
-            "rounds": len(close[of_logits()[0]]),
-            "ratio": ratio(close, *of_logits()),
-            "excess_ms": excess(close, *of_logits()),
-        },
-        "released": old,
+        "close": close_figures(close),
+        "released": released_figures(old, opt.batch_size),
         "macs": macs(bench),
     }
+
+
+def close_figures(times: Times) -> Figures:
+    """How much more a step of AEKD costs than the average."""
+    solved, average = of_logits()
+    return {
+        "rounds": len(times[solved]),
+        "ratio": ratio(times, solved, average),
+        "excess_ms": excess(times, solved, average),
+    }
+
+
+def needs_logits_only(pair: Pair) -> bool:
+    """Whether a teacher's logits are all that is asked of it."""
+    return not distill_dict[pair.distill].feature_level
 
 
 def of_logits() -> tuple[str, str]:
@@ -65,22 +90,33 @@ def of_logits() -> tuple[str, str]:
     return str(Pair(distill, SOLVED)), str(Pair(distill, AVERAGE))
 
 
-def measure_released(bench: Offline, variants: dict[str, Step], opt: argparse.Namespace) -> Figures:
-    """AEKD and AVERAGE_LOSS as released, in alternation with ours; speed-up of each, and AEKD's extra cost there."""
-    compared_pairs = [Pair(distill, ensemble) for distill in distill_dict for ensemble in (AVERAGE, SOLVED)]
-    both: dict[str, Step] = {}
-    for pair in compared_pairs:
-        both |= {f"{pair} {RELEASED}": bench.released(pair), str(pair): variants[str(pair)]}
-    times = alternate(both, opt.steps, opt.seconds, bench.device)
+def released_group(bench: Offline, ours: dict[str, Step]) -> dict[str, Step]:
+    """AEKD and AVERAGE_LOSS as released, each after our own."""
+    group: dict[str, Step] = {}
+    for pair in released_pairs():
+        group |= {name: ours[name] for name in (str(pair), f"{pair} {CACHED}") if name in ours}
+        group[f"{pair} {RELEASED}"] = bench.released(pair)
+    return group
+
+
+def released_pairs() -> list[Pair]:
+    """What is compared with its released form."""
+    return [Pair(distill, ensemble) for distill in distill_dict for ensemble in (AVERAGE, SOLVED)]
+
+
+def released_figures(times: Times, batch_size: int) -> Figures:
+    """Of each released pair: how much faster ours is, and what AEKD cost more than the average there."""
     figures = {}
-    for pair in compared_pairs:
+    for pair in released_pairs():
         old, average = (f"{each} {RELEASED}" for each in (pair, Pair(pair.distill, AVERAGE)))
+        cached = f"{pair} {CACHED}"
         figures[str(pair)] = {
-            **row(times, old, opt.batch_size),
+            **row(times, old, batch_size),
             "speed_up": ratio(times, old, str(pair)),
+            "speed_up_cached": ratio(times, old, cached) if cached in times else None,
             "against_average": ratio(times, old, average),
         }
-    return {"rounds": len(times[next(iter(both))]), "rows": figures}
+    return figures
 
 
 def row(times: Times, name: str, batch_size: int) -> Figures:
@@ -159,7 +195,8 @@ def macs(bench: Offline) -> Figures:
 def fraction_of_peak(figures: Figures, name: str, peak: float) -> float:
     """The share of the machine's matrix peak (GFLOPS) that a variant reaches."""
     counts = figures["macs"]
-    per_image = {ALONE: counts["student"], TEACHERS: counts["teachers"]}.get(name, sum(counts.values()))
+    of_student = name == ALONE or name.endswith(CACHED)
+    per_image = counts["student"] if of_student else counts["teachers"] if name == TEACHERS else sum(counts.values())
     return 2e-9 * per_image * figures["rows"][name]["images_per_second"] / peak
 
 
@@ -173,7 +210,7 @@ def setting_text(name: str, figures: Figures, machine: Figures) -> list[str]:
     peak = machine["peak"][figures["precision"]]
     heads = ("ms", "images/s", "/alone", "/average", "/(t+s)", "of peak", *PARTS)
     lines = [
-        f"{name}, batch {figures['batch_size']}, {figures['precision']}, {figures['rounds']} rounds; "
+        f"{name}, batch {figures['batch_size']}, {figures['precision']}, {figures['rounds']['pairs']} rounds; "
         "t+s: teachers' forward alone and student's step alone",
         f"{'':28}" + "".join(f"{head:>10}" for head in heads),
     ]
@@ -189,12 +226,12 @@ def setting_text(name: str, figures: Figures, machine: Figures) -> list[str]:
         f"{SOLVED} / {AVERAGE}, kd, {close['rounds']} alternating steps: {close['ratio']:.3f}, "
         f"{close['excess_ms']:+.2f} ms"
     )
-    old = figures["released"]
-    lines.append(f"as released, {old['rounds']} rounds (fp32, NCHW)")
-    lines.append(f"{'':28}" + "".join(f"{head:>10}" for head in ("ms", "images/s", "/average", "ours")))
-    for variant, values in old["rows"].items():
+    lines.append(f"as released (fp32, NCHW), {figures['rounds']['released']} rounds")
+    lines.append(f"{'':28}" + "".join(f"{head:>10}" for head in ("ms", "images/s", "/average", "ours", "cached")))
+    for variant, values in figures["released"].items():
         cells = [f"{values['ms']:.2f}", f"{values['images_per_second']:,.0f}", f"{values['against_average']:.2f}"]
-        lines.append(table_line(variant, [*cells, f"{values['speed_up']:.2f}×"]))
+        cells += [f"{values[key]:.2f}×" if values[key] else "" for key in ("speed_up", "speed_up_cached")]
+        lines.append(table_line(variant, cells))
     return [*lines, ""]
 
 

@@ -23,9 +23,8 @@ import train_online
 import train_student
 import train_teacher
 from dataset import info_of
-from dataset.base import Split
-from dataset.loader import Loaders
-from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
+from dataset.base import DatasetInfo, MemoryDataset, Split
+from dataset.loader import Loaders, memory_loaders
 from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
 from helper import checkpoint
@@ -94,19 +93,33 @@ def pairs() -> list[Pair]:
     return [Pair(distill, ensemble) for distill in distill_dict for ensemble in ensemble_dict]
 
 
-def random_split(images: int, size: int, num_classes: int) -> Split:
-    """Random pixels and labels."""
-    source = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, size, size, 3), generator=source, dtype=torch.uint8)
-    return Split(pixels, torch.randint(0, num_classes, (images,), generator=source))
+class RandomImages(MemoryDataset):
+    """CIFAR-100 in all but its pixels and labels.
+
+    Args:
+        images: how many to train on.
+    """
+
+    def __init__(self, images: int) -> None:
+        super().__init__(Path())
+        self.images = images
+
+    @property
+    def info(self) -> DatasetInfo:
+        return info_of(DATASET)
+
+    def load(self) -> tuple[Split, Split]:
+        return self._draw(self.images), self._draw(1)
+
+    def _draw(self, images: int) -> Split:
+        source, size = torch.Generator().manual_seed(0), self.info.image_size
+        pixels = torch.randint(0, 256, (images, size, size, 3), generator=source, dtype=torch.uint8)
+        return Split(pixels, torch.randint(0, self.info.num_classes, (images,), generator=source))
 
 
 def random_loaders(name: str, *, batch_size: int, device: torch.device, seed: int, **_: object) -> Loaders:
-    """What ``dataset.get_loaders`` returns, with random images in place of the dataset's."""
-    info = info_of(name)
-    split = random_split(POOL * batch_size, info.image_size, info.num_classes)
-    train = MemoryTrainLoader(split, info, batch_size, device, seed)
-    return Loaders(info, train, None, MemoryEvalLoader(split, info, batch_size, device))
+    """What ``dataset.get_loaders`` returns, with few random images in place of the dataset's."""
+    return memory_loaders(RandomImages(POOL * batch_size), batch_size, device, seed, 0.0, batch_size)
 
 
 def session_of(opt: argparse.Namespace) -> Session:
@@ -133,7 +146,7 @@ def step_of(fit: Fit) -> Step:
 
 def released_step(session: Session, task: ReleasedDistillation | ReleasedPeers) -> Step:
     """The same with a step as released, whose images are in NCHW."""
-    batches = cycle([(batch[0].contiguous(), batch[1]) for batch in session.loaders.train])
+    batches = cycle([(batch.images.contiguous(), batch.target) for batch in session.loaders.train])
     return lambda: task.step(*next(batches))
 
 
@@ -145,7 +158,7 @@ def words(opt: argparse.Namespace, batch_size: int, *more: str) -> list[str]:
 
 
 class Offline:
-    """One setting: its teachers, and a student for each way to train it.
+    """One setting: its teachers, and a student for each way to train it. Leaving its context removes its files.
 
     Args:
         setting: which networks.
@@ -158,9 +171,15 @@ class Offline:
         self.opt, self.session = alone, session_of(alone)
         self.device = self.session.device
         self.batches = list(self.session.loaders.train)
-        self.images = self.batches[0][0]
-        self._folder = tempfile.TemporaryDirectory()  # deleted with the last reference
+        self.images = self.batches[0].images
+        self._folder = tempfile.TemporaryDirectory()
         self.files = [self._teacher_file(k) for k in range(setting.teacher_num)]
+
+    def __enter__(self) -> Offline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
 
     def _teacher_file(self, k: int) -> TeacherFile:
         """The checkpoint of a teacher that a training run might have left."""
@@ -181,6 +200,19 @@ class Offline:
         """The same networks as the training script makes them ready."""
         return load_teachers(self.files, self.session.build, self.session.info.num_classes)[0]
 
+    @cached_property
+    def caching_teachers(self) -> Teachers:
+        """The same with a cache that holds all batches that are trained on."""
+        teachers = load_teachers(self.files, self.session.build, self.session.info.num_classes)[0]
+        opt = train_student.options().parse(
+            words(self.bench, self.bench.batch_size, "--teacher_cache", self._folder.name)
+        )
+        train_student.attach_cache(opt, teachers, self.files, self.session)
+        with autocast(self.device, self.opt.precision):
+            for batch in self.batches:
+                teachers.logits(batch.images, batch.views)
+        return teachers
+
     def alone(self) -> Step:
         """The student without teachers."""
         student = self.session.build(self.setting.student)
@@ -192,7 +224,7 @@ class Offline:
 
         def forward() -> torch.Tensor:
             with autocast(self.device, self.opt.precision):
-                return teachers.logits(next(batches)[0])
+                return teachers.logits(next(batches).images)
 
         return forward
 
@@ -213,10 +245,9 @@ class Offline:
         chosen = ["--model_s", self.setting.student, "--distill", pair.distill, "--ensemble_method", pair.ensemble]
         return parser, parser.parse(words(self.bench, self.bench.batch_size, *chosen, "-b", str(b)))
 
-    def distillation(self, pair: Pair, **settings: object) -> Any:
+    def distillation(self, pair: Pair, teachers: Teachers, **settings: object) -> Any:
         """The objective of a pair; ``settings`` are hyperparameters of the ensemble method."""
         parser, opt = self.options(pair)
-        teachers = self.teachers
         student = self.session.build(self.setting.student)
         method = ensemble_dict[pair.ensemble](**{**parser.hyperparameters(opt, "ensemble_method"), **settings})
         adapters = train_student.make_adapters(
@@ -224,16 +255,18 @@ class Offline:
         )
         return train_student.Distillation(student, teachers, adapters, method, opt)
 
-    def fit(self, pair: Pair) -> Fit:
-        """A student under all teachers."""
-        task = self.distillation(pair)
+    def fit(self, pair: Pair, cached: bool = False) -> Fit:
+        """A student under all teachers, or under what the cache has of them."""
+        task = self.distillation(pair, self.caching_teachers if cached else self.teachers)
         return fit_of(self.session, task.opt, task)
 
     def released(self, pair: Pair) -> Step:
         """The same as released, with the solver on the host where the method has one."""
         parser, opt = self.options(pair)
-        solver: dict[str, Any] = {"qp_solver": "svm"} if "qp_solver" in parser.hyperparameters(opt, "ensemble_method") else {}
-        task = self.distillation(pair, **solver)
+        solver: dict[str, Any] = (
+            {"qp_solver": "svm"} if "qp_solver" in parser.hyperparameters(opt, "ensemble_method") else {}
+        )
+        task = self.distillation(pair, self.teachers, **solver)
         plain = ReleasedDistillation(task.student, self.raw_teachers(), task.adapters, task.method, opt.kd_T, opt.beta)
         return released_step(self.session, plain)
 
