@@ -23,7 +23,7 @@ from scripts.bench.subjects import AVERAGE, Offline, Pair, Setting, Step, pairs,
 Figures = dict[str, Any]
 
 ONE_TEACHER = "one teacher, inference"
-STEPS = 3
+STEPS = 2
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 

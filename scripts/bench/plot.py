@@ -24,7 +24,7 @@ def draw(figures: Figures, path: Path) -> None:
     """A panel per setting, one for the peers and one for the solvers, as far as they were measured."""
     settings = figures.get("steps", {})
     panels: list[Any] = [(draw_steps, name, values) for name, values in settings.items()]
-    panels += [(draw_peers, "peers", figures["online"])] if "online" in figures else []
+    panels += [(draw_peers, f"peers, {figures['online']['model']}", figures["online"])] if "online" in figures else []
     panels += [(draw_solvers, "AEKD's solver", figures["solver"])] if "solver" in figures else []
     rows = max(1, -(-len(panels) // 2))
     canvas, grid = plt.subplots(rows, 2, figsize=(13, 0.6 + 5 * rows), squeeze=False, layout="constrained")

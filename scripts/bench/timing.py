@@ -11,6 +11,9 @@ import torch
 FEWEST = 3
 """Rounds that are timed however long they take."""
 
+SLOW = 0.5
+"""Seconds that a step takes whose kernels are chosen in a small part of them."""
+
 Times = dict[str, list[float]]
 """Seconds of every call of each variant; calls of the same index belong to one round."""
 
@@ -30,9 +33,7 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def alternate(
-    variants: Mapping[str, Callable[[], object]], rounds: int, seconds: float, device: torch.device, warm_up: int = 2
-) -> Times:
+def alternate(variants: Mapping[str, Callable[[], object]], rounds: int, seconds: float, device: torch.device) -> Times:
     """Time the variants in turn, so that whatever else the machine does slows all of them.
 
     Each round starts with another variant, and every other round runs backwards.
@@ -40,12 +41,10 @@ def alternate(
     Args:
         variants: names → what is timed.
         rounds: how many, unless ``seconds`` are over and there were ``FEWEST``.
-        warm_up: calls of each variant before; the first are slow (kernels are chosen, memory is fetched).
     """
     names = list(variants)
     for name in names:
-        for _ in range(warm_up):
-            variants[name]()
+        warm_up(variants[name], device)
     times: Times = {name: [] for name in names}
     started = time.monotonic()
     for number in range(rounds):
@@ -54,6 +53,13 @@ def alternate(
         for name in ordered(names, number):
             times[name].append(seconds_of(variants[name], device))
     return times
+
+
+def warm_up(call: Callable[[], object], device: torch.device) -> None:
+    """The first calls are slow (kernels are chosen, memory is fetched): three, but of a slow step only one."""
+    for _ in range(3):
+        if seconds_of(call, device) > SLOW:
+            return
 
 
 def ordered(names: Sequence[str], number: int) -> list[str]:
