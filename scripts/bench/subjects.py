@@ -188,6 +188,12 @@ class Offline:
         checkpoint.save({"model": network.state_dict()}, file.path)
         return file
 
+    def _load(self) -> Teachers:
+        session = self.session
+        return load_teachers(
+            self.files, session.build, session.info.num_classes, session.example(), self.opt.precision
+        )[0]
+
     def raw_teachers(self) -> list[nn.Module]:
         """The networks as their training left them."""
         networks = [self.session.build(file.arch) for file in self.files]
@@ -198,12 +204,12 @@ class Offline:
     @cached_property
     def teachers(self) -> Teachers:
         """The same networks as the training script makes them ready."""
-        return load_teachers(self.files, self.session.build, self.session.info.num_classes)[0]
+        return self._load()
 
     @cached_property
     def caching_teachers(self) -> Teachers:
         """The same with a cache that holds all batches that are trained on."""
-        teachers = load_teachers(self.files, self.session.build, self.session.info.num_classes)[0]
+        teachers = self._load()
         opt = train_student.options().parse(
             words(self.bench, self.bench.batch_size, "--teacher_cache", self._folder.name)
         )
@@ -250,9 +256,11 @@ class Offline:
         parser, opt = self.options(pair)
         student = self.session.build(self.setting.student)
         method = ensemble_dict[pair.ensemble](**{**parser.hyperparameters(opt, "ensemble_method"), **settings})
-        adapters = train_student.make_adapters(
-            distill_dict[pair.distill], parser.hyperparameters(opt, "distill"), student, teachers, self.images[:2]
-        )
+        settings_of_loss = parser.hyperparameters(opt, "distill")
+        with autocast(self.device, self.opt.precision):
+            adapters = train_student.make_adapters(
+                distill_dict[pair.distill], settings_of_loss, student, teachers, self.session.example()
+            )
         return train_student.Distillation(student, teachers, adapters, method, opt)
 
     def fit(self, pair: Pair, cached: bool = False) -> Fit:
