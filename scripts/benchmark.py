@@ -21,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `python scripts/be
 
 import torch
 
+import train_teacher
+from helper.errors import UsageError
 from helper.options import Flatten, Options, one_of, positive_float, positive_int
 from helper.recipe import device_of
 from helper.script import run_script
 from scripts.bench import input, machine, memory, peers, plot, solver, steps, verdicts
-from scripts.bench.subjects import Setting
+from scripts.bench.subjects import Setting, words
 
 Figures = dict[str, Any]
 
@@ -92,6 +94,10 @@ def parse(arguments: Sequence[str]) -> Any:
     opt.gpu_id, opt.threads = None, torch.get_num_threads()
     opt.settings = opt.settings or [Setting.parse(text) for text in (QUICK if opt.quick else PUBLISHED)]
     opt.batch_size = opt.batch_size or (8 if opt.quick else 64)
+    train_teacher.options().parse(words(opt, opt.batch_size))  # refuses a precision that there is not
+    for option, path in (("--json", opt.json), ("--plot", opt.plot)):
+        if path and not path.parent.is_dir():
+            raise UsageError(f"{option}: there is no folder {path.parent}")
     if "memory" in opt.only:
         memory.check(device_of(opt))
     if opt.quick:

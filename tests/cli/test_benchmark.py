@@ -74,6 +74,8 @@ def test_the_table_is_printed(quick: tuple[str, dict[str, Any], Path]) -> None:
         ("--settings resnet8", "--settings: 'resnet8' is not of the form TEACHERxK:STUDENT"),
         ("--settings resnet8x2:resnet7", "--settings: unknown value 'resnet7'"),
         ("--only steps,inputs", "--only: unknown value 'inputs'"),
+        ("--precision fp8", "--precision: unknown value 'fp8'"),
+        ("--json nowhere/figures.json", "--json: there is no folder nowhere"),
         ("--stepps 3", "unknown option '--stepps'; did you mean --steps?"),
     ],
 )
