@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from dataset.base import DatasetInfo, Split
-from dataset.loader import memory_loaders
+from dataset.loader import ALONE, memory_loaders
 from helper.recipe import device_of
 from scripts.bench.subjects import RandomImages
 from scripts.bench.timing import median, synchronise
@@ -53,7 +53,7 @@ def measure(opt: argparse.Namespace) -> Figures:
     device = device_of(opt)
     images = RandomImages(QUICK_IMAGES if opt.quick else IMAGES)
     info, (split, _) = images.info, images.load()
-    ours: Any = memory_loaders(images, opt.batch_size, device, 0, 0.0, opt.batch_size).train
+    ours: Any = memory_loaders(images, opt.batch_size, device, 0, 0.0, opt.batch_size, ALONE).train
     few = split.subset(torch.arange(len(split.labels) // 5))  # the median of three such epochs is steady enough
     theirs = per_sample_loader(few, info, opt.batch_size, pin_memory=device.type == "cuda")
     speeds: dict[str, list[float]] = {"ours": [], "torchvision": []}

@@ -32,7 +32,7 @@ def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> Figures:
             "released_ms": row(times, "released", opt.batch_size)["ms"],
             "speed_up": ratio(times, "released", "ours"),
         }
-    return {"model": model, "precision": bench.opt.precision, "batch_size": opt.batch_size, "rows": rows}
+    return {"model": model, "precision": bench.session.precision, "batch_size": opt.batch_size, "rows": rows}
 
 
 def text(figures: Figures) -> list[str]:

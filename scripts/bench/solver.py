@@ -26,8 +26,8 @@ SHARED = 16
 """Up to so many teachers, and for the largest number, the share of a step is measured."""
 C = 0.6
 CLASSES = 100
-SCALES = (1e-8, 1e-3, 1e3)
-"""Of the gradients; the Gram matrix has the square."""
+USUAL, SCALES = 1e-3, (1e-8, 1e-3, 1e3)
+"""Lengths of gradients: on CIFAR-100, for all solvers, and those that ours has to bear besides."""
 ROUNDS = 30
 REFUSED = "no answer"
 
@@ -56,7 +56,7 @@ def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> Figures:
 
 def calls(K: int, device: torch.device) -> dict[str, Callable[[], Tensor]]:
     """Every solver on gradients as they are on CIFAR-100: much alike, and a thousandth long."""
-    gram = problems(K)["alike"].to(device) * 1e-6
+    gram = problems(K)["alike"].to(device) * USUAL**2
     return {name: partial(solve, gram, C) for name, solve in qp_solver_dict.items()}
 
 
@@ -81,17 +81,17 @@ def errors(K: int, device: torch.device) -> dict[str, float | None]:
     """
     worst: dict[str, float | None] = dict.fromkeys(qp_solver_dict, 0.0)
     for gram in problems(K).values():
-        for scale in SCALES:
-            scaled = (gram * scale**2).to(device)
-            answers = {name: attempt(solve, scaled) for name, solve in qp_solver_dict.items()}
-            optimum = max(lower_bound(gram, weights) for weights in answers.values() if weights is not None)
-            for name, weights in answers.items():
-                before = worst[name]
-                if weights is None or before is None:
-                    worst[name] = None
-                else:
-                    above = float(0.5 * weights @ gram @ weights - optimum) / float(gram.diagonal().max())
-                    worst[name] = max(before, above)
+        answers = [(name, attempt(solve, (gram * USUAL**2).to(device))) for name, solve in qp_solver_dict.items()]
+        ours = qp_solver_dict["exact"]
+        answers += [("exact", attempt(ours, (gram * scale**2).to(device))) for scale in SCALES]
+        optimum = max(lower_bound(gram, weights) for _, weights in answers if weights is not None)
+        for name, weights in answers:
+            before = worst[name]
+            if weights is None or before is None:
+                worst[name] = None
+            else:
+                above = float(0.5 * weights @ gram @ weights - optimum) / float(gram.diagonal().max())
+                worst[name] = max(before, above)
     return worst
 
 
@@ -130,7 +130,9 @@ def share(K: int, opt: argparse.Namespace) -> float:
 def text(figures: Figures) -> list[str]:
     """For people."""
     sizes = list(figures["solvers"])
-    lines = [f"C = {figures['C']}; ms, and the objective above the optimum / max‖g‖², the worst of 12 problems"]
+    lines = [
+        f"C = {figures['C']}; ms, and the objective above the optimum / max‖g‖², the worst of 4 problems (exact: at 3 scales)"
+    ]
     lines.append(table_line("K", [str(K) for K in sizes]))
     for name in qp_solver_dict:
         each = [figures["solvers"][K][name] for K in sizes]

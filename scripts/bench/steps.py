@@ -60,7 +60,7 @@ def measure_setting(bench: Offline, opt: argparse.Namespace, say: Callable[[str]
         rows[name]["shares"] = shares(fit, bench.device)
     return {
         "batch_size": opt.batch_size,
-        "precision": bench.opt.precision,
+        "precision": bench.session.precision,
         "rounds": {"pairs": len(times[ALONE]), "cached": len(cached[ALONE]), "released": len(old[of_logits()[0]])},
         "rows": rows,
         "close": close_figures(close),

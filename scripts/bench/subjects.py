@@ -24,12 +24,13 @@ import train_student
 import train_teacher
 from dataset import info_of
 from dataset.base import DatasetInfo, MemoryDataset, Split
-from dataset.loader import Loaders, memory_loaders
+from dataset.loader import ALONE, Loaders, memory_loaders
 from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
 from helper import checkpoint
 from helper.errors import UsageError
-from helper.loop import Fit, autocast
+from helper.loop import Fit
+from helper.precision import autocast
 from helper.run_folder import RunFolder
 from helper.session import Session
 from helper.teachers import TeacherFile, Teachers, load_teachers
@@ -119,7 +120,7 @@ class RandomImages(MemoryDataset):
 
 def random_loaders(name: str, *, batch_size: int, device: torch.device, seed: int, **_: object) -> Loaders:
     """What ``dataset.get_loaders`` returns, with few random images in place of the dataset's."""
-    return memory_loaders(RandomImages(POOL * batch_size), batch_size, device, seed, 0.0, batch_size)
+    return memory_loaders(RandomImages(POOL * batch_size), batch_size, device, seed, 0.0, batch_size, ALONE)
 
 
 def session_of(opt: argparse.Namespace) -> Session:
@@ -131,8 +132,19 @@ def fit_of(session: Session, opt: argparse.Namespace, task: Any) -> Fit:
     """The loop of the training scripts, whose steps are timed; it writes nothing."""
     loaders = session.loaders
     nowhere = RunFolder(Path("benchmark"))
-    about: dict[str, Any] = {}
-    fit = Fit(task, loaders.train, None, loaders.test, opt, nowhere, session.device, None, RATE, about)
+    fit = Fit(
+        task=task,
+        train=loaders.train,
+        validation=None,
+        test=loaders.test,
+        opt=opt,
+        run=nowhere,
+        device=session.device,
+        precision=session.precision,
+        state=None,
+        learning_rate=RATE,
+        about={},
+    )
     task.trained.train()
     return fit
 
@@ -190,9 +202,9 @@ class Offline:
 
     def _load(self) -> Teachers:
         session = self.session
-        return load_teachers(
-            self.files, session.build, session.info.num_classes, session.example(), self.opt.precision
-        )[0]
+        return load_teachers(self.files, session.build, session.info.num_classes, session.example(), session.precision)[
+            0
+        ]
 
     def raw_teachers(self) -> list[nn.Module]:
         """The networks as their training left them."""
@@ -214,7 +226,7 @@ class Offline:
             words(self.bench, self.bench.batch_size, "--teacher_cache", self._folder.name)
         )
         train_student.attach_cache(opt, teachers, self.files, self.session)
-        with autocast(self.device, self.opt.precision):
+        with autocast(self.device, self.session.precision):
             for batch in self.batches:
                 teachers.logits(batch.images, batch.views)
         return teachers
@@ -229,7 +241,7 @@ class Offline:
         batches, teachers = cycle(self.batches), self.teachers
 
         def forward() -> torch.Tensor:
-            with autocast(self.device, self.opt.precision):
+            with autocast(self.device, self.session.precision):
                 return teachers.logits(next(batches).images)
 
         return forward
@@ -239,7 +251,7 @@ class Offline:
         teachers = self.teachers.networks[0]
 
         def forward() -> torch.Tensor:
-            with torch.no_grad(), autocast(self.device, self.opt.precision):
+            with torch.no_grad(), autocast(self.device, self.session.precision):
                 return teachers(self.images)
 
         return forward
@@ -257,7 +269,7 @@ class Offline:
         student = self.session.build(self.setting.student)
         method = ensemble_dict[pair.ensemble](**{**parser.hyperparameters(opt, "ensemble_method"), **settings})
         settings_of_loss = parser.hyperparameters(opt, "distill")
-        with autocast(self.device, self.opt.precision):
+        with autocast(self.device, self.session.precision):
             adapters = train_student.make_adapters(
                 distill_dict[pair.distill], settings_of_loss, student, teachers, self.session.example()
             )

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-FEWEST = 3
-"""Rounds that are timed however long they take."""
+FEWEST, PATIENCE = 3, 3
+"""So many rounds are timed though the time is over, unless it is over so many times."""
 
 SLOW = 0.5
 """Seconds that a step takes whose kernels are chosen in a small part of them."""
@@ -48,7 +48,8 @@ def alternate(variants: Mapping[str, Callable[[], object]], rounds: int, seconds
     times: Times = {name: [] for name in names}
     started = time.monotonic()
     for number in range(rounds):
-        if number >= FEWEST and time.monotonic() - started > seconds:
+        allowed = seconds if number >= FEWEST else PATIENCE * seconds
+        if number and time.monotonic() - started > allowed:
             break
         for name in ordered(names, number):
             times[name].append(seconds_of(variants[name], device))
