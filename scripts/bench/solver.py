@@ -130,9 +130,8 @@ def share(K: int, opt: argparse.Namespace) -> float:
 def text(figures: Figures) -> list[str]:
     """For people."""
     sizes = list(figures["solvers"])
-    lines = [
-        f"C = {figures['C']}; ms, and the objective above the optimum / max‖g‖², the worst of 4 problems (exact: at 3 scales)"
-    ]
+    told = "ms, and the objective above the optimum / max‖g‖², the worst of 4 problems (exact: at several scales)"
+    lines = [f"C = {figures['C']}; {told}"]
     lines.append(table_line("K", [str(K) for K in sizes]))
     for name in qp_solver_dict:
         each = [figures["solvers"][K][name] for K in sizes]
