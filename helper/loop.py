@@ -213,7 +213,7 @@ class Fit:
         title, each = f"epoch {epoch}/{self.opt.epochs}", self.opt.batch_size
         with progress(self.train, title, len(self.train) * each, start * each, each) as batches:
             for step, batch in enumerate(batches, start + 1):
-                scalars = self._step(batch, epoch)
+                scalars = self.step(batch, epoch)
                 means.add(scalars, len(batch.target))
                 bad.look({name: value for name, value in scalars.items() if name.startswith("loss")}, step)
                 batches.show(means)
@@ -235,7 +235,7 @@ class Fit:
         means.restore(self.position["means"][distributed.rank() % len(states)], self.device)
         return self.position["step"], means, FirstBad()
 
-    def _step(self, batch: Batch, epoch: int) -> Scalars:
+    def step(self, batch: Batch, epoch: int) -> Scalars:
         """One update of the weights; the mean scalars of its micro-batches."""
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.opt.accumulate)

@@ -1,0 +1,162 @@
+"""Training steps as the released codes take them, for comparison only.
+
+Written from the papers and their description: float32, NCHW, teachers as they were trained, K backward passes for K
+gradients, a support vector machine on the host for AEKD, an optimizer that is not fused, peers one by one, and
+``.item()`` of whatever is logged in each step. What is learned is the same, see tests/contract/test_bench.py.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distiller_zoo import DistillKL, FeatureDistiller
+from ensemble import EnsembleMethod, TeacherLosses, combine, weigh
+from helper.meters import accuracy
+from online import OnlineMethod, Peers
+from online.peers import Outputs
+
+RATE, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
+
+
+def plain(module: Any) -> Any:
+    """A copy in float32 and NCHW."""
+    return copy.deepcopy(module).to(dtype=torch.float32, memory_format=torch.contiguous_format)
+
+
+def plain_sgd(module: nn.Module) -> torch.optim.SGD:
+    """A loop over the parameters."""
+    parameters = list(module.parameters())
+    return torch.optim.SGD(
+        parameters, lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True, fused=False, foreach=False
+    )
+
+
+class ReleasedDistillation:
+    """``CE + KL``, and ``b`` times the feature loss where there are adapters.
+
+    Args:
+        student, teachers, adapters: copied, so that nothing is shared with the networks that are given.
+        method: weighs the teachers.
+        T: temperature of the KL.
+        b: weight of the feature loss.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Sequence[nn.Module],
+        adapters: Sequence[FeatureDistiller],
+        method: EnsembleMethod,
+        T: float,
+        b: float,
+    ) -> None:
+        self.student: Any = plain(student).train()
+        self.teachers = [plain(teacher).eval() for teacher in teachers]
+        self.adapters = nn.ModuleList([plain(adapter).train() for adapter in adapters])
+        self.method, self.kl, self.b = method, DistillKL(T), b
+        self.optimizer = plain_sgd(nn.ModuleList([self.student, self.adapters]))
+
+    def step(self, images: Tensor, target: Tensor) -> dict[str, float]:
+        """Images ``[B, 3, H, W]`` in float32 and NCHW, labels ``[B]`` → what is logged."""
+        with torch.no_grad():
+            outputs = [teacher(images, is_feat=True) for teacher in self.teachers]
+        features, logits = self.student(images, is_feat=True)
+        teacher_logits = torch.stack([each for _, each in outputs])  # [K, B, C]
+
+        cross_entropy = F.cross_entropy(logits, target)
+        losses = torch.stack([self.kl(logits, each) for each in teacher_logits])  # [K, B]
+        kd = self.weighted(losses, target, "logit", logits, teacher_logits)
+        parts = {"loss_ce": cross_entropy, "loss_kd": kd}
+        loss = cross_entropy + kd
+        if self.adapters:
+            parts["loss_feature"] = self.feature_loss(features, [maps for maps, _ in outputs], teacher_logits, target)
+            loss = loss + self.b * parts["loss_feature"]
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        parts |= {"loss": loss, "accuracy": accuracy(logits, target), "accuracy5": accuracy(logits, target, top=5)}
+        return {name: value.item() for name, value in parts.items()}
+
+    def feature_loss(
+        self, features: Sequence[Tensor], teacher_features: Sequence[Sequence[Tensor]], logits: Tensor, target: Tensor
+    ) -> Tensor:
+        """Stage outputs of the student and of each teacher → the weighted distance of the maps."""
+        adapters: list[Any] = list(self.adapters)
+        layer = adapters[0].layer
+        adapted = [adapter.adapt(features[layer]) for adapter in adapters]
+        distances = [
+            adapter.distance(mine, theirs[layer])
+            for adapter, mine, theirs in zip(adapters, adapted, teacher_features, strict=True)
+        ]
+        if adapters[0].feeds_head:
+            readers: list[Any] = self.teachers
+            logits = torch.stack([teacher.classify(maps) for teacher, maps in zip(readers, adapted, strict=True)])
+        return self.weighted(torch.stack(distances), target, "feature", features[layer], logits)
+
+    def weighted(self, losses: Tensor, target: Tensor, level: Any, place: Tensor, logits: Tensor) -> Tensor:
+        """Losses ``[K, B]`` → their weighted sum; ``place`` is the student's tensor that gradients are wanted of."""
+
+        def gradients() -> Tensor:
+            place.retain_grad()
+            return torch.stack([self.gradient(loss, place) for loss in losses.mean(1)])
+
+        described = TeacherLosses(losses, target, level, lambda: logits, gradients)
+        return combine(weigh(self.method, described, "released"), losses)
+
+    def gradient(self, loss: Tensor, place: Tensor) -> Tensor:
+        """A whole backward pass for the batch mean of the gradient at ``place``, of which the rest is thrown away."""
+        place.grad = None
+        loss.backward(retain_graph=True)
+        assert place.grad is not None
+        return place.grad.mean(0).flatten().clone()
+
+
+class ReleasedPeers:
+    """The objective of an online method, its peers run one after the other.
+
+    Args:
+        peers, method: copied; ``method`` has its modules.
+        epoch, epochs: for the ramp-up.
+    """
+
+    def __init__(self, peers: Peers, method: OnlineMethod, epoch: int, epochs: int) -> None:
+        self.peers, self.method = plain(peers).train(), plain(method).train()
+        self.weights = method.weights(epoch, epochs)
+        self.optimizer = plain_sgd(nn.ModuleList([self.peers, self.method]))
+
+    def step(self, images: Tensor, target: Tensor) -> dict[str, float]:
+        """Images ``[B, 3, H, W]`` in float32 and NCHW, labels ``[B]`` → what is logged."""
+        outputs = self.outputs(images)
+        parts = {name: each.sum() for name, each in self.method.losses(outputs, target).items()}
+        loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        for j, logits in enumerate(outputs.logits):
+            parts |= {f"accuracy_{j}": accuracy(logits, target), f"accuracy5_{j}": accuracy(logits, target, top=5)}
+        return {name: value.item() for name, value in {"loss": loss, **parts}.items()}
+
+    def outputs(self, images: Tensor) -> Outputs:
+        """The shared stages once, then each peer's own."""
+        peers = self.peers
+        trunk = entry = images
+        if peers.shared:
+            trunk = peers.networks[0].run(images, peers.shared[0], peers.shared[-1])
+            entry = trunk.view_as(trunk)
+            entry.register_hook(lambda gradient: gradient * self.method.trunk_gradient)
+        maps, vectors, logits = zip(*(self.branch(network, entry) for network in peers.networks), strict=True)
+        return Outputs(torch.stack(logits), vectors, maps, trunk if peers.shared else None)
+
+    def branch(self, network: Any, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """One peer's maps, pooled vector and logits."""
+        maps = []
+        for stage in self.peers.own:
+            x = network.run(x, stage, stage)
+            maps.append(x)
+        return tuple(maps), *network.finish(x)

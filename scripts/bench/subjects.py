@@ -1,0 +1,339 @@
+"""What is timed: the training scripts' own objects, on random images and with untrained networks.
+
+The speed of a step does not depend on what the networks know. The images are random 8-bit pixels with CIFAR-100's
+shape and labels; each teacher's batch statistics are those of one random batch, so that its maps are of usual size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import train_online
+import train_student
+import train_teacher
+from dataset import info_of
+from dataset.base import DatasetInfo, MemoryDataset, Split
+from dataset.loader import ALONE, Loaders, memory_loaders
+from distiller_zoo import distill_dict
+from ensemble import ensemble_dict
+from helper import checkpoint
+from helper.errors import UsageError
+from helper.loop import Fit
+from helper.precision import autocast
+from helper.run_folder import RunFolder
+from helper.session import Session
+from helper.teachers import TeacherFile, Teachers, load_teachers
+from models import model_dict
+from online import online_dict
+from scripts.bench.as_released import RATE, ReleasedDistillation, ReleasedPeers
+
+DATASET = "cifar100"
+BETA = 50.0
+"""Weight of the feature losses; their cost does not depend on it."""
+POOL = 8
+"""Batches that are made before anything is timed; steps take them in turn."""
+SETTLED = 16
+"""Images that an untrained teacher's batch statistics are taken from."""
+AVERAGE, SOLVED = "AVERAGE_LOSS", "AEKD"
+"""What every method is compared with, and the one whose cost is in question."""
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """K teachers of one architecture and a student, written ``resnet20x3:resnet8``."""
+
+    teacher: str
+    teacher_num: int
+    student: str
+
+    def __str__(self) -> str:
+        return f"{self.teacher}x{self.teacher_num}:{self.student}"
+
+    @classmethod
+    def parse(cls, text: str) -> Setting:
+        """The setting that a word of the command line names.
+
+        Raises:
+            UsageError: it is not of that form, or no such architecture is known.
+        """
+        match = re.fullmatch(r"(.+)x([1-9]\d*):(.+)", text)
+        if not match:
+            raise UsageError(f"--settings: {text!r} is not of the form TEACHERxK:STUDENT, such as resnet20x3:resnet8")
+        for arch in match.group(1, 3):
+            if arch not in model_dict:
+                raise model_dict.unknown(arch, "--settings")
+        return cls(match[1], int(match[2]), match[3])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A distillation loss and an ensemble method."""
+
+    distill: str
+    ensemble: str
+
+    def __str__(self) -> str:
+        return f"{self.distill} {self.ensemble}"
+
+
+def pairs() -> list[Pair]:
+    """All there are."""
+    return [Pair(distill, ensemble) for distill in distill_dict for ensemble in ensemble_dict]
+
+
+class RandomImages(MemoryDataset):
+    """CIFAR-100 in all but its pixels and labels.
+
+    Args:
+        images: how many to train on.
+    """
+
+    def __init__(self, images: int) -> None:
+        super().__init__(Path())
+        self.images = images
+
+    @property
+    def info(self) -> DatasetInfo:
+        return info_of(DATASET)
+
+    def load(self) -> tuple[Split, Split]:
+        return self._draw(self.images), self._draw(1)
+
+    def _draw(self, images: int) -> Split:
+        source, size = torch.Generator().manual_seed(0), self.info.image_size
+        pixels = torch.randint(0, 256, (images, size, size, 3), generator=source, dtype=torch.uint8)
+        return Split(pixels, torch.randint(0, self.info.num_classes, (images,), generator=source))
+
+
+def random_loaders(name: str, *, batch_size: int, device: torch.device, seed: int, **_: object) -> Loaders:
+    """What ``dataset.get_loaders`` returns, with few random images in place of the dataset's."""
+    return memory_loaders(RandomImages(POOL * batch_size), batch_size, device, seed, 0.0, batch_size, ALONE)
+
+
+def session_of(opt: argparse.Namespace) -> Session:
+    """As a training script makes it, but for the images."""
+    return Session(opt, model_dict, random_loaders, info_of)
+
+
+def fit_of(session: Session, opt: argparse.Namespace, task: Any) -> Fit:
+    """The loop of the training scripts, whose steps are timed; it writes nothing."""
+    loaders = session.loaders
+    nowhere = RunFolder(Path("benchmark"))
+    fit = Fit(
+        task=task,
+        train=loaders.train,
+        validation=None,
+        test=loaders.test,
+        opt=opt,
+        run=nowhere,
+        device=session.device,
+        precision=session.precision,
+        state=None,
+        learning_rate=RATE,
+        about={},
+    )
+    task.trained.train()
+    return fit
+
+
+def step_of(fit: Fit) -> Step:
+    """One update of the weights at each call, on the prepared batches in turn."""
+    batches = cycle(list(fit.train))
+    epoch = fit.opt.epochs // 4  # every loss is on
+    return lambda: fit.step(next(batches), epoch)
+
+
+def released_step(session: Session, task: ReleasedDistillation | ReleasedPeers) -> Step:
+    """The same with a step as released, whose images are in NCHW."""
+    batches = cycle([(batch.images.contiguous(), batch.target) for batch in session.loaders.train])
+    return lambda: task.step(*next(batches))
+
+
+def words(opt: argparse.Namespace, batch_size: int, *more: str) -> list[str]:
+    """The command line of a training script in this benchmark."""
+    precision = ["--precision", opt.precision] if opt.precision else []
+    machine = ["--dataset", DATASET, "--device", opt.device, "--batch_size", str(batch_size)]
+    return [*machine, *precision, "--optimizer", "sgd", "--nesterov", *more]
+
+
+class Offline:
+    """One setting: its teachers, and a student for each way to train it. Leaving its context removes its files.
+
+    Args:
+        setting: which networks.
+        opt: the benchmark's options.
+    """
+
+    def __init__(self, setting: Setting, opt: argparse.Namespace) -> None:
+        self.setting, self.bench = setting, opt
+        alone = train_teacher.options().parse(words(opt, opt.batch_size, "--model", setting.student))
+        self.opt, self.session = alone, session_of(alone)
+        self.device = self.session.device
+        self.batches = list(self.session.loaders.train)
+        self.images = self.batches[0].images
+        self._folder = tempfile.TemporaryDirectory()
+        self.files = [self._teacher_file(k) for k in range(setting.teacher_num)]
+
+    def __enter__(self) -> Offline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def _teacher_file(self, k: int) -> TeacherFile:
+        """The checkpoint of a teacher that a training run might have left."""
+        network = settled(self.session.build(self.setting.teacher), self.images[:SETTLED])
+        file = TeacherFile(self.setting.teacher, Path(self._folder.name) / f"{k}.pth")
+        checkpoint.save({"model": network.state_dict()}, file.path)
+        return file
+
+    def _load(self) -> Teachers:
+        session = self.session
+        return load_teachers(self.files, session.build, session.info.num_classes, session.example(), session.precision)[
+            0
+        ]
+
+    def raw_teachers(self) -> list[nn.Module]:
+        """The networks as their training left them."""
+        networks = [self.session.build(file.arch) for file in self.files]
+        for network, file in zip(networks, self.files, strict=True):
+            network.load_state_dict(checkpoint.load(file.path)["model"])
+        return networks
+
+    @cached_property
+    def teachers(self) -> Teachers:
+        """The same networks as the training script makes them ready."""
+        return self._load()
+
+    @cached_property
+    def caching_teachers(self) -> Teachers:
+        """The same with a cache that holds all batches that are trained on."""
+        teachers = self._load()
+        opt = train_student.options().parse(
+            words(self.bench, self.bench.batch_size, "--teacher_cache", self._folder.name)
+        )
+        train_student.attach_cache(opt, teachers, self.files, self.session)
+        with autocast(self.device, self.session.precision):
+            for batch in self.batches:
+                teachers.logits(batch.images, batch.views)
+        return teachers
+
+    def alone(self) -> Step:
+        """The student without teachers."""
+        student = self.session.build(self.setting.student)
+        return step_of(fit_of(self.session, self.opt, train_teacher.CrossEntropy(student)))
+
+    def teachers_forward(self) -> Step:
+        """What all teachers say of a batch."""
+        batches, teachers = cycle(self.batches), self.teachers
+
+        def forward() -> torch.Tensor:
+            with autocast(self.device, self.session.precision):
+                return teachers.logits(next(batches).images)
+
+        return forward
+
+    def one_teacher(self) -> Step:
+        """What a single teacher says of a batch."""
+        teachers = self.teachers.networks[0]
+
+        def forward() -> torch.Tensor:
+            with torch.no_grad(), autocast(self.device, self.session.precision):
+                return teachers(self.images)
+
+        return forward
+
+    def options(self, pair: Pair) -> tuple[Any, argparse.Namespace]:
+        """The parser and the options of ``train_student.py`` for a pair."""
+        b = BETA if distill_dict[pair.distill].feature_level else 0
+        parser = train_student.options()
+        chosen = ["--model_s", self.setting.student, "--distill", pair.distill, "--ensemble_method", pair.ensemble]
+        return parser, parser.parse(words(self.bench, self.bench.batch_size, *chosen, "-b", str(b)))
+
+    def distillation(self, pair: Pair, teachers: Teachers, **settings: object) -> Any:
+        """The objective of a pair; ``settings`` are hyperparameters of the ensemble method."""
+        parser, opt = self.options(pair)
+        student = self.session.build(self.setting.student)
+        method = ensemble_dict[pair.ensemble](**{**parser.hyperparameters(opt, "ensemble_method"), **settings})
+        settings_of_loss = parser.hyperparameters(opt, "distill")
+        with autocast(self.device, self.session.precision):
+            adapters = train_student.make_adapters(
+                distill_dict[pair.distill], settings_of_loss, student, teachers, self.session.example()
+            )
+        return train_student.Distillation(student, teachers, adapters, method, opt)
+
+    def fit(self, pair: Pair, cached: bool = False) -> Fit:
+        """A student under all teachers, or under what the cache has of them."""
+        task = self.distillation(pair, self.caching_teachers if cached else self.teachers)
+        return fit_of(self.session, task.opt, task)
+
+    def released(self, pair: Pair) -> Step:
+        """The same as released, with the solver on the host where the method has one."""
+        parser, opt = self.options(pair)
+        solver: dict[str, Any] = (
+            {"qp_solver": "svm"} if "qp_solver" in parser.hyperparameters(opt, "ensemble_method") else {}
+        )
+        task = self.distillation(pair, self.teachers, **solver)
+        plain = ReleasedDistillation(task.student, self.raw_teachers(), task.adapters, task.method, opt.kd_T, opt.beta)
+        return released_step(self.session, plain)
+
+
+class Online:
+    """An online method on one architecture.
+
+    Args:
+        method: its name.
+        model: the peers' architecture.
+        opt: the benchmark's options.
+    """
+
+    def __init__(self, method: str, model: str, opt: argparse.Namespace) -> None:
+        parser = train_online.options()
+        chosen = ["--method", method, "--model", model]
+        self.opt, recipe = train_online.parse(parser, words(opt, opt.batch_size, *chosen))
+        self.session = session_of(self.opt)
+        made = train_online.make_method(parser, self.opt, recipe)
+        peers = made.make_peers(lambda widths=None: self.session.build(model, widths=widths))
+        self.task = train_online.PeerTraining(peers, made, self.session.example(), self.opt.epochs)
+        fit = fit_of(self.session, self.opt, self.task)
+        self.step = step_of(fit)
+        released = ReleasedPeers(peers, made, self.opt.epochs // 4, self.opt.epochs)
+        self.released = released_step(self.session, released)
+
+
+def alone_online(model: str, opt: argparse.Namespace) -> Step:
+    """One of the peers without the others."""
+    options = train_teacher.options().parse(words(opt, opt.batch_size, "--model", model))
+    session = session_of(options)
+    return step_of(fit_of(session, options, train_teacher.CrossEntropy(session.build(model))))
+
+
+def online_methods() -> list[str]:
+    """All there are."""
+    return list(online_dict)
+
+
+@torch.no_grad()
+def settled(network: nn.Module, images: torch.Tensor) -> nn.Module:
+    """The network with the batch statistics of ``images``, in evaluation mode."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean of what was seen, not of the initial values too
+        norm.reset_running_stats()
+    network.train()(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    return network.eval()

@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""How fast this collection is on this machine: input, training steps, peers, AEKD's solver, memory.
+
+python -m scripts.benchmark --precision bf16 --json benchmark.json --plot benchmark.png
+python -m scripts.benchmark --settings resnet20x3:resnet8 --only steps
+
+Everything is compared within one run: variants take turns, medians are reported. The images are random and the
+networks untrained, so nothing is downloaded and no teacher is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `python scripts/benchmark.py` finds the folders too
+
+import torch
+
+import train_teacher
+from helper.errors import UsageError
+from helper.options import Flatten, Options, one_of, positive_float, positive_int
+from helper.recipe import device_of
+from helper.script import run_script
+from scripts.bench import input, machine, memory, peers, plot, solver, steps, verdicts
+from scripts.bench.subjects import Setting, words
+
+Figures = dict[str, Any]
+
+PUBLISHED = ("resnet20x3:resnet8", "resnet32x4x3:vgg8", "wrn_40_2x3:ShuffleV1")
+QUICK = ("resnet8x2:resnet8",)
+
+
+class Section(NamedTuple):
+    """A part of the benchmark: what it is called, measures and prints."""
+
+    title: str
+    measure: Callable[..., Figures]
+    text: Callable[..., list[str]]
+
+
+SECTIONS = {
+    "input": Section("input pipeline", lambda opt, say: input.measure(opt), lambda mine, _: input.text(mine)),
+    "steps": Section("training steps, K teachers → one student", steps.measure, steps.text),
+    "online": Section("training steps of peers", peers.measure, lambda mine, _: peers.text(mine)),
+    "solver": Section("AEKD's solver", solver.measure, lambda mine, _: solver.text(mine)),
+    "memory": Section("peak memory", memory.measure, lambda mine, _: memory.text(mine)),
+}
+
+
+def options() -> Options:
+    """The command line."""
+    parser = Options("How fast this collection is on this machine.")
+    add = parser.section("what is measured")
+    only = one_of("--only", tuple(SECTIONS))
+    add(
+        "--only",
+        type=lambda text: [only(each) for each in text.split(",")],
+        default=list(SECTIONS),
+        metavar=",".join(SECTIONS),
+        help="sections; all, unless given",
+    )
+    add(
+        "--settings",
+        type=lambda text: [Setting.parse(text)],
+        nargs="+",
+        action=Flatten,
+        default=None,
+        metavar="TEACHERxK:STUDENT",
+        help=f"networks; {' '.join(PUBLISHED)}, unless given",
+    )
+    add("--batch_size", type=positive_int, default=None, help="images in a step; 64, unless given")
+    add(
+        "--quick", action="store_true", help="a small network, few steps: shows that all runs, its figures mean nothing"
+    )
+    add = parser.section("how")
+    add("--steps", type=positive_int, default=200, help="rounds, in each of which every variant takes one step")
+    add("--seconds", type=positive_float, default=40.0, help="no new round of a group of variants after so long")
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
+    add("--precision", default=None, help="of the training scripts; their default, unless given")
+    add = parser.section("where to")
+    add("--json", type=Path, default=None, help="file for all figures")
+    add("--plot", type=Path, default=None, help="file for a figure, such as benchmark.png")
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The options, with what ``--quick`` stands for."""
+    opt = options().parse(arguments)
+    opt.gpu_id, opt.threads = None, torch.get_num_threads()
+    opt.settings = opt.settings or [Setting.parse(text) for text in (QUICK if opt.quick else PUBLISHED)]
+    opt.batch_size = opt.batch_size or (8 if opt.quick else 64)
+    train_teacher.options().parse(words(opt, opt.batch_size))  # refuses a precision that there is not
+    for option, path in (("--json", opt.json), ("--plot", opt.plot)):
+        if path and not path.parent.is_dir():
+            raise UsageError(f"{option}: there is no folder {path.parent}")
+    if "memory" in opt.only:
+        memory.check(device_of(opt))
+    if opt.quick:
+        opt.steps, opt.seconds = 2, 1.0
+    return opt
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print, write."""
+    opt = parse(arguments)
+    started = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"[{time.monotonic() - started:4.0f} s]   {what}", file=sys.stderr, flush=True)
+
+    figures: Figures = {"machine": machine.measure(opt), "quick": opt.quick}
+    print(*machine.text(figures["machine"]), "", sep="\n", flush=True)
+    for name in opt.only:
+        section = SECTIONS[name]
+        say(section.title)
+        figures[name] = section.measure(opt, say)
+        print(f"== {section.title}", *section.text(figures[name], figures["machine"]), "", sep="\n", flush=True)
+    rows = verdicts.rows(figures)
+    figures["table"] = [row._asdict() | {"verdict": row.verdict} for row in rows]
+    print("== what it must show", *verdicts.text(rows), sep="\n")
+    if opt.json:
+        opt.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if opt.plot:
+        plot.draw(figures, opt.plot)
+
+
+if __name__ == "__main__":
+    run_script(main)
