@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.base import DatasetInfo, Split
@@ -61,10 +60,9 @@ class MemoryTrainLoader:
         self.batch_size, self.device, self.seed, self.shard = batch_size, device, seed, shard
         self.epoch, self.start = 0, 0
         self.info, self.views = info, views
-        self.size, self.padded = info.image_size, info.image_size + 2 * info.padding
-        border = (0, 0, info.padding, info.padding, info.padding, info.padding)  # none for the channels, last
-        padded = F.pad(split.images.to(device), border).contiguous()  # uint8 [N, P, P, 3], P: padded size
-        self.pixels = padded.view(-1, 3)  # [N·P·P, 3]
+        self.size, self.black = info.image_size, self.num_images * info.image_size**2
+        self.pixels = torch.zeros(self.black + 1, 3, dtype=torch.uint8, device=device)  # [N·H·W + 1, 3]
+        self.pixels[:-1].view(split.images.shape).copy_(split.images)  # the last one is the black border
         self.labels = split.labels.to(device)  # [N]
         self.positions = split.positions  # on the host, [N]
         self.normalise = Normalise(info, device)
@@ -105,13 +103,20 @@ class MemoryTrainLoader:
         return self.normalise(self.crop(*columns.unbind(1)))
 
     def crop(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-        """Windows of the padded images, each [B] → uint8 [B, H, W, 3]."""
-        rows = index[:, None] * self.padded + top[:, None] + self.range  # [B, H]
-        forth = left[:, None] + self.range  # [B, W]
-        back = left[:, None] + self.range.flip(0)  # [B, W]
-        columns = torch.where(mirrored[:, None] == 1, back, forth)  # [B, W]
-        places = rows[:, :, None] * self.padded + columns[:, None, :]  # [B, H, W]
+        """Windows of the images in their black border, each [B] → uint8 [B, H, W, 3]."""
+        rows = top[:, None] + self.range - self.info.padding  # [B, H]
+        across = torch.where(mirrored[:, None] == 1, self.range.flip(0), self.range)  # [B, W]
+        columns = left[:, None] + across - self.info.padding  # [B, W]
+        first = (index[:, None] * self.size + rows) * self.size  # [B, H]
+        # whatever is outside, in either direction, ends at or beyond the black pixel
+        first = torch.where(self.inside(rows), first, self.black)
+        columns = torch.where(self.inside(columns), columns, self.black)
+        places = (first[:, :, None] + columns[:, None, :]).clamp_max_(self.black)  # [B, H, W]
         return self.pixels.index_select(0, places.view(-1)).view(*places.shape, 3)
+
+    def inside(self, places: Tensor) -> Tensor:
+        """Whether rows or columns lie within the image."""
+        return (places >= 0) & (places < self.size)
 
 
 class MemoryEvalLoader:
