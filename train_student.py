@@ -22,6 +22,7 @@ from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weig
 from helper.batch import Batch
 from helper.branches import Branches
 from helper.errors import UsageError
+from helper.kl import full_precision
 from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
 from helper.precision import autocast
@@ -77,7 +78,7 @@ class Distillation:
         else:
             teacher_logits, logits = self.teachers.logits(images, views), self.student(images)
 
-        cross_entropy = F.cross_entropy(logits.float(), target)
+        cross_entropy = F.cross_entropy(full_precision(logits), target)
         kd, report = self.logit_loss(logits, teacher_logits, target)
         loss = r * cross_entropy + a * kd
         scalars = {"loss_ce": cross_entropy, "loss_kd": kd, **report, "accuracy": accuracy(logits, target)}

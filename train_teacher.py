@@ -14,6 +14,7 @@ from torch import nn
 
 from dataset import dataset_dict, get_loaders, info_of
 from helper.batch import Batch
+from helper.kl import full_precision
 from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of
 from helper.recipe import add_recipe
@@ -29,7 +30,7 @@ class CrossEntropy:
         self.trained = nn.ModuleDict({"network": network})
 
     def step(self, batch: Batch, epoch: int) -> Scalars:
-        logits = self.trained["network"](batch.images).float()
+        logits = full_precision(self.trained["network"](batch.images))
         return {"loss": F.cross_entropy(logits, batch.target), "accuracy": accuracy(logits, batch.target)}
 
     def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
