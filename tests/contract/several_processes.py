@@ -1,6 +1,6 @@
 """Trains every method for a few steps and writes what came of it; started once, or as several processes.
 
-python several_processes.py FOLDER float64|float32
+python several_processes.py FOLDER
 """
 
 from __future__ import annotations
@@ -104,11 +104,9 @@ def cases(dtype: torch.dtype) -> Iterator[tuple[str, Any, Any]]:
         yield name, *online(name, dtype)
 
 
-def main(folder: Path, dtype: torch.dtype) -> None:
-    """Write ``{case: (weights, scores)}``."""
-    torch.set_num_threads(1)
-    distributed.start()
-    outcomes = {}
+def outcomes(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """``{case: (weights, scores)}`` after 20 steps in float64 or after the first in float32."""
+    made = {}
     epochs, steps = (EPOCHS, STEPS) if dtype == torch.float64 else (1, 1)
     for name, task, opt in cases(dtype):
         task.trained.to(dtype)
@@ -129,12 +127,21 @@ def main(folder: Path, dtype: torch.dtype) -> None:
             about={"arch": name},
         )
         result = fit()
+        run.close()
         weights = {key: value.clone() for key, value in task.trained.state_dict().items()}
-        outcomes[name] = weights, {key: value for key, value in result["last"].items() if "accuracy" in key}
+        made[name] = weights, {key: value for key, value in result["last"].items() if "accuracy" in key}
+    return made
+
+
+def main(folder: Path) -> None:
+    """Write ``{type: {case: (weights, scores)}}``."""
+    torch.set_num_threads(1)
+    distributed.start()
+    made = {str(dtype): outcomes(folder, dtype) for dtype in (torch.float64, torch.float32)}
     if distributed.is_first():
-        torch.save(outcomes, folder / "outcomes.pth")
+        torch.save(made, folder / "outcomes.pth")
     distributed.stop()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), getattr(torch, sys.argv[2]))
+    main(Path(sys.argv[1]))
