@@ -131,7 +131,7 @@ class Fit:
     def _make_optimizer(self) -> torch.optim.Optimizer:
         opt, groups = self.opt, self._parameter_groups()
         if opt.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=self.learning_rate, weight_decay=opt.weight_decay)
+            return torch.optim.Adam(groups, lr=self.learning_rate, weight_decay=opt.weight_decay, fused=True)
         sgd = torch.optim.SGD(
             groups,
             lr=self.learning_rate,
