@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ensemble.active_set import solve_active_set
 
 # The smallest ridge added to a Gram matrix whose largest diagonal entry is 1. It makes the optimum unique, with equal
 # weights for equal gradients, and costs at most half as much in the objective.
 RIDGE = 1e-10
 # Ridges tried: RIDGE·2^0 … RIDGE·2^31 = 0.2, more than bfloat16 ever needs.
 RIDGES = 32
-# Up to here, solving all 3^K faces at once is quicker than the interior-point method (measured).
+# Up to here, solving all 3^K faces at once on a device is quicker than the interior-point method.
 MAX_ENUMERATED = 6
 # Interior-point steps. Of thousands of singular and badly scaled problems, none was left with a gap above 1e-9.
 STEPS = 18
@@ -33,7 +36,8 @@ def solve_min_norm(gram: Tensor, C: float = 1.0) -> Tensor:
     Whatever the scale of ``gram``, the objective is within 1e-9·max_k G_kk of its optimum (in float32 within the
     rounding of ``gram`` itself, at most 1e-6). ``gram`` may be singular: of several optima the one with (nearly) the
     smallest Σ τ² is returned, so equal gradients have equal weights, and if all are zero the weights are 1/K.
-    The maths runs in float64, batched, without host synchronisation; the weights carry no gradient.
+    The maths runs in float64; the weights carry no gradient. On the host an active-set method looks at the values and
+    needs few steps; on any other device nothing does, so that the host never waits for it, and all rows run at once.
 
     Args:
         gram: ``[..., K, K]``, G_kj = g_k·g_j, symmetric positive semi-definite, any device and float type.
@@ -48,7 +52,13 @@ def solve_min_norm(gram: Tensor, C: float = 1.0) -> Tensor:
     _check(gram)
     with torch.no_grad():
         matrices = gram.detach().double()[None].flatten(0, -3)  # [N, K, K], N = 1 without batch axes
-        return _solve(matrices, C).to(gram.dtype).reshape(gram.shape[:-1])
+        solve = _solve_on_host if on_host(gram) else _solve
+        return solve(matrices, C).to(gram.dtype).reshape(gram.shape[:-1])
+
+
+def on_host(gram: Tensor) -> bool:
+    """Whether looking at its values costs nothing."""
+    return gram.device.type == "cpu"
 
 
 def solve_normalised(gram: Tensor, C: float = 1.0, solver: Solver = solve_min_norm) -> Tensor:
@@ -120,6 +130,34 @@ def _solve(gram: Tensor, C: float) -> Tensor:
     cap = C if C < 1 else 2.0
     weights = _best_face(gram, cap) if K <= MAX_ENUMERATED else _interior_point(gram, uniform, cap)
     return project_capped_simplex(weights, cap)
+
+
+def _solve_on_host(gram: Tensor, C: float) -> Tensor:
+    """`_solve` row by row; what the active-set method does not solve, the methods for devices do."""
+    K = gram.shape[-1]
+    weights = torch.full_like(gram[:, 0], 1 / K)
+    if C * K <= 1 + 1e-12:
+        return weights
+    for row, matrix in enumerate(gram.numpy()):
+        definite = _definite_on_host(matrix)
+        solved = None if definite is None else solve_active_set(definite, C if C < 1 else 2.0)
+        weights[row] = _solve(gram[row : row + 1], C)[0] if solved is None else torch.from_numpy(solved)
+    return weights
+
+
+def _definite_on_host(matrix: np.ndarray) -> np.ndarray | None:
+    """`_definite` of ``[K, K]`` divided by its largest diagonal entry; None where it is not finite."""
+    if not np.isfinite(matrix).all():
+        return None
+    scaled = matrix / (matrix.diagonal().max() or 1)
+    identity = np.eye(len(scaled))
+    for ridge in RIDGE * 2.0 ** np.arange(RIDGES):
+        try:
+            np.linalg.cholesky(scaled + 0.8 * ridge * identity)
+        except np.linalg.LinAlgError:
+            continue
+        return scaled + ridge * identity
+    return None
 
 
 def _definite(gram: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ensemble import min_norm
+from ensemble.active_set import solve_active_set
 from ensemble.min_norm import project_capped_simplex, solve_min_norm, solve_normalised
 from ensemble.qp_solvers import qp_solver_dict
 from helper.errors import UsageError
@@ -18,6 +20,16 @@ SIZES = [2, 3, 4, 5, 6, 7, 8, 12, 16, 64]
 CAPS = ["average", "just above", "above", 0.3, 0.5, 0.6, 0.8, 1.0]
 CASES = json.loads((Path(__file__).parents[1] / "data" / "losses.json").read_text())
 ROWS = [(case, row) for case in CASES for row in case["aekd"]]
+
+
+@pytest.fixture(params=["host", "device"])
+def solved_on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is shown of one of the two solvers is shown of both: that for the host, and that for devices."""
+    monkeypatch.setattr(min_norm, "on_host", lambda gram: request.param == "host")
+    return request.param
+
+
+both = pytest.mark.usefixtures("solved_on")
 
 
 def cap_of(C: float | str, K: int) -> float:
@@ -71,6 +83,7 @@ def assert_feasible(weights: Tensor, C: float, tolerance: float) -> None:
     assert (weights.sum(-1) - 1).abs().max() <= tolerance
 
 
+@both
 @pytest.mark.parametrize("C", CAPS)
 @pytest.mark.parametrize("K", SIZES)
 def test_optimal_on_awkward_gradients(K: int, C: float | str) -> None:
@@ -90,6 +103,7 @@ def test_optimal_on_awkward_gradients(K: int, C: float | str) -> None:
         assert suboptimality(exact, weights.double(), C).max() < 1e-6
 
 
+@both
 @pytest.mark.parametrize("above", [1.01, 1.1, 1.3])
 @pytest.mark.parametrize("K", [5, 8, 12, 24])
 def test_optimal_on_lengths_of_all_magnitudes(K: int, above: float) -> None:
@@ -101,6 +115,7 @@ def test_optimal_on_lengths_of_all_magnitudes(K: int, above: float) -> None:
     assert suboptimality(gram, solve_min_norm(gram, above / K), above / K).max() < 1e-8
 
 
+@both
 @pytest.mark.parametrize("C", [0.3, 0.6, 1.0])
 @pytest.mark.parametrize("K", [2, 3, 5, 8, 16])
 def test_no_better_than_cvxpy_and_scipy(K: int, C: float) -> None:
@@ -113,6 +128,7 @@ def test_no_better_than_cvxpy_and_scipy(K: int, C: float) -> None:
         assert (objective(gram, qp_solver_dict["scipy"](gram, C)) - ours).abs() <= 100 * tolerance
 
 
+@both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("K", [2, 3, 5, 8, 16])
 def test_scale_of_the_gradients_is_irrelevant(K: int, dtype: torch.dtype) -> None:
@@ -124,6 +140,7 @@ def test_scale_of_the_gradients_is_irrelevant(K: int, dtype: torch.dtype) -> Non
         torch.testing.assert_close(weights.double(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-9)
 
 
+@both
 @pytest.mark.parametrize("solve", [solve_min_norm, solve_normalised])
 @pytest.mark.parametrize("C", [0.3, 0.6, 1.0])
 @pytest.mark.parametrize("K", [2, 3, 5, 8, 16, 64])
@@ -135,6 +152,7 @@ def test_order_of_the_gradients_is_irrelevant(K: int, C: float, solve) -> None:
     torch.testing.assert_close(permuted, solve(gram, C)[:, order], rtol=0, atol=1e-7)
 
 
+@both
 @pytest.mark.parametrize("K", [4, 6, 8, 16])
 def test_equal_gradients_have_equal_weights(K: int) -> None:
     for N in (1, 2, 4 * K):
@@ -144,6 +162,7 @@ def test_equal_gradients_have_equal_weights(K: int) -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
+@both
 @pytest.mark.parametrize("solve", [solve_min_norm, solve_normalised])
 @pytest.mark.parametrize("K", [1, 2, 3, 5, 8, 64])
 def test_zero_gradients(K: int, solve) -> None:
@@ -156,6 +175,7 @@ def test_zero_gradients(K: int, solve) -> None:
     torch.testing.assert_close(weights[:, 0], torch.ones(8, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
+@both
 @pytest.mark.parametrize("K", [2, 5, 8])
 def test_cap_below_average_is_the_average(K: int) -> None:
     gram = torch.diag(torch.arange(1.0, K + 1))
@@ -163,6 +183,7 @@ def test_cap_below_average_is_the_average(K: int) -> None:
         torch.testing.assert_close(solve_min_norm(gram, C), torch.full((K,), 1 / K), rtol=0, atol=0)
 
 
+@both
 def test_two_gradients_have_a_closed_form() -> None:
     gradients = random_gradients(2, 5, count=100)
     gram = gradients @ gradients.mT
@@ -172,6 +193,7 @@ def test_two_gradients_have_a_closed_form() -> None:
         torch.testing.assert_close(solve_min_norm(gram, C), torch.stack((first, 1 - first), 1), rtol=0, atol=1e-8)
 
 
+@both
 def test_orthogonal_gradients_weigh_by_inverse_square() -> None:
     squares = torch.linspace(1, 9, 64, dtype=torch.float64)
     for K in (3, 6, 7, 64):
@@ -180,6 +202,7 @@ def test_orthogonal_gradients_weigh_by_inverse_square() -> None:
         torch.testing.assert_close(solve_min_norm(torch.diag(squares[:K])), expected, rtol=0, atol=1e-8)
 
 
+@both
 @pytest.mark.parametrize("solve", [solve_min_norm, solve_normalised])
 @pytest.mark.parametrize("K", [3, 8])
 def test_batched_equals_looped(K: int, solve) -> None:
@@ -191,6 +214,41 @@ def test_batched_equals_looped(K: int, solve) -> None:
     assert solve(gram[:0], 0.6).shape == (0, K)
 
 
+@pytest.mark.parametrize("C", CAPS)
+@pytest.mark.parametrize("K", SIZES)
+def test_host_and_device_agree(K: int, C: float | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    C = cap_of(C, K)
+    for gradients in awkward_gradients(K):
+        gram = gradients @ gradients.mT
+        host = solve_min_norm(gram, C)
+        with monkeypatch.context() as patch:
+            patch.setattr(min_norm, "on_host", lambda gram: False)
+            device = solve_min_norm(gram, C)
+        largest = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
+        assert ((objective(gram, host) - objective(gram, device)).abs() / largest).max() < 2e-10
+
+
+@pytest.mark.parametrize("K", [3, 8])
+def test_what_the_host_cannot_solve_goes_the_other_way(K: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = random_gradients(K, 4 * K)
+    gram = gradients @ gradients.mT
+    expected = solve_min_norm(gram, 0.6)
+    monkeypatch.setattr(min_norm, "solve_active_set", lambda gram, cap: None)
+    torch.testing.assert_close(solve_min_norm(gram, 0.6), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("K", [2, 5, 8, 16])
+def test_the_host_needs_no_other_way(K: int) -> None:
+    """On none of the awkward gradients do its steps run in a circle."""
+    for C in (1.0001 / K, 1.2 / K, 0.6, 2.0):
+        for gradients in awkward_gradients(K):
+            gram = gradients @ gradients.mT
+            gram = gram / gram.diagonal(dim1=1, dim2=2).amax(1).view(-1, 1, 1)
+            for matrix in gram.numpy():
+                assert solve_active_set(matrix + 1e-10 * torch.eye(K).numpy(), max(C, 1.0001 / K)) is not None
+
+
+@both
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("K", [3, 8])
 def test_half_precision_stays_feasible(K: int, dtype: torch.dtype) -> None:
@@ -200,6 +258,7 @@ def test_half_precision_stays_feasible(K: int, dtype: torch.dtype) -> None:
         assert_feasible(weights.float(), 0.6, 0.02)
 
 
+@both
 @pytest.mark.parametrize("K", [3, 8])
 def test_what_is_not_finite_shows(K: int) -> None:
     for value in (torch.nan, torch.inf):
@@ -208,6 +267,7 @@ def test_what_is_not_finite_shows(K: int) -> None:
         assert solve_min_norm(gram, 0.6).isnan().all()
 
 
+@both
 def test_weights_carry_no_gradient() -> None:
     gradients = random_gradients(3, 5).requires_grad_()
     gram = gradients @ gradients.mT
@@ -226,8 +286,9 @@ def test_wrong_shapes_are_named(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("solve", [solve_min_norm, solve_normalised])
 @pytest.mark.parametrize("K", [1, 3, 8])
-def test_nothing_waits_for_the_device(K: int, solve) -> None:
+def test_nothing_waits_for_the_device(K: int, solve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced without values, it holds nothing that reads a value back or copies one from the host."""
+    monkeypatch.setattr(min_norm, "on_host", lambda gram: False)
     graph = make_fx(lambda gram: solve(gram, 0.6), tracing_mode="fake")(torch.eye(K))
     names = {str(node.target) for node in graph.graph.nodes}
     assert not [name for name in names if "local_scalar" in name or "nonzero" in name or "lift_fresh" in name]
