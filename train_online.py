@@ -137,6 +137,7 @@ def main(arguments: Sequence[str]) -> None:
         "peers": costs(peers, session.example()),
         "parameters": parameter_count(task.trained),
     }
+    session.compile(peers)
     rates = {} if method.rate == 1 else {"method": method.rate}
     result = session.train(run, task, opt.model, notes, recipe, rates, keep_all=True)
     for line in describe_peers(result):

@@ -350,6 +350,8 @@ def main(arguments: Sequence[str]) -> None:
         attach_cache(opt, teachers, files, session)
     elif opt.teacher_cache:
         print(f"--teacher_cache: --distill {opt.distill} compares maps, which are not kept; going on without")
+    # What the cache lacks comes in batches of all sizes, each of which would be compiled anew.
+    session.compile(student, *(() if uses_cache(opt) else teachers.networks))
     task = Distillation(student, teachers, adapters, method, opt)
     session.train(run, task, opt.model_s, report_teachers(session, teachers, files))
 

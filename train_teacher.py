@@ -59,6 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     name = [opt.model, opt.dataset, *parser.changed(opt, leave_out=("model", "dataset", "trial"))]
     run = session.run_folder("teachers", [*name, f"trial={opt.trial}"])
     if run is not None:
+        session.compile(network)
         session.train(run, CrossEntropy(network), opt.model)
 
 

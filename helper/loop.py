@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from helper import checkpoint, distributed
 from helper.batch import Batch
+from helper.compiling import begin_step, uncompiled
 from helper.errors import UsageError
 from helper.evaluation import evaluate
 from helper.logger import Logger
@@ -237,6 +238,7 @@ class Fit:
 
     def step(self, batch: Batch, epoch: int) -> Scalars:
         """One update of the weights; the mean scalars of its micro-batches."""
+        begin_step(self.opt.compile, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.opt.accumulate)
         try:
@@ -301,7 +303,8 @@ class Fit:
     def _evaluate(self, loader: Loader) -> list[tuple[str, float]]:
         distributed.copy_from_first(self.task.trained.buffers())
         self.task.trained.eval()
-        scores = evaluate(self.task.predict, loader, self.device, self.precision)
+        with uncompiled(self.opt.compile):
+            scores = evaluate(self.task.predict, loader, self.device, self.precision)
         main = next(iter(scores))
         return [
             ("_".join(part for part in (which if which != main else "", name) if part), value)

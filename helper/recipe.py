@@ -178,6 +178,12 @@ def _add_machine(options: Options) -> None:
         help="arithmetic of the networks; bf16 is autocast, losses and weights stay float32; auto is bf16 where the "
         "hardware has instructions for it, else fp32; a resumed run goes on as it began",
     )
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile of the networks in training, with CUDA graphs on a GPU: slow to start, then faster; it "
+        "rounds otherwise",
+    )
     add("--num_workers", type=natural, default=4, named=False, help="processes that read images too large for memory")
 
 
@@ -191,6 +197,10 @@ def check(opt: argparse.Namespace) -> None:
         raise UsageError("--resume and --overwrite: choose one of them")
     if opt.nesterov and opt.momentum == 0:
         raise UsageError("--nesterov: needs --momentum above 0")
+    if opt.compile and opt.sync_bn:
+        raise UsageError(
+            "--compile and --sync_bn: processes cannot exchange statistics in compiled networks; choose one"
+        )
     if not opt.trial or not set(opt.trial) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_."):
         raise UsageError(f"--trial: {opt.trial!r} becomes part of a folder's name; use letters, digits, '_' and '.'")
     if opt.trial.isdecimal() and opt.seed == int(opt.trial):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from helper import checkpoint, distributed
+from helper.compiling import compile_in_place, require_compiler, uncompiled
 from helper.errors import UsageError
 from helper.evaluation import evaluate
 from helper.loop import Fit, Task, seed_everything
@@ -48,6 +49,8 @@ class Session:
         self.opt, self.models, self._get_loaders = opt, models, get_loaders
         self.device = device_of(opt)
         self.precision = precision_of(opt, self.device)
+        if opt.compile:
+            require_compiler(self.device)
         self.info = info_of(opt.dataset, opt.data_dir)
         seed_everything(seed_of(opt))
 
@@ -96,6 +99,11 @@ class Session:
             reason = str(error).splitlines()[0]
             raise UsageError(f"{arch} cannot take {self.opt.dataset}'s images of {size}×{size}: {reason}") from None
         network.train()
+
+    def compile(self, *networks: nn.Module) -> None:
+        """With ``--compile``, let these networks run compiled in training from now on."""
+        if self.opt.compile:
+            compile_in_place(networks, self.device)
 
     def run_folder(self, kind: str, name: Sequence[str]) -> RunFolder | None:
         """The folder ``save_dir/kind/name``; None, after saying so, for a run that is finished.
@@ -178,7 +186,8 @@ class Session:
 
     def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
         """Scores of named predictions on the test set, see :func:`helper.loop.evaluate`."""
-        return evaluate(predict, self.loaders.test, self.device, self.precision)
+        with uncompiled(self.opt.compile):
+            return evaluate(predict, self.loaders.test, self.device, self.precision)
 
     def print_evaluation(self, network: nn.Module, arch: str, path: Path) -> None:
         """Load ``path`` into ``network`` and print its test accuracy."""
