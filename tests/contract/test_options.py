@@ -242,6 +242,7 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "precision": (["--precision", "bf16"], []),
     "accumulate": (["--accumulate", "2"], []),
     "sync_bn": (["--sync_bn"], []),
+    "compile": (["--compile"], []),
     "teacher_cache": (["--teacher_cache", "cache"], []),
 }
 KEEPING: dict[str, list[str]] = {
