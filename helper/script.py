@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from helper import distributed
 from helper.errors import UsageError
@@ -17,13 +19,16 @@ HOLD_BACK = 2.0
 def run_script(main: Callable[[Sequence[str]], None]) -> None:
     """Call ``main`` with the command line.
 
-    Bad input becomes one line on stderr and exit code 2; a run that was stopped and can go on, exit code 75.
+    Bad input becomes one line on stderr and exit code 2; a run that was stopped and can go on, exit code 75 and a file
+    ``RESUME_ME_FILE``, if the environment names one: torchrun keeps the exit codes of its processes to itself.
     """
     try:
         main(sys.argv[1:])
     except UsageError as error:
         leave(f"{sys.argv[0]}: error: {error}", 2)
     except Stopped as reason:
+        if "RESUME_ME_FILE" in os.environ:
+            Path(os.environ["RESUME_ME_FILE"]).touch()
         leave(f"{sys.argv[0]}: {reason}", RESUME_ME)
     except KeyboardInterrupt:
         leave("\ninterrupted; --resume continues from the last checkpoint", 130)

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Lint, types, tests. Arguments go to pytest: `sh scripts/test.sh -k options`.
+# `sh scripts/test.sh --faults` kills, damages and fills up disks instead, for half an hour; see tests/faults.
 set -eu
 cd -- "$(dirname -- "$0")/.."
 . scripts/setup.sh
@@ -10,6 +11,7 @@ say "ruff"
 "$python" -m ruff format --check .
 say "mypy"
 "$python" -m mypy
+case " $* " in *" --faults "*) set -- tests/faults "$@" ;; esac
 say "pytest"
 # one thread per process: the tests' networks are too small to share
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$python" -m pytest -n auto --maxprocesses 8 "$@"

@@ -17,6 +17,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers with all threads each
     torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--faults``: the full form of tests/faults."""
+    parser.addoption("--faults", action="store_true", help="try every fault of tests/faults many times")
+
+
 @pytest.fixture
 def loss_options() -> Callable[..., argparse.Namespace]:
     """The options that ``train_student.Distillation`` reads; keyword arguments replace the defaults."""
