@@ -26,6 +26,10 @@ EVAL_BATCH = 500
 """Small images evaluated at once; larger ones in training batches, whose size fits. It does not change the result."""
 
 
+LONGEST = 240
+"""Letters of a run folder's name; file systems take 255."""
+
+
 class Session:
     """One call of a training script. Everything is checked before anything is written.
 
@@ -233,12 +237,12 @@ def describe(result: Mapping[str, Any]) -> str:
 
 
 def folder_name(parts: Sequence[str]) -> str:
-    """``a-b=1-c``: letters that no file system minds, at most 200 of them.
+    """``a-b=1-c``: letters that no file system minds, and not more of them than any takes.
 
     Raises:
         UsageError: the name would be longer.
     """
     name = "-".join(part.replace("/", ".") for part in parts)
-    if len(name) > 200:
+    if len(name) > LONGEST:
         raise UsageError(f"the run's name would be {len(name)} letters long; choose a shorter --trial or fewer options")
     return name

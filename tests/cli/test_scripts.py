@@ -19,6 +19,8 @@ import train_online
 import train_student
 import train_teacher
 from ensemble import EnsembleMethod, ensemble_dict
+from helper.script import run_script
+from helper.stopping import RESUME_ME, Stopped
 from online import online_dict
 from scripts import quickstart, report
 
@@ -54,6 +56,24 @@ def test_process_with_bad_input(tmp_path: Path) -> None:
         done.stderr == "train_student.py: error: unknown option '--ensemble_methd'; did you mean --ensemble_method?\n"
     )
     assert not (tmp_path / "save").exists()
+
+
+def test_a_run_that_can_go_on_leaves_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun keeps exit codes to itself."""
+
+    def stop(_: Sequence[str]) -> None:
+        raise Stopped("SIGUSR1")
+
+    for there in (False, True):
+        if there:
+            monkeypatch.setenv("RESUME_ME_FILE", str(tmp_path / "resume"))
+        with pytest.raises(SystemExit) as end:
+            run_script(stop)
+        assert end.value.code == RESUME_ME
+        assert capsys.readouterr().err.endswith(": SIGUSR1\n")
+        assert (tmp_path / "resume").exists() == there
 
 
 # ---- report
