@@ -5,9 +5,13 @@ That package cannot be imported beside protobuf ≥ 3.21, so ``torch.utils.tenso
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
+
+from helper.errors import UsageError
 
 
 class Logger:
@@ -16,19 +20,37 @@ class Logger:
     Args:
         folder: where the event files go.
         first_step: points at or after this step, left by a run that was cut off, are hidden.
+
+    Raises:
+        UsageError: nothing can be written there; so do the methods.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        self.folder = folder
+        with self._writing():
+            self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        self.flush()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UsageError(
+                f"{self.folder} cannot be written ({error.strerror}); the last checkpoint is kept, --resume goes on"
+            ) from None
 
     def log_value(self, name: str, value: float, step: int) -> None:
         """Add one point to the curve ``name``."""
-        self._writer.add_scalar(name, value, step)
+        with self._writing():
+            self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Write out what is buffered."""
-        self._writer.flush()
+        with self._writing():
+            self._writer.flush()
 
     def close(self) -> None:
-        """Write out what is buffered and close the file."""
-        self._writer.close()
+        """Close the file; what could not be written has been said."""
+        with contextlib.suppress(OSError):
+            self._writer.close()

@@ -359,11 +359,11 @@ class Fit:
 
     def _record(self, row: dict[str, Any]) -> None:
         assert self.logger is not None
+        self.run.append_metrics(row)  # first: what TensorBoard cannot write, it says at length
         for name, value in row.items():
             if name != "epoch":
                 self.logger.log_value(name, value, row["epoch"])
         self.logger.flush()
-        self.run.append_metrics(row)
         tqdm.write(
             f"epoch {row['epoch']:3d}/{self.opt.epochs}  loss {row['train_loss']:.4f}  "
             f"train {row['train_accuracy']:.2f} %  {self.chosen_on} {row[f'{self.chosen_on}_accuracy']:.2f} %  "
@@ -392,7 +392,7 @@ class Fit:
         }
         if self.validation is not None:
             result["last"] |= {f"test_{name}": value for name, value in self._evaluate(self.test)}
-            best = distributed.from_first(lambda: checkpoint.load(self.run.best))
+            best = distributed.from_first(self.run.load_best)
             if self.keep_all:
                 self.task.trained.load_state_dict(best["trained"])
             else:

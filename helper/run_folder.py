@@ -71,17 +71,24 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take()
-            if overwrite:
-                self._empty()
-            if earlier is not None and not self.last.exists() and not checkpoint.previous(self.last).exists():
-                self._copy(earlier)
-            state, notes = checkpoint.load_newest(self.last)
-            for note in notes:
-                print(f"{note}; the one before it is used", flush=True)
-            self.write_json("parameters.json", parameters)
-            self._cut_metrics(state["epoch"] if state else 0)
+            return self._begin(parameters, overwrite, earlier)
         except OSError as error:
+            self.close()
             raise UsageError(f"--save_dir: cannot write {self.path} ({error.strerror})") from None
+        except UsageError:
+            self.close()
+            raise
+
+    def _begin(self, parameters: dict[str, Any], overwrite: bool, earlier: RunFolder | None) -> dict[str, Any] | None:
+        if overwrite:
+            self._empty()
+        if earlier is not None and not self.last.exists() and not checkpoint.previous(self.last).exists():
+            self._copy(earlier)
+        state, notes = checkpoint.load_newest(self.last)
+        for note in notes:
+            print(f"{note}; the one before it is used", flush=True)
+        self._cut_metrics(state["epoch"] if state else 0)
+        self.write_json("parameters.json", parameters)
         return state
 
     def close(self) -> None:
@@ -99,6 +106,7 @@ class RunFolder:
             os.close(lock)
             raise UsageError(f"{self.path}: another process trains in this folder; wait for it or end it") from None
         self._lock = lock
+        os.register_at_fork(after_in_child=self.close)  # processes that read images outlive a killed run by seconds
 
     def _empty(self) -> None:
         for entry in self.path.iterdir():
@@ -112,18 +120,30 @@ class RunFolder:
             os.replace(partial, self.path / source.name)
 
     def _cut_metrics(self, epoch: int) -> None:
-        """Drop lines that a cut off run wrote after its last checkpoint."""
+        """Drop lines that a cut off run wrote after its last checkpoint.
+
+        Raises:
+            UsageError: lines from before it are missing.
+        """
         rows = [row for row in self.read_metrics() if row["epoch"] <= epoch]
+        missing = {*range(1, epoch + 1)} - {row["epoch"] for row in rows}
+        if missing:
+            raise UsageError(
+                f"--resume: {self.metrics} is damaged: the lines from epoch {min(missing)} on are missing or cannot be "
+                "read; repair it, or --overwrite starts again"
+            )
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The epochs recorded so far; a last line that was cut off in writing is left out."""
         rows = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+        for line in self.metrics.read_bytes().splitlines() if self.metrics.exists() else []:
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+                int(row["epoch"])
+            except (ValueError, TypeError, KeyError):
                 break
+            rows.append(row)
         return rows
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -148,8 +168,31 @@ class RunFolder:
         return json.loads(path.read_text()) if path.exists() else None
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write ``content`` whole or not at all."""
-        write_atomically(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+        """Write ``content`` whole or not at all.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        path = self.path / name
+        try:
+            write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be written ({error.strerror}); the last checkpoint is kept, --resume goes on"
+            ) from None
+
+    def load_best(self) -> dict[str, Any]:
+        """The best epoch's checkpoint.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        try:
+            return checkpoint.load(self.best)
+        except checkpoint.Damaged as error:
+            raise UsageError(
+                f"{self.best}: {error}; its test accuracy cannot be found out, {self.last.name} is whole"
+            ) from None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -99,7 +99,7 @@ class Server:
     ) -> Process:
         """``words``: script and options."""
         script, *options = shlex.split(words)
-        options += [*shlex.split(COMMON), "--save_dir", str(save_dir), "--resume"]
+        options = [*shlex.split(COMMON), *options, "--save_dir", str(save_dir), "--resume"]
         pid = self.ask(
             script=script,
             options=options,

@@ -10,6 +10,8 @@ import random
 import re
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,8 +19,10 @@ import pytest
 from laboratory import Laboratory, Process, Tally, differences, equal, flip, folder_in, free_port
 
 from helper import checkpoint
+from helper.run_folder import RunFolder
 from helper.stopping import RESUME_ME
 
+ROOT = Path(__file__).parents[2]
 TEACHER = "train_teacher.py --model resnet8"
 AEKD = "train_student.py --model_s resnet8 --teachers TEACHERS --distill kd --ensemble_method AEKD"
 CAMKD = "train_student.py --model_s resnet8 --teachers TEACHERS --distill inter --ensemble_method CAMKD -b 50"
@@ -192,7 +196,7 @@ def test_full_disk(laboratory: Laboratory, full: bool, tally: Tally) -> None:
     """From a random moment on no file can grow: one line, nothing lost, and it goes on when there is space again."""
     rng = dice("disk")
     for i in range(20 if full else 2):
-        words = CACHED if i % 2 else TEACHER
+        words = CACHED if i % 2 else f"{TEACHER} --checkpoint_minutes {60 if i % 4 else 1e-9}"
         expected = laboratory.undisturbed(words)
         save_dir = laboratory.fresh()
         process = laboratory.start(words, save_dir)
@@ -323,6 +327,34 @@ def test_two_processes_on_one_folder(laboratory: Laboratory, full: bool, tally: 
         problems = one_line(second, 2, "another process", str(folder_in(save_dir)))
         os.kill(process.pid, signal.SIGCONT)
         tally.add(problems + finished(process, laboratory.undisturbed(TEACHER).folder, save_dir))
+
+
+def test_what_a_killed_run_leaves_behind(laboratory: Laboratory) -> None:
+    """Its folder is free at once, though processes that it has forked, to read images, go on for a while."""
+    folder = laboratory.fresh()
+    program = """
+import os, sys, time
+from pathlib import Path
+from helper.run_folder import RunFolder
+
+run = RunFolder(Path(sys.argv[1]))
+run.open({}, overwrite=False)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert killed.stdout is not None
+    left = int(killed.stdout.readline())
+    killed.stdout.close()
+    killed.wait()
+    try:
+        again = RunFolder(folder)
+        again.open({}, overwrite=False)
+        again.close()
+    finally:
+        os.kill(left, signal.SIGKILL)
 
 
 # ---- a loss that is no number
