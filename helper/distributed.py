@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ def start() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank() % torch.cuda.device_count())
         dist.init_process_group()
+        if rank() > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 the first process speaks for all, to the end
 
 
 def stop() -> None:

@@ -251,12 +251,9 @@ def pair(laboratory: Laboratory, save_dir: Path) -> list[Process]:
     return [laboratory.start(AEKD, save_dir, environment=group | rank) for rank in ranks]
 
 
-def test_lost_process(laboratory: Laboratory, full: bool, tally: Tally) -> None:
+def test_lost_process(laboratory: Laboratory, undisturbed_pair: tuple[Path, float], full: bool, tally: Tally) -> None:
     """One of two is killed: the other says so in one line and leaves; together they go on."""
-    rng = dice("rank")
-    whole = laboratory.fresh()
-    codes = [process.wait() for process in pair(laboratory, whole)]
-    assert codes == [0, 0]
+    rng, whole = dice("rank"), undisturbed_pair[0]
     for _ in range(6 if full else 1):
         save_dir, victim = laboratory.fresh(), rng.randrange(2)
         processes = pair(laboratory, save_dir)
@@ -271,30 +268,59 @@ def test_lost_process(laboratory: Laboratory, full: bool, tally: Tally) -> None:
         resumed = pair(laboratory, save_dir)
         codes = [process.wait() for process in resumed]
         problems += [] if codes == [0, 0] else [f"exit codes {codes}: {resumed[0].said[-500:]}"]
-        tally.add(problems or differences(folder_in(whole), save_dir))
+        tally.add(problems or differences(whole, save_dir))
+
+
+@pytest.fixture(scope="session")
+def undisturbed_pair(laboratory: Laboratory) -> tuple[Path, float]:
+    """The run folder of two processes that nothing happened to, and how long they took."""
+    save_dir, started = laboratory.fresh(), time.monotonic()
+    processes = pair(laboratory, save_dir)
+    codes = [process.wait() for process in processes]
+    assert codes == [0, 0], [process.said for process in processes]
+    assert processes[1].said == "", "one process speaks"
+    return folder_in(save_dir), time.monotonic() - started
+
+
+def test_killed_pair(laboratory: Laboratory, undisturbed_pair: tuple[Path, float], full: bool, tally: Tally) -> None:
+    """SIGKILL of both processes, several times on the way to the end."""
+    kills, rng = 20 if full else 1, dice("pair")
+    expected, seconds = undisturbed_pair
+    while tally.tried < kills:
+        save_dir, here = laboratory.fresh(), 0
+        while True:
+            processes = pair(laboratory, save_dir)
+            if tally.tried + here == kills or processes[0].ends_within(rng.uniform(0, seconds)):
+                break
+            for process in processes:
+                process.kill()
+                process.wait()
+            here += 1
+        codes = [process.wait() for process in processes]
+        problems = [] if codes == [0, 0] else [f"exit codes {codes}: {processes[0].said[-500:]}"]
+        tally.add(problems or differences(expected, save_dir), here)
 
 
 def test_killed_torchrun(laboratory: Laboratory, full: bool, tally: Tally) -> None:
-    """SIGKILL of ``torchrun`` and both its processes, several times on the way to the end."""
+    """The same with ``torchrun``, whose starts take their time."""
     if not full:
         pytest.skip("in the full form")
-    rng = dice("torchrun")
+    rng, kills = dice("torchrun"), 4
     expected = laboratory.undisturbed(AEKD, torchrun=True)
-    while tally.tried < 20:
+    while tally.tried < kills:
         save_dir, here = laboratory.fresh(), 0
         while True:
             process = laboratory.start_torchrun(AEKD, save_dir)
             # half of its time goes into starting
             moment = rng.uniform(0.3, 1) * expected.seconds
-            if tally.tried + here < 20 and not process.ends_within(moment):
-                process.kill()
-                process.wait()
-                here += 1
-            else:
-                code = process.wait()
-                problems = differences(expected.folder, save_dir) if code == 0 else [process.said[-500:]]
+            if tally.tried + here == kills or process.ends_within(moment):
                 break
-        tally.add(problems, here)
+            process.kill()
+            process.wait()
+            here += 1
+        code = process.wait()
+        problems = [] if code == 0 else [process.said[-500:]]
+        tally.add(problems or differences(expected.folder, save_dir), here)
 
 
 def test_lost_worker_of_torchrun(laboratory: Laboratory, full: bool, tally: Tally) -> None:
