@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -126,7 +127,12 @@ class Fit:
         self.forward: nn.Module = Step(self.task, self.device, self.precision)
         if distributed.size() > 1:
             # Some adapters are idle in the first epoch; statistics of BN are the first process's, see _evaluate.
-            self.forward = DistributedDataParallel(self.forward, find_unused_parameters=True, broadcast_buffers=False)
+            accepted = inspect.signature(DistributedDataParallel.__init__).parameters
+            leave_buffers = (
+                "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+            )  # 2.15
+            alone: dict[str, Any] = {leave_buffers: False}
+            self.forward = DistributedDataParallel(self.forward, find_unused_parameters=True, **alone)
         self.logger: Logger | None = None
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
