@@ -34,7 +34,6 @@ MAINS = {
     "train_student.py": train_student.main,
     "train_online.py": train_online.main,
 }
-MODELS = {"cheap": "resnet8"}
 
 
 def rows_of(preset: Path, tmp_path: Path) -> list[str]:
@@ -200,8 +199,6 @@ def test_every_line_of_a_preset_reaches_its_run_folder(
 
 
 def test_a_table_from_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Real processes' work, done in this one on few digits: trains, skips what is finished, reports."""
