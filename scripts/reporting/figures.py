@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from scripts.reporting.runs import LEVELS, Group, Run
 from scripts.reporting.statistics import half_width
@@ -67,18 +67,43 @@ def repeated(groups: Sequence[Group]) -> bool:
 
 
 def draw_curves(groups: Sequence[Group]) -> Figure:
-    """Accuracy in every epoch, with and without teachers in panels of their own."""
+    """Accuracy in every epoch, and in the last third closer by; with and without teachers in rows of their own."""
     families = [[each for each in groups if (each.first.kind == "online") == online] for online in (False, True)]
     families = [family for family in families if family]
     sizes = [max(3.2, 0.5 + 0.23 * len(family)) for family in families]
     figure, grid = plt.subplots(
-        len(families), figsize=(9.5, 0.5 + sum(sizes)), height_ratios=sizes, squeeze=False, layout="constrained"
+        *(len(families), 2),
+        figsize=(12, 0.5 + sum(sizes)),
+        height_ratios=sizes,
+        width_ratios=(3, 2),
+        squeeze=False,
+        layout="constrained",
     )
-    for axes, family in zip(grid.flat, families, strict=True):
+    for (left, right), family in zip(grid, families, strict=True):
         series = [(each.label, each, f"{each.first.result['best_chosen_on']}_accuracy") for each in family]
-        draw_series(axes, series)
-        axes.set_ylabel(f"{chosen_on(family)} accuracy (%){bands(family)}", fontsize=9)
+        draw_series(left, series, legend=False)
+        draw_series(right, series)
+        left.set_ylabel(f"{chosen_on(family)} accuracy (%){bands(family)}", fontsize=9)
+        right.set_title("the last third", fontsize=9)
+        zoom(right, series)
     return figure
+
+
+def zoom(axes: Axes, series: Sequence[Series]) -> None:
+    """Show the last third of the epochs, and only what accuracies lie there."""
+    curves = [each.curve(name) for _, each, name in series]
+    end = max(epochs[-1] for epochs, _, _ in curves)
+    start = min(end - 1, end - end // 3)
+    values = [
+        value
+        for epochs, means, stds in curves
+        for epoch, mean, std in zip(epochs, means, stds, strict=True)
+        for value in (mean - std, mean + std)
+        if epoch >= start
+    ]
+    margin = max(0.1, 0.05 * (max(values) - min(values)))
+    axes.set_xlim(start - 0.05 * (end - start), end + 0.05 * (end - start))
+    axes.set_ylim(min(values) - margin, max(values) + margin)
 
 
 def bands(groups: Sequence[Group]) -> str:
@@ -196,12 +221,20 @@ def draw_cost(groups: Sequence[Group]) -> Figure | None:
                 axes.errorbar(
                     costs, [mean for mean, _ in scores], deviations, fmt="none", color=f"C{index % 10}", capsize=3
                 )
-        axes.set_xscale("log")
+        plain_logarithmic(axes)
         axes.set_xlabel(f"{label}, logarithmic")
         axes.grid(alpha=0.4, which="both")
-    grid[0].set_ylabel("test accuracy after the last epoch (%)")
+    grid[0].set_ylabel("test accuracy of one peer after the last epoch (%)")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
+
+
+def plain_logarithmic(axes: Axes) -> None:
+    """A logarithmic x axis with few and plain numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def compressed(each: Group) -> bool:
