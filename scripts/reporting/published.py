@@ -62,7 +62,7 @@ def same(text: str, value: Any) -> bool:
 def differences(each: Group, options: dict[str, str], line: dict[str, str]) -> list[str]:
     """How the row's setting differs from the published one, as far as options tell."""
     run, found = each.first, [line["note"]] if line["note"] else []
-    epochs = int(line["epochs"]) if line["epochs"] else run.defaults["epochs"]
+    epochs = int(line["epochs"]) if line["epochs"] else run.defaults.get("epochs", run.setting["epochs"])
     if run.setting["epochs"] != epochs:
         found.append(f"{run.setting['epochs']} of {epochs} epochs")
     for name, value in run.setting.items():

@@ -191,7 +191,8 @@ def test_every_line_of_a_preset_reaches_its_run_folder(
     monkeypatch.setattr("online.base.OnlineMethod.make_peers", lambda *_: Small())
     monkeypatch.setattr("online.boc.BOC.make_peers", lambda *_: Small())
     for job in jobs:
-        script, *words = job.command([f"{tmp_path / str(k)}:resnet8" for k, _ in enumerate(job.teachers)])
+        archs = [run_all.architecture(teacher) for teacher in job.teachers]
+        script, *words = job.command([f"{arch}-{k}.pth:{arch}" for k, arch in enumerate(archs)])
         with pytest.raises(Reached):
             MAINS[script](words)
     assert len(names) == len(jobs), "no two runs share a folder"
