@@ -123,9 +123,7 @@ def method_options(word: str, store: str | None, values: Mapping[str, str]) -> s
     main, *others = word.split(",")
     parts = main.split(":")
     if len(parts) not in (2, 3):
-        raise UsageError(
-            f"METHODS: expected LOSS:WEIGHTING or LOSS:WEIGHTING:b, with ,option=value behind, got {word!r}"
-        )
+        raise UsageError(f"METHODS: expected LOSS:WEIGHTING[:b], with ,option=value behind, got {word!r}")
     beta = parts[2] if len(parts) == 3 else "0"
     words = f"--distill {parts[0]} --ensemble_method {parts[1]} -b {beta} --nesterov -r 1 -a 1 {typed(others)}"
     kept = store is not None and beta == "0" and in_memory(values["DATASET"])
