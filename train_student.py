@@ -22,6 +22,7 @@ from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weig
 from helper.batch import Batch
 from helper.branches import Branches
 from helper.errors import UsageError
+from helper.evaluation import compared
 from helper.kl import full_precision
 from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
@@ -169,6 +170,11 @@ class Distillation:
 
     def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"network": self.student(images)}
+
+    def compare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """How close the student is to the teachers' ensemble: ``ensemble_agreement`` in percent, ``ensemble_kl``."""
+        measures = compared(self.student(images), ensemble_logits(self.teachers.logits(images)))
+        return {f"ensemble_{name}": each for name, each in measures.items()}
 
 
 def batch_mean(maps: torch.Tensor) -> torch.Tensor:

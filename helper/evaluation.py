@@ -11,6 +11,12 @@ import torch.nn.functional as F
 from helper.meters import Means, correct
 from helper.precision import autocast
 
+BINS = 15
+"""Of equal width, over the confidences (Guo et al. 2017)."""
+
+GAP = "gap_"
+"""Before a bin's number: the sum of correctness minus confidence over its predictions."""
+
 Predict = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 Sums = dict[str, torch.Tensor]
 
@@ -23,8 +29,9 @@ def evaluate(predict: Predict, loader: Any, device: torch.device, precision: str
             are scored as ``name_0``, ``name_1``, … and, as their mean, ``name``; or a measure of each image ``[B]``.
 
     Returns:
-        for each name ``accuracy`` and ``accuracy5`` in percent, and ``loss`` (cross-entropy in nats); the mean of a
-        measure under the empty name.
+        for each name ``accuracy`` and ``accuracy5`` in percent, ``loss`` (cross-entropy in nats, which is the negative
+        log-likelihood) and ``ece`` (expected calibration error in percent); the mean of a measure under the empty name.
+        Of several networks the ``ece`` is their mean too.
     """
     means: dict[str, Means] = {}
     with torch.no_grad():
@@ -34,7 +41,7 @@ def evaluate(predict: Predict, loader: Any, device: torch.device, precision: str
             for name, prediction in predictions.items():
                 for which, sums, count in _named_sums(name, prediction, batch.target):
                     means.setdefault(which, Means()).add_sums(sums, count)
-    return Means.read_together(means)
+    return _calibrated(Means.read_together(means))
 
 
 def _named_sums(name: str, prediction: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[str, Sums, int]]:
@@ -56,4 +63,46 @@ def _sums_of(logits: torch.Tensor, target: torch.Tensor) -> Sums:
         "accuracy": correct(logits, target).sum() * 100.0,
         "accuracy5": correct(logits, target, top=5).sum() * 100.0,
         "loss": F.cross_entropy(logits, target, reduction="sum"),
+        **calibration_gaps(logits, target),
+    }
+
+
+def calibration_gaps(logits: torch.Tensor, target: torch.Tensor) -> Sums:
+    """Logits ``[B, C]`` and labels ``[B]`` → per bin of confidence ``(i/15, (i+1)/15]``, Σ (correct − confidence).
+
+    Sums over parts of the data add up to those over all of it: the calibration error is exact in any number of
+    batches and processes.
+    """
+    confidence, predicted = logits.double().softmax(-1).max(-1)  # [B]
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    gaps = (predicted == target).double() - confidence
+    # not index_add, whose order of summation differs from call to call on a GPU
+    sums = torch.where(bins == torch.arange(BINS, device=bins.device)[:, None], gaps, 0.0).sum(1)  # [BINS]
+    return {f"{GAP}{i}": each for i, each in enumerate(sums)}
+
+
+def _calibrated(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean gaps of the bins → ``ece = Σ_bins |mean gap|`` in percent."""
+    finished = {}
+    for name, values in scores.items():
+        gaps = [value for score, value in values.items() if score.startswith(GAP)]
+        rest = {score: value for score, value in values.items() if not score.startswith(GAP)}
+        finished[name] = rest | ({"ece": 100 * sum(map(abs, gaps))} if gaps else {})
+    for name, values in finished.items():
+        each = [finished[f"{name}_{j}"]["ece"] for j in range(len(finished)) if f"{name}_{j}" in finished]
+        if each:
+            values["ece"] = sum(each) / len(each)
+    return finished
+
+
+def compared(logits: torch.Tensor, other: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Logits ``[B, C]`` beside others → measures of each image ``[B]``.
+
+    ``agreement`` is 100 where both prefer the same class, else 0; ``kl`` is ``KL(softmax(other) ‖ softmax(logits))`` in
+    nats.
+    """
+    mine, theirs = logits.float().log_softmax(-1), other.float().log_softmax(-1)
+    return {
+        "agreement": (mine.argmax(-1) == theirs.argmax(-1)) * 100.0,
+        "kl": F.kl_div(mine, theirs, log_target=True, reduction="none").sum(-1),
     }

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -60,6 +60,14 @@ class Task(Protocol):
 
     def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images → named logits, see :func:`helper.evaluation.evaluate`; the best epoch is chosen by the first name."""
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """A task that has more to say of its network when training is over."""
+
+    def compare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images → named measures of each ``[B]``; their means over the test set go into ``result.json``."""
 
 
 class Step(nn.Module):
@@ -379,6 +387,7 @@ class Fit:
         sys.stdout.flush()
 
     def _finish(self) -> dict[str, Any]:
+        """Write and return the result; the task may hold the best weights afterwards."""
         rows = distributed.from_first(self.run.read_metrics)
         assert self.best is not None
         result = {
@@ -396,17 +405,30 @@ class Fit:
             **self.notes,
             **self.provenance,
         }
-        if self.validation is not None:
-            result["last"] |= {f"test_{name}": value for name, value in self._evaluate(self.test)}
-            best = distributed.from_first(self.run.load_best)
-            if self.keep_all:
-                self.task.trained.load_state_dict(best["trained"])
-            else:
-                self.task.trained["network"].load_state_dict(best["model"])
-            result["best"] |= {f"test_{name}": value for name, value in self._evaluate(self.test)}
+        if self.validation is not None or isinstance(self.task, Comparing):
+            result["last"] |= self._scores_in_the_end()
+            if self.best["epoch"] != self.epoch:
+                self._load_best()
+            result["best"] |= self._scores_in_the_end()
         if distributed.is_first():
             self.run.write_json("result.json", result)
         return result
+
+    def _scores_in_the_end(self) -> dict[str, float]:
+        """Test scores that no epoch has recorded, of the weights as they are."""
+        scores = self._evaluate(self.test) if self.validation is not None else []
+        if isinstance(self.task, Comparing):
+            self.task.trained.eval()
+            compared = evaluate(self.task.compare, self.test, self.device, self.precision)
+            scores += [(name, values[""]) for name, values in compared.items()]
+        return {f"test_{name}": value for name, value in scores}
+
+    def _load_best(self) -> None:
+        best = distributed.from_first(self.run.load_best)
+        if self.keep_all:
+            self.task.trained.load_state_dict(best["trained"])
+        else:
+            self.task.trained["network"].load_state_dict(best["model"])
 
     @staticmethod
     def _scores(row: dict[str, Any]) -> dict[str, Any]:

@@ -220,6 +220,10 @@ class Options(argparse.ArgumentParser):
         entry = self._methods[dest][getattr(options, dest)]
         return {parameter.name: getattr(options, parameter.name) for parameter in _hyperparameters(entry)}
 
+    def changes_result(self, name: str) -> bool:
+        """Whether an option of this name can make a difference to what is learned."""
+        return name not in self._unnamed
+
     def changed(self, options: argparse.Namespace, leave_out: Sequence[str] = ()) -> list[str]:
         """``name=value`` of each option that changes the result and differs from its default, in order of --help."""
         parts = []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_runs import ARCHS, few_digits, teach
+from tiny_runs import ARCHS, distil, few_digits, teach, teach_each_other
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +28,20 @@ def little_data() -> Iterator[None]:
     """Fewer digits for one test."""
     with few_digits():
         yield
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, teacher_files: list[Path]) -> Path:
+    """A --save_dir with a student alone and under methods, two seeds each, peers, and an unfinished run."""
+    save_dir = tmp_path_factory.mktemp("runs")
+    teachers = f"--teachers {teacher_files[0]} {teacher_files[1]} --epochs 2"
+    with few_digits():
+        for trial in range(2):
+            teach(save_dir, f"--epochs 2 --trial {trial}")
+            distil(save_dir, f"{teachers} --ensemble_method AEKD --trial {trial}")
+            distil(save_dir, f"{teachers} --trial {trial}")
+        distil(save_dir, f"{teachers} --distill inter --ensemble_method CAMKD -b 50 --validation 0.25")
+        teach_each_other(save_dir, "--method BOC --num_students 2 --batch_size 64")
+    (save_dir / "students" / "unfinished").mkdir()
+    (save_dir / "students" / "unfinished" / "metrics.jsonl").touch()
+    return save_dir

@@ -1,19 +1,17 @@
-"""What is around the training scripts: processes and exit codes, the shell scripts, quick start and report."""
+"""What is around the training scripts: processes and exit codes, the shell scripts, quick start."""
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tiny_runs import distil, few_digits, result, teach
+from tiny_runs import result
 
 import train_online
 import train_student
@@ -22,11 +20,11 @@ from ensemble import EnsembleMethod, ensemble_dict
 from helper.script import run_script
 from helper.stopping import RESUME_ME, Stopped
 from online import online_dict
-from scripts import quickstart, report
+from scripts import quickstart
 
 ROOT = Path(__file__).parents[2]
-SHELL = sorted((ROOT / "scripts").glob("*.sh"))
-PNG = b"\x89PNG"
+PRESETS = sorted((ROOT / "scripts" / "presets").glob("*.sh"))
+SHELL = [*sorted((ROOT / "scripts").glob("*.sh")), *PRESETS]
 
 
 def python(*words: str) -> subprocess.CompletedProcess[str]:
@@ -74,90 +72,6 @@ def test_a_run_that_can_go_on_leaves_word(
         assert end.value.code == RESUME_ME
         assert capsys.readouterr().err.endswith(": SIGUSR1\n")
         assert (tmp_path / "resume").exists() == there
-
-
-# ---- report
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, teacher_files: list[Path]) -> Path:
-    """A --save_dir with a student alone and under two methods, two seeds each, and an unfinished run."""
-    save_dir = tmp_path_factory.mktemp("runs")
-    teachers = f"--teachers {teacher_files[0]} {teacher_files[1]} --epochs 2"
-    with few_digits():
-        for trial in range(2):
-            teach(save_dir, f"--epochs 2 --trial {trial}")
-            distil(save_dir, f"{teachers} --ensemble_method AEKD --trial {trial}")
-        distil(save_dir, f"{teachers} --distill inter --ensemble_method CAMKD -b 50 --validation 0.25")
-    (save_dir / "students" / "unfinished").mkdir()
-    (save_dir / "students" / "unfinished" / "metrics.jsonl").touch()
-    return save_dir
-
-
-def test_report_writes_tables_and_figures(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "results" / "digits"
-    report.main(["--save_dir", str(runs), "--out", str(out), "--dataset", "digits"])
-    assert {path.name for path in out.iterdir()} == {
-        *("runs.csv", "table.md"),
-        *("accuracy.png", "curves.png", "weights.png"),
-    }
-    assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))
-
-    with (out / "runs.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 5
-    for row in rows:
-        expected = result(Path(row["folder"]))
-        assert float(row["last_accuracy"]) == pytest.approx(expected["last"]["test_accuracy"], abs=1e-4)
-        assert float(row["best_accuracy"]) == pytest.approx(expected["best"]["test_accuracy"], abs=1e-4)
-        assert int(row["seed"]) == expected["seed"]
-
-    assert rows[0]["method"] == "resnet8 alone", "what the others are compared with comes first"
-    text = (out / "table.md").read_text()
-    assert text in capsys.readouterr().out
-    alone = [float(row["last_accuracy"]) for row in rows if row["method"] == "resnet8 alone"]
-    assert f"| resnet8 alone | {statistics.mean(alone):.2f} ± {statistics.stdev(alone):.2f} |" in text
-    assert "| AEKD, kd | " in text
-    assert "| CAMKD, inter, b 50 | " in text
-    assert "Teachers: resnet8 " in text
-    assert "the best epoch is chosen on the test or validation set" in text
-
-
-def test_report_keeps_the_given_order(runs: Path, tmp_path: Path) -> None:
-    folders = sorted(map(str, runs.glob("*/*-trial=0")), reverse=True)
-    report.main(["--folders", *folders, "--out", str(tmp_path)])
-    with (tmp_path / "runs.csv").open(newline="") as file:
-        assert [row["folder"] for row in csv.DictReader(file)] == folders
-
-
-def test_report_tells_settings_apart(runs: Path) -> None:
-    first, second = (report.read_run(folder) for folder in sorted(runs.glob("teachers/*")))
-    assert first is not None
-    assert second is not None
-    assert [each.label for each in report.group([first, second])] == ["resnet8 alone"]
-    second.parameters["batch_size"] = 128
-    labels = [each.label for each in report.group([first, second])]
-    assert labels == ["resnet8 alone, batch_size 64", "resnet8 alone, batch_size 128"]
-
-
-def test_report_without_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    for words in (["--dataset", "cifar100"], ["--folders", str(runs / "students" / "unfinished")]):
-        with pytest.raises(SystemExit) as end:
-            report.main(["--save_dir", str(runs), "--out", str(out), *words])
-        assert end.value.code == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
-    assert not out.exists()
-
-
-def test_curves_are_means_and_deviations_over_seeds(runs: Path) -> None:
-    members = [run for run in map(report.read_run, sorted(runs.glob("teachers/*"))) if run]
-    epochs, means, stds = report.Group("", members).curve("test_accuracy")
-    assert epochs == [1, 2]
-    for epoch in (0, 1):
-        values = [run.metrics[epoch]["test_accuracy"] for run in members]
-        assert means[epoch] == pytest.approx(statistics.mean(values))
-        assert stds[epoch] == pytest.approx(statistics.stdev(values))
 
 
 # ---- quick start
@@ -223,7 +137,6 @@ case "$*" in
 *--dry-run*) exit "${STUB_MISSING:-0}" ;;
 *whl/cpu*) exit 1 ;;
 "-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
-train_*) echo "epoch 1/1"; echo "save/run$(wc -l <"$STUB_LOG"): last epoch 1: 50.00 %" ;;
 esac
 """
 
@@ -285,35 +198,18 @@ def test_shell_scripts_are_valid(path: Path) -> None:
     assert subprocess.run(["sh", "-n", path]).returncode == 0
 
 
-def test_published_commands(checkout: Checkout) -> None:
-    variables = {"TEACHER": "resnet20", "STUDENT": "vgg8", "SEEDS": "0 1", "EPOCHS": "10", "TEACHER_NUM": "2"}
-    done = checkout.run("run.sh", **variables, EXTRA="--precision bf16")
+def test_run_hands_its_rows_over(checkout: Checkout) -> None:
+    done = checkout.run("run.sh", "TEACHER=vgg13", "TEACHER=resnet56")
     assert (done.returncode, done.stderr) == (0, "")
-    calls = checkout.calls_of("train_")
-    for call in calls:
-        accepted(call)
-    ends = [f"--epochs 10 --trial {trial} --precision bf16 --resume" for trial in (0, 1)]
-    teachers = [f"train_teacher.py --model resnet20 --dataset cifar100 {end}" for end in ends]
-    alone = [f"train_teacher.py --model vgg8 --dataset cifar100 --nesterov {end}" for end in ends]
-    assert calls[:4] == [*teachers, *alone]
-    folders = [f"save/run{number}" for number, call in enumerate(checkout.calls, 1) if call in calls]
-    files = " ".join(f"{folder}/last.pth:resnet20" for folder in folders[:2])
-    methods = ("kd AVERAGE_LOSS -b 0", "hint AVERAGE_LOSS -b 100", "kd EBKD -b 0", "kd AEKD -b 0", "inter CAMKD -b 50")
-    assert calls[4:] == [
-        f"train_student.py --model_s vgg8 --dataset cifar100 --teachers {files} --distill "
-        f"{method.replace(' ', ' --ensemble_method ', 1)} --nesterov -r 1 -a 1 {end}"
-        for method in methods
-        for end in ends
-    ]
-    reported = " ".join(folders[2:])
-    assert checkout.calls[-1] == f"-m scripts.report --folders {reported} --out results/cifar100-resnet20-vgg8"
+    assert checkout.calls[-1] == "-m scripts.run_all TEACHER=vgg13 TEACHER=resnet56"
+    assert checkout.run("run.sh", STUB_FAILS="-m scripts.run_all").returncode == 3
 
 
-def test_published_commands_stop_at_a_failure(checkout: Checkout) -> None:
-    done = checkout.run("run.sh", STUB_FAILS="train_student.py")
-    assert (done.returncode, done.stderr) == (3, "broken\n")
-    assert len(checkout.calls_of("train_student.py")) == 1
-    assert not checkout.calls_of("-m scripts.report")
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_rows_of_run(checkout: Checkout, path: Path) -> None:
+    done = checkout.run(f"presets/{path.name}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(r"-m scripts\.run_all \w+=", checkout.calls[-1])
 
 
 def test_arguments_reach_pytest(checkout: Checkout) -> None:

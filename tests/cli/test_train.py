@@ -23,7 +23,7 @@ from helper.options import Options
 pytestmark = pytest.mark.usefixtures("little_data")
 
 FILES = {"best.pth", "last.pth", "parameters.json", "metrics.jsonl", "result.json", "tensorboard"}
-SCORES = {"test_accuracy", "test_accuracy5", "test_loss"}
+SCORES = {"test_accuracy", "test_accuracy5", "test_loss", "test_ece"}
 FEATURE = "--distill inter --ensemble_method CAMKD -b 50"
 # what the released normalisation makes of K = 3 weights that sum to 1
 RELEASED_SUM = {"EBKD": 2 / 3, "CAMKD": 1 / 3}
@@ -92,6 +92,10 @@ def test_run_folder_of_a_student(tmp_path: Path, teachers: str) -> None:
     for k, teacher in enumerate(summary["teachers"]):
         assert f"teacher {k}: {teacher['accuracy']:.2f} %" in outcome.out
     assert f"ensemble: {summary['teacher_ensemble']['accuracy']:.2f} %" in outcome.out
+    for which in ("last", "best"):
+        assert 0 <= summary[which]["test_ensemble_agreement"] <= 100
+        assert summary[which]["test_ensemble_kl"] > 0
+        assert 0 <= summary[which]["test_ece"] <= 100
 
 
 def test_tensorboard_holds_a_curve_for_every_part(tmp_path: Path, teachers: str) -> None:

@@ -131,7 +131,7 @@ def outcomes(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         result = fit()
         run.close()
         weights = {key: value.clone() for key, value in task.trained.state_dict().items()}
-        made[name] = weights, {key: value for key, value in result["last"].items() if "accuracy" in key}
+        made[name] = weights, {key: value for key, value in result["last"].items() if key.startswith("test_")}
     return made
 
 

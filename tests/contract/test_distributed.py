@@ -69,7 +69,10 @@ def test_processes_learn_what_one_does(tmp_path: Path) -> None:
             for name, (weights, scores) in made[processes][dtype].items():
                 alone, alone_scores = made[1][dtype][name]
                 assert farthest(weights, alone) < tolerance, (name, processes, dtype)
-                assert scores == alone_scores, (name, processes, dtype)
+                accuracies = {key: value for key, value in alone_scores.items() if "accuracy" in key}
+                assert {key: scores[key] for key in accuracies} == accuracies, (name, processes, dtype)
+                if dtype == "torch.float64":  # else a confidence may fall into the next bin
+                    assert scores == pytest.approx(alone_scores, abs=1e-4), (name, processes)
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 3)])

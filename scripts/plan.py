@@ -1,0 +1,192 @@
+"""Which runs a table needs: from variables such as TEACHER and METHODS to command lines."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import train_online
+import train_student
+import train_teacher
+from dataset import dataset_dict
+from dataset.base import MemoryDataset
+from helper.errors import UsageError
+from helper.options import Options, positive_int
+from helper.recipe import lr_drops
+from online import online_dict
+
+DEFAULTS = {
+    "DATASET": "cifar100",
+    "TEACHER": "resnet32x4",
+    "TEACHER_NUM": "3",
+    "STUDENTS": "resnet8x4",
+    "METHODS": "kd:AVERAGE_LOSS hint:AVERAGE_LOSS:100 kd:EBKD kd:AEKD inter:CAMKD:50",
+    "ONLINE": "",
+    "SEEDS": "0",
+    "EPOCHS": "",
+    "EXTRA": "",
+}
+"""The published commands of CA-MKD; no EPOCHS means each recipe's own."""
+
+USERS = ("DATASET", "SEEDS", "EPOCHS", "EXTRA")
+"""What the user of a preset may want otherwise in all its rows."""
+
+ALONE = "alone"
+SCRIPTS = {
+    "train_teacher.py": train_teacher.options,
+    "train_student.py": train_student.options,
+    "train_online.py": train_online.options,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a script with its options, and the runs whose networks teach it."""
+
+    words: tuple[str, ...]
+    teachers: tuple[Job, ...] = ()
+    reported: bool = True
+
+    def command(self, checkpoints: list[str]) -> list[str]:
+        """What to start, once it is known where the teachers lie."""
+        script, *options = self.words
+        return [script, *options, *(["--teachers", *checkpoints] if checkpoints else [])]
+
+    def check(self) -> None:
+        """UsageError where the script would not take the options."""
+        script, *options = self.words
+        parser_of(script).parse(options)
+
+
+@cache
+def parser_of(script: str) -> Options:
+    return SCRIPTS[script]()
+
+
+def variables(row: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """A row such as ``TEACHER=vgg13 STUDENTS="vgg8 MobileNetV2"`` over the environment over the defaults.
+
+    The environment decides in :data:`USERS` all the same. STUDENT is another name of STUDENTS there.
+
+    Raises:
+        UsageError: a variable is unknown, or makes no sense.
+    """
+    given = {name: environment[name] for name in DEFAULTS if name in environment}
+    if "STUDENT" in environment:
+        given.setdefault("STUDENTS", environment["STUDENT"])
+    for word in shlex.split(row):
+        name, equals, value = word.partition("=")
+        if not equals or name not in DEFAULTS:
+            raise UsageError(f"{word}: expected VARIABLE=value; choose from {', '.join(DEFAULTS)}")
+        if name not in USERS or name not in environment:
+            given[name] = value
+    return {**DEFAULTS, **given}
+
+
+def jobs_of(values: Mapping[str, str], store: str | None) -> list[Job]:
+    """The runs of one row, teachers first; ``store`` is the folder of the teachers' answers."""
+    teachers = tuple(teacher_jobs(values)) if values["STUDENTS"] else ()
+    jobs = [*teachers, *student_jobs(values, teachers, store), *online_jobs(values)]
+    for job in dict.fromkeys(jobs):
+        job.check()
+    return jobs
+
+
+def teacher_jobs(values: Mapping[str, str]) -> Iterator[Job]:
+    count = number("TEACHER_NUM", values["TEACHER_NUM"])
+    for trial in range(count):
+        words = f"--model {values['TEACHER']} --dataset {values['DATASET']}"
+        yield job("train_teacher.py", words, values, str(trial), reported=False)
+
+
+def student_jobs(values: Mapping[str, str], teachers: tuple[Job, ...], store: str | None) -> Iterator[Job]:
+    """Each student alone, then under each method, once per seed."""
+    seeds = values["SEEDS"].split()
+    for student in values["STUDENTS"].split():
+        for seed in seeds:
+            words = f"--model {student} --dataset {values['DATASET']} --nesterov"
+            yield job("train_teacher.py", words, values, seed)
+        for word in values["METHODS"].split():
+            for seed in seeds:
+                words = f"--model_s {student} --dataset {values['DATASET']} {method_options(word, store, values)}"
+                yield job("train_student.py", words, values, seed, teachers)
+
+
+def method_options(word: str, store: str | None, values: Mapping[str, str]) -> str:
+    """``inter:CAMKD:50,convs=true`` → options; the published weights of the losses, unless given.
+
+    Raises:
+        UsageError: the word is no such thing.
+    """
+    main, *others = word.split(",")
+    parts = main.split(":")
+    if len(parts) not in (2, 3):
+        raise UsageError(f"METHODS: expected LOSS:WEIGHTING[:b], with ,option=value behind, got {word!r}")
+    beta = parts[2] if len(parts) == 3 else "0"
+    words = f"--distill {parts[0]} --ensemble_method {parts[1]} -b {beta} --nesterov -r 1 -a 1 {typed(others)}"
+    kept = store is not None and beta == "0" and in_memory(values["DATASET"])
+    return f"{words} --teacher_cache {shlex.quote(store or '')}" if kept else words
+
+
+def in_memory(dataset: str) -> bool:
+    """Whether the augmented views of a dataset can be counted, so that a cache can hold them."""
+    entry = dataset_dict.get(dataset.lower())
+    return isinstance(entry, type) and issubclass(entry, MemoryDataset)
+
+
+def online_jobs(values: Mapping[str, str]) -> Iterator[Job]:
+    """``BOC:resnet20,single_student=4`` → a run per seed; ``alone:resnet32`` is one network with the peers' recipe."""
+    for word in values["ONLINE"].split():
+        main, *others = word.split(",")
+        method, colon, model = main.partition(":")
+        if not colon:
+            raise UsageError(f"ONLINE: expected METHOD:MODEL, with ,option=value behind, got {word!r}")
+        for seed in values["SEEDS"].split():
+            common = f"--model {model} --dataset {values['DATASET']}"
+            if method == ALONE:
+                yield job("train_teacher.py", f"{common} {recipe_options(model, others, values)}", values, seed)
+            else:
+                yield job("train_online.py", f"--method {method} {common} {typed(others)}", values, seed)
+
+
+def recipe_options(model: str, others: list[str], values: Mapping[str, str]) -> str:
+    """What makes train_teacher.py follow an online recipe: the default method's, or that of ``recipe=METHOD``."""
+    named = [other.split("=")[1] for other in others if other.startswith("recipe=")]
+    method = online_dict[named[0] if named else str(train_online.options().get_default("method"))]
+    recipe = method.published(model, values["DATASET"])
+    epochs = number("EPOCHS", values["EPOCHS"]) if values["EPOCHS"] else recipe.epochs
+    drops = " ".join(str(max(1, drop)) for drop in lr_drops(epochs, None, recipe))
+    options = f"--epochs {epochs} --batch_size {recipe.batch_size} --weight_decay {recipe.weight_decay} "
+    options += f"--learning_rate {recipe.learning_rate} --optimizer {recipe.optimizer} --lr_decay_epochs {drops}"
+    rest = [other for other in others if not other.startswith("recipe=")]
+    return f"{options}{' --nesterov' * recipe.nesterov} {typed(rest)}"
+
+
+def typed(others: list[str]) -> str:
+    """``["kd_T=3", "svm_norm=true"]`` → ``--kd_T 3 --svm_norm``."""
+    pairs = (other.partition("=")[::2] for other in others)
+    return " ".join(f"--{name}" if value in ("", "true") else f"--{name} {value}" for name, value in pairs)
+
+
+def job(
+    script: str,
+    words: str,
+    values: Mapping[str, str],
+    trial: str,
+    teachers: tuple[Job, ...] = (),
+    reported: bool = True,
+) -> Job:
+    """A run with the options that all of a row have."""
+    epochs = f"--epochs {values['EPOCHS']}" if values["EPOCHS"] and "--epochs" not in words else ""
+    options = shlex.split(f"{words} {epochs} --trial {trial} {values['EXTRA']}")
+    return Job((script, *options), teachers, reported)
+
+
+def number(name: str, text: str) -> int:
+    """A whole number of at least 1; UsageError names the variable."""
+    try:
+        return positive_int(text)
+    except Exception as error:
+        raise UsageError(f"{name}: {error}") from None

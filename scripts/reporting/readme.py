@@ -1,0 +1,43 @@
+"""The README's tables of results, written from results/<name>/runs.csv between two marks."""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.reporting.tables import Table, spread
+
+MARKS = re.compile(r"(<!-- results/([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled_in(text: str, results: Path) -> str:
+    """The text with what lies between ``<!-- results/NAME -->`` and ``<!-- end -->`` made anew."""
+    return MARKS.sub(lambda match: f"{match[1]}{part(results / match[2] / 'runs.csv')}{match[3]}", text)
+
+
+def part(path: Path) -> str:
+    """The table of one file."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = Table("", "", ["method", "last epoch", "best epoch", "seeds", "epochs", "images/s"])
+    for label in dict.fromkeys(row["method"] for row in rows):
+        table.rows.append(cells(label, [row for row in rows if row["method"] == label]))
+    on = " or ".join(sorted({row["best_chosen_on"] for row in rows}))
+    words = f"Test accuracy in %, mean ± standard deviation over seeds; the best epoch is chosen on the {on} set."
+    devices = ", ".join(dict.fromkeys(row["device"].replace(" 1 threads", " 1 thread") for row in rows))
+    return f"{words}\n\n{table.markdown()}\n\nEach run on: {devices}.\n"
+
+
+def cells(label: str, rows: Sequence[dict[str, str]]) -> list[str]:
+    """One row from the runs of one label."""
+    last, best, speed = (
+        [float(row[name]) for row in rows] for name in ("last_accuracy", "best_accuracy", "images_per_second")
+    )
+    accuracies = [
+        spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+        for values in (last, best)
+    ]
+    return [label, *accuracies, str(len(rows)), rows[0]["epochs"], f"{statistics.mean(speed):.0f}"]

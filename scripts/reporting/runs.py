@@ -1,0 +1,187 @@
+"""Finished runs, and which of them repeat the same setting."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import train_online
+import train_student
+import train_teacher
+from helper.errors import UsageError
+from helper.options import Options
+from helper.run_folder import parameters_of
+from helper.teachers import TeacherFile, fingerprint
+
+SCRIPTS: dict[str, Any] = {"student": train_student, "online": train_online, "alone": train_teacher}
+REPEATS = {"trial", "seed"}  # tell repetitions of one setting apart
+LEVELS = {"train_": "logits", "train_feature_": "feature maps"}
+"""What the names of a method's curves begin with, and what its losses compare there."""
+
+
+@dataclass
+class Run:
+    """A finished run: what its folder holds."""
+
+    path: Path
+    parameters: dict[str, Any]
+    result: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def kind(self) -> str:
+        """``student``, ``online`` or ``alone``: which script it is of."""
+        return (
+            "student" if "ensemble_method" in self.parameters else "online" if "method" in self.parameters else "alone"
+        )
+
+    @property
+    def model(self) -> str:
+        return self.parameters["model_s" if self.kind == "student" else "model"]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What the script chooses where nothing is typed but the method, the network and the dataset."""
+        chosen = {"student": ("distill", "ensemble_method"), "online": ("method", "model", "dataset"), "alone": ()}
+        words = [f"--{name}={self.parameters[name]}" for name in chosen[self.kind]]
+        return default_options(self.kind, tuple(words))
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What the repetitions with other seeds share; options that an older run did not have are at their default."""
+        options = parser_of(self.kind)
+        merged = {**self.defaults, **self.parameters, "precision": self.precision}
+        if "teachers" in self.result:
+            files = [TeacherFile(each["arch"], Path(each["path"])) for each in self.result["teachers"]]
+            merged["teachers"], merged["teacher_num"] = fingerprint(files), len(files)
+        return {name: value for name, value in merged.items() if name not in REPEATS and options.changes_result(name)}
+
+    @property
+    def precision(self) -> str:
+        """What it was computed in."""
+        return self.result.get("precision") or self.parameters["precision"]
+
+    @property
+    def seed(self) -> int:
+        return self.result["seed"]
+
+    def accuracy(self, which: str) -> float:
+        """On the test set, in percent; ``which`` is ``last`` or ``best``."""
+        return self.result[which]["test_accuracy"]
+
+    @property
+    def command(self) -> str:
+        """What was typed, without the options that say what to do with an earlier attempt."""
+        words = shlex.split(self.result["command"])
+        return shlex.join(word for word in words if word not in ("--resume", "--overwrite"))
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed only."""
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+    def mean_std(self, value: Callable[[Run], float]) -> tuple[float, float | None]:
+        """Mean and sample standard deviation over the runs; None for a single run."""
+        values = [value(run) for run in self.runs]
+        return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+    def last(self, name: str) -> tuple[float, float | None] | None:
+        """Mean and deviation of a test score after the last epoch; None unless every run has recorded it."""
+        if not all(name in run.result["last"] for run in self.runs):
+            return None
+        return self.mean_std(lambda run: run.result["last"][name])
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The metrics that some epoch of some run has, of those that begin with ``prefix``."""
+        rows = (row for run in self.runs for row in run.metrics)
+        return [name for name in dict.fromkeys(name for row in rows for name in row) if name.startswith(prefix)]
+
+    def curve(self, name: str) -> tuple[list[int], list[float], list[float]]:
+        """Epochs, mean over the runs and standard deviation (0 for a single run) of one metric."""
+        per_epoch: dict[int, list[float]] = {}
+        for run in self.runs:
+            for row in run.metrics:
+                if name in row:
+                    per_epoch.setdefault(row["epoch"], []).append(row[name])
+        epochs = sorted(per_epoch)
+        means = [statistics.mean(per_epoch[epoch]) for epoch in epochs]
+        stds = [statistics.stdev(per_epoch[epoch]) if len(per_epoch[epoch]) > 1 else 0.0 for epoch in epochs]
+        return epochs, means, stds
+
+
+@cache
+def parser_of(kind: str) -> Options:
+    """The command line of the script that makes such runs."""
+    return SCRIPTS[kind].options()
+
+
+@cache
+def default_options(kind: str, words: tuple[str, ...]) -> dict[str, Any]:
+    """Options by name, as ``parameters.json`` holds them; none where a method of the run is gone."""
+    parser = SCRIPTS[kind].options()  # of its own: parse of the online script changes its defaults
+    try:
+        opt = train_online.parse(parser, words)[0] if kind == "online" else parser.parse(words)
+    except UsageError:
+        return {}
+    return parameters_of(opt)
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run in ``folder``; None if it is not finished."""
+    if not (folder / "result.json").is_file():
+        return None
+    parameters, result = (json.loads((folder / name).read_text()) for name in ("parameters.json", "result.json"))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return Run(folder, parameters, result, rows)
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Runs by setting, in the order of their first; labels that would be the same get what tells them apart."""
+    settings: list[dict[str, Any]] = []
+    members: list[list[Run]] = []
+    for run in runs:
+        setting = run.setting
+        if setting not in settings:
+            settings.append(setting)
+            members.append([])
+        members[settings.index(setting)].append(run)
+    labels = [short_label(setting) for setting in settings]
+    groups = []
+    for setting, label, of_setting in zip(settings, labels, members, strict=True):
+        twins = [other for other, same in zip(settings, labels, strict=True) if same == label]
+        extra = [f"{name} {plain(setting[name])}" for name in setting if differs(name, twins)]
+        groups.append(Group(", ".join([label, *extra]), of_setting))
+    return groups
+
+
+def short_label(setting: dict[str, Any]) -> str:
+    """``resnet8 alone``, ``CAMKD, inter, b 50`` or ``OKDDip, resnet8 online``."""
+    if "method" in setting:
+        return f"{setting['method']}, {setting['model']} online"
+    if "model" in setting:
+        return f"{setting['model']} alone"
+    parts = [setting["ensemble_method"], setting["distill"]]
+    return ", ".join([*parts, f"b {setting['beta']:g}"] if setting["beta"] else parts)
+
+
+def differs(name: str, settings: Sequence[dict[str, Any]]) -> bool:
+    """Whether one of the settings has another value of the option than the first."""
+    return any(setting.get(name) != settings[0].get(name) for setting in settings)
+
+
+def plain(value: Any) -> str:
+    """An option's value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,77 @@
+"""Differences between rows, over the seeds that they share."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from scripts.reporting.runs import Group, parser_of
+
+LEVEL = 0.95
+
+
+@dataclass
+class Difference:
+    """Mean of paired differences, and half the width of its interval (None for a single pair)."""
+
+    mean: float
+    half: float | None
+    pairs: int
+
+    def __str__(self) -> str:
+        if self.half is None:
+            return f"{self.mean:+.2f} (1 seed)"
+        return f"{self.mean:+.2f} [{self.mean - self.half:+.2f}, {self.mean + self.half:+.2f}]"
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of Student's 95 % interval of the mean; None for a single value."""
+    if len(values) < 2:
+        return None
+    quantile = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
+    return float(quantile * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def baseline_name() -> str:
+    """The weighting that the others are compared with: the script's default."""
+    return str(parser_of("student").get_default("ensemble_method"))
+
+
+def baseline_of(each: Group, groups: Sequence[Group]) -> Group | None:
+    """The default weighting and loss of the same student, teachers, dataset and number of epochs.
+
+    Where several have that, the one with the fewest other differences; None for what is no such row.
+    """
+    if each.first.kind != "student":
+        return None
+    parser, mine = parser_of("student"), each.first.setting
+    wanted = {
+        **{name: mine[name] for name in ("model_s", "dataset", "teachers", "epochs", "batch_size")},
+        **{name: parser.get_default(name) for name in ("distill", "ensemble_method", "beta")},
+    }
+    fitting = [
+        other
+        for other in groups
+        if other is not each
+        and other.first.kind == "student"
+        and all(other.first.setting[name] == value for name, value in wanted.items())
+    ]
+    is_default = all(mine[name] == value for name, value in wanted.items())
+    return None if is_default or not fitting else min(fitting, key=lambda other: distance(each, other))
+
+
+def distance(one: Group, other: Group) -> int:
+    """In how many of their common options two groups differ."""
+    mine, theirs = one.first.setting, other.first.setting
+    return sum(mine[name] != theirs[name] for name in mine.keys() & theirs.keys())
+
+
+def paired(each: Group, other: Group, which: str = "last") -> Difference | None:
+    """``each`` minus ``other`` in accuracy over the seeds that both have; None where they share none."""
+    mine, theirs = ({run.seed: run.accuracy(which) for run in one.runs} for one in (each, other))
+    gaps = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
+    return Difference(statistics.mean(gaps), half_width(gaps), len(gaps)) if gaps else None

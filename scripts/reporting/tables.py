@@ -1,0 +1,239 @@
+"""Tables: a line per run as CSV, and what is said of the rows, for Markdown and HTML alike."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from scripts.reporting.published import published
+from scripts.reporting.runs import Group, Run
+from scripts.reporting.statistics import baseline_name, baseline_of, paired
+
+BEYOND = {
+    "NLL (nats)": "test_loss",
+    "ECE (%)": "test_ece",
+    "agreement with the ensemble (%)": "test_ensemble_agreement",
+    "KL to the ensemble (nats)": "test_ensemble_kl",
+}
+"""Column titles and what ``result.json`` calls the scores."""
+
+
+@dataclass
+class Table:
+    """A title, words above it, and cells; columns with no entry are left out."""
+
+    title: str
+    words: str
+    header: Sequence[str]
+    rows: list[list[str]] = field(default_factory=list)
+
+    def filled(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the columns in which some row has something."""
+        columns = [i for i in range(len(self.header)) if any(row[i] for row in self.rows)]
+        return [self.header[i] for i in columns], [[row[i] for i in columns] for row in self.rows]
+
+    def markdown(self) -> str:
+        header, rows = self.filled()
+        lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+        lines.insert(1, "|" + "---|" * len(header))
+        return "\n".join(lines)
+
+
+def write_runs(groups: Sequence[Group], path: Path) -> None:
+    """A line per run."""
+    rows = [csv_row(each.label, run) for each in groups for run in each.runs]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def csv_row(label: str, run: Run) -> dict[str, Any]:
+    """What the file says of one run; accuracies in percent."""
+    result, last, best = run.result, run.result["last"], run.result["best"]
+    return {
+        "method": label,
+        **{name: result[name] for name in ("dataset", "arch", "seed", "epochs")},
+        "last_accuracy": f"{run.accuracy('last'):.4f}",
+        "best_accuracy": f"{run.accuracy('best'):.4f}",
+        "best_epoch": best["epoch"],
+        "best_chosen_on": result["best_chosen_on"],
+        **{name.replace("test", "last", 1): rounded(last.get(name)) for name in BEYOND.values()},
+        **{name.replace("test", "best", 1): rounded(best.get(name)) for name in BEYOND.values()},
+        "teacher_ensemble_accuracy": rounded(result.get("teacher_ensemble", {}).get("accuracy")),
+        "peer_ensemble_accuracy": rounded(last.get("test_ensemble_accuracy")),
+        "images_per_second": f"{result['images_per_second']:.1f}",
+        "hours": f"{result['hours']:.4f}",
+        "device": result["device"],
+        "processes": result.get("processes", 1),
+        "precision": run.precision,
+        "machine": result.get("machine", ""),
+        "git_revision": result["git_revision"],
+        "command": run.command,
+        "folder": run.path,
+    }
+
+
+def rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def spread(mean: float, std: float | None) -> str:
+    """``97.20 ± 0.31``."""
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+
+
+def all_tables(groups: Sequence[Group]) -> list[Table]:
+    """Those that have rows."""
+    made = [accuracy_table(groups), beyond_table(groups), peer_table(groups), published_table(groups)]
+    return [table for table in made if table.rows]
+
+
+def accuracy_table(groups: Sequence[Group]) -> Table:
+    """Last and best, and the paired difference to the default weighting."""
+    words = (
+        f"Test accuracy in %, mean ± standard deviation over seeds; the best epoch is chosen on the "
+        f"{chosen_on(groups)} set. "
+    )
+    header = ["method", "last epoch", "best epoch", f"last − {baseline_name()}", "seeds", "epochs", "images/s", "hours"]
+    table = Table("Accuracy", words, header)
+    for each in groups:
+        last, best = (each.mean_std(partial(Run.accuracy, which=which)) for which in ("last", "best"))
+        speed, _ = each.mean_std(lambda run: run.result["images_per_second"])
+        hours, _ = each.mean_std(lambda run: run.result["hours"])
+        row = [each.label, spread(*last), spread(*best), difference(each, groups), str(len(each.runs))]
+        table.rows.append([*row, str(each.first.result["epochs"]), f"{speed:.0f}", f"{hours:.2f}"])
+    if any(row[3] for row in table.rows):
+        table.words += (
+            f"− {baseline_name()}: mean difference to the same student under the same teachers over the same seeds, "
+            "with Student's 95 % interval where there are two seeds or more."
+        )
+    table.words = table.words.strip()
+    return table
+
+
+def chosen_on(groups: Sequence[Group]) -> str:
+    """``test``, ``validation`` or both."""
+    return " or ".join(sorted({run.result["best_chosen_on"] for each in groups for run in each.runs}))
+
+
+def difference(each: Group, groups: Sequence[Group]) -> str:
+    baseline = baseline_of(each, groups)
+    found = paired(each, baseline) if baseline else None
+    return str(found) if found else ""
+
+
+def beyond_table(groups: Sequence[Group]) -> Table:
+    """Calibration, likelihood, and how close students are to their teachers' ensemble."""
+    words = (
+        "After the last epoch, on the test set. NLL: negative log-likelihood; ECE: expected calibration error, "
+        "15 bins; ensemble: the teachers' mean probability; gap: the student's accuracy minus the ensemble's."
+    )
+    table = Table("Beyond accuracy", words, ["method", *BEYOND, "gap to the ensemble"])
+    for each in groups:
+        scores = [each.last(name) for name in BEYOND.values()]
+        gap = each.mean_std(ensemble_gap) if "teacher_ensemble" in each.first.result else None
+        decimals = [3, 2, 2, 3]
+        cells = [number(score, digits) for score, digits in zip(scores, decimals, strict=True)]
+        table.rows.append([each.label, *cells, f"{gap[0]:+.2f}" if gap else ""])
+    return table
+
+
+def number(score: tuple[float, float | None] | None, digits: int) -> str:
+    """Mean ± deviation with so many decimals; nothing for None."""
+    if score is None:
+        return ""
+    mean, std = score
+    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
+
+
+def ensemble_gap(run: Run) -> float:
+    return run.accuracy("last") - run.result["teacher_ensemble"]["accuracy"]
+
+
+def peer_table(groups: Sequence[Group]) -> Table:
+    """Each peer of the online rows: accuracy and cost."""
+    words = "Test accuracy in % after the last epoch; parameters and multiply-accumulates (MACs) of that peer alone."
+    table = Table("Peers", words, ["method", "peer", "last epoch", "parameters", "million MACs", "compression"])
+    for each in groups:
+        for j, cost in enumerate(each.first.result.get("peers", [])):
+            score = each.last(f"test_peer_{j}_accuracy")
+            if score:
+                cells = [f"{cost['parameters']:,}", f"{cost['macs'] / 1e6:.1f}", f"{cost['compression']:.2f}"]
+                table.rows.append([each.label, str(j), spread(*score), *cells])
+        if score := each.last("test_ensemble_accuracy") if each.first.kind == "online" else None:
+            parameters = each.first.result.get("parameters")
+            table.rows.append([each.label, "ensemble", spread(*score), f"{parameters:,}" if parameters else "", "", ""])
+    return table
+
+
+def published_table(groups: Sequence[Group]) -> Table:
+    """The rows that the literature has a value for."""
+    words = (
+        "Best epoch, as the released scripts report, beside published values of the same dataset, teachers, student "
+        "and method; whatever else differs is listed."
+    )
+    table = Table(
+        "Beside published values", words, ["method", "here", "published", "difference", "differs in", "source"]
+    )
+    for each in groups:
+        found = published(each)
+        if found:
+            mean, std = each.mean_std(partial(Run.accuracy, which="best"))
+            cells = [spread(mean, std), spread(found.value, found.std), f"{mean - found.value:+.2f}"]
+            table.rows.append([each.label, *cells, ", ".join(found.differing), found.source])
+    return table
+
+
+def notes(groups: Sequence[Group]) -> list[str]:
+    """Each set of teachers and each combination of machine and software once."""
+    runs = [run for each in groups for run in each.runs]
+    return [*teacher_lines(runs), *machine_lines(runs)]
+
+
+def teacher_lines(runs: Sequence[Run]) -> list[str]:
+    """Each set of teachers once: their accuracies and their ensemble's."""
+    lines = []
+    for run in runs:
+        if "teachers" in run.result:
+            each = ", ".join(f"{teacher['arch']} {teacher['accuracy']:.2f}" for teacher in run.result["teachers"])
+            lines.append(f"Teachers: {each}; their ensemble {run.result['teacher_ensemble']['accuracy']:.2f}.")
+    return list(dict.fromkeys(lines))
+
+
+def machine_lines(runs: Sequence[Run]) -> list[str]:
+    """What the runs were made with, each combination once; the revisions together."""
+    made: dict[str, dict[str, None]] = {}
+    for run in runs:
+        processes = run.result.get("processes", 1)
+        several = f", {processes} processes" if processes > 1 else ""
+        device = run.result["device"].replace(" 1 threads", " 1 thread")  # as older runs have it
+        words = f"{device}{several}; {run.precision}; PyTorch {run.result['versions']['torch']}"
+        made.setdefault(words, {})[run.result["git_revision"] or "unknown"] = None
+    return [f"{words}; revision{'s' * (len(each) > 1)} {', '.join(each)}." for words, each in made.items()]
+
+
+def commands(groups: Sequence[Group]) -> list[str]:
+    """What each row's first run was started with."""
+    return [each.first.command for each in groups]
+
+
+def markdown(groups: Sequence[Group]) -> str:
+    """All tables, with the commands below."""
+    parts: list[str] = []
+    for index, table in enumerate(all_tables(groups)):
+        if index:
+            parts += [f"## {table.title}", ""]
+        parts += [table.words, "", table.markdown(), ""]
+        if not index:
+            parts += ["\n\n".join(teacher_lines(runs_of(groups))), ""] if teacher_lines(runs_of(groups)) else []
+            parts += ["\n".join(machine_lines(runs_of(groups))), ""]
+    return "\n".join([*parts, "## Commands", "", "```", *commands(groups), "```", ""])
+
+
+def runs_of(groups: Sequence[Group]) -> list[Run]:
+    return [run for each in groups for run in each.runs]

@@ -1,0 +1,204 @@
+"""What run.sh does once everything is installed: train what is missing, several runs at a time, then report.
+
+python -m scripts.run_all 'TEACHER=vgg13 STUDENTS=vgg8' 'TEACHER=resnet56 STUDENTS=MobileNetV2'
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helper.progress import clock
+from helper.script import run_script
+from helper.stopping import RESUME_ME, Stopped
+from scripts import report
+from scripts.plan import Job, jobs_of, number, variables
+from scripts.quickstart import ROOT, cores
+
+MOST = 4
+"""Runs at a time on a CPU unless JOBS says how many: each takes 1 GB."""
+
+
+class Runs:
+    """Runs in slots (a GPU, or a share of the CPU's threads), each in a process of its own.
+
+    Args:
+        slots: for each run at a time, what is added to its environment.
+        total: how many runs there will be.
+    """
+
+    def __init__(self, slots: Sequence[dict[str, str]], total: int) -> None:
+        self.free: queue.Queue[dict[str, str]] = queue.Queue()
+        for slot in slots:
+            self.free.put(slot)
+        self.slots, self.total, self.done = len(slots), total, 0
+        self.folders: dict[Job, Path] = {}
+        self.failed: dict[Job, int] = {}
+        self.seconds: list[float] = []
+        self.started = time.monotonic()
+        self.processes: set[subprocess.Popen[str]] = set()
+        self.lock, self.stopping = threading.Lock(), False
+
+    def all(self, jobs: Sequence[Job]) -> None:
+        """Run those jobs; they return when all have ended or are left out."""
+        with ThreadPoolExecutor(self.slots) as pool:
+            for future in [pool.submit(self.one, job) for job in jobs]:
+                future.result()
+
+    def one(self, job: Job) -> None:
+        """Run one job, unless its teachers are missing or all is to stop."""
+        if self.stopping:
+            return
+        missing = [teacher for teacher in job.teachers if teacher not in self.folders]
+        if missing:
+            self.failed[job] = self.failed.get(missing[0], 1)
+            self.say(f"left out, for its teachers are missing: {shlex.join(job.words)}")
+            return
+        files = [f"{self.folders[teacher] / 'last.pth'}:{architecture(teacher)}" for teacher in job.teachers]
+        slot = self.free.get()
+        begun = time.monotonic()
+        try:
+            code, lines = self.process([*job.command(files), "--resume"], slot)
+        finally:
+            self.free.put(slot)
+        self.note(job, code, lines, time.monotonic() - begun)
+
+    def process(self, command: list[str], slot: dict[str, str]) -> tuple[int, list[str]]:
+        """Start it, pass on what it says, and return its exit code and its lines."""
+        self.say(f"python {shlex.join(command)}")
+        with self.lock:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env={**os.environ, **slot},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # a Ctrl-C reaches it once, from here
+            )
+            self.processes.add(process)
+            if self.stopping:
+                process.terminate()
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            self.say(line.rstrip(), f"  {slot.get('CUDA_VISIBLE_DEVICES', '')}")
+        code = process.wait()
+        with self.lock:
+            self.processes.discard(process)
+        return code, lines
+
+    def note(self, job: Job, code: int, lines: list[str], seconds: float) -> None:
+        """Remember how a run ended, and say how far all of it is."""
+        last = lines[-1] if lines else ""
+        if code == 0:
+            self.folders[job] = Path(last.split(": ")[0].split(" is finished")[0])
+            self.done += 1
+            if " is finished (" not in last:
+                self.seconds.append(seconds)
+            self.say(f"{self.done} of {self.total} runs done{self.left()}")
+        elif not self.stopping:
+            self.failed[job] = code if code > 0 else 1
+            self.say(f"failed with exit code {code}; the others go on: python {shlex.join(job.words)}")
+
+    def left(self) -> str:
+        """About how long the rest takes, as the runs so far did."""
+        if not self.seconds or self.done == self.total:
+            return ""
+        each = sum(self.seconds) / len(self.seconds)
+        return f", about {clock(each * (self.total - self.done) / self.slots)} left"
+
+    def say(self, text: str, before: str = "") -> None:
+        print(f"[{time.monotonic() - self.started:4.0f} s]{before} {text}", flush=True)
+
+    def stop(self, *_: Any) -> None:
+        """Let every run save itself and end."""
+        self.stopping = True
+        for process in list(self.processes):
+            process.terminate()
+
+
+def architecture(job: Job) -> str:
+    return job.words[job.words.index("--model") + 1]
+
+
+def slots_of(environment: dict[str, str]) -> list[dict[str, str]]:
+    """One per visible GPU, or JOBS; on a CPU JOBS processes, each with its share of the threads."""
+    jobs = number("JOBS", environment["JOBS"]) if environment.get("JOBS") else None
+    count, visible = torch.cuda.device_count(), environment.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(jobs or len(gpus))]
+    jobs = jobs or min(MOST, cores())
+    threads = environment.get("OMP_NUM_THREADS") or str(max(1, cores() // jobs))
+    return [{"OMP_NUM_THREADS": threads}] * jobs
+
+
+def out_of(environment: dict[str, str], values: dict[str, str]) -> str:
+    """The report's folder: OUT, or one named after the row."""
+    if environment.get("OUT"):
+        return environment["OUT"]
+    students = values["STUDENTS"].split()
+    name = "-".join([values["DATASET"], *([values["TEACHER"], *students] if students else ["online"])])
+    return f"results/{name.replace('/', '.')}"
+
+
+def plan(rows: Sequence[str], environment: dict[str, str]) -> tuple[list[Job], str]:
+    """All runs of all rows, each once, and where the report goes."""
+    save = save_dir(environment)
+    cache = None if environment.get("CACHE") == "0" else str(save / "cache")
+    jobs: dict[Job, None] = {}
+    values: dict[str, str] = {}
+    for row in rows or [""]:
+        values = variables(row, environment)
+        if environment.get("SAVE"):
+            values["EXTRA"] += f" --save_dir {shlex.quote(environment['SAVE'])}"
+        jobs |= dict.fromkeys(jobs_of(values, cache))
+    return list(jobs), out_of(environment, values)
+
+
+def save_dir(environment: dict[str, str]) -> Path:
+    return Path(environment.get("SAVE") or "save")
+
+
+def main(rows: Sequence[str]) -> None:
+    """Train what is missing, then report."""
+    environment = dict(os.environ)
+    jobs, out = plan(rows, environment)
+    os.chdir(ROOT)
+    if environment.get("DRY_RUN"):
+        print("\n".join(f"python {shlex.join(job.words)}" for job in jobs))
+        return
+    runs = Runs(slots_of(environment), len(jobs))
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, runs.stop)
+    teachers = list(dict.fromkeys(teacher for job in jobs for teacher in job.teachers))
+    runs.say(f"{len(jobs)} runs, {runs.slots} at a time")
+    runs.all(teachers)
+    runs.all([job for job in jobs if job not in teachers])
+    if runs.stopping:
+        raise Stopped(f"{runs.done} of {runs.total} runs are done; start it again to go on")
+    folders = [str(runs.folders[job]) for job in jobs if job.reported and job in runs.folders]
+    if folders:
+        report.main(["--out", out, "--folders", *folders])
+    if runs.failed:
+        codes = list(runs.failed.values())
+        runs.say(f"{len(codes)} of {runs.total} runs failed or were left out; start it again to go on")
+        sys.exit(RESUME_ME if RESUME_ME in codes else codes[0])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,259 @@
+"""Tables, figures and the page of finished runs, and the README's part of them."""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+from tiny_runs import result
+
+from scripts import report
+from scripts.reporting import figures, tables
+from scripts.reporting.page import page
+from scripts.reporting.published import lines, published
+from scripts.reporting.readme import MARKS, filled_in
+from scripts.reporting.runs import Group, Run, group, read_run
+from scripts.reporting.statistics import baseline_of, half_width, paired
+
+ROOT = Path(__file__).parents[2]
+PNG = b"\x89PNG"
+
+
+def test_report_writes_tables_and_figures(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "results" / "digits"
+    report.main(["--save_dir", str(runs), "--out", str(out), "--dataset", "digits"])
+    assert {path.name for path in out.iterdir()} == {
+        *("runs.csv", "table.md", "index.html"),
+        *(f"{name}.png" for name in ("accuracy", "curves", "weights", "conflict", "diversity", "cost")),
+    }
+    assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))
+
+    with (out / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    for row in rows:
+        expected = result(Path(row["folder"]))
+        assert float(row["last_accuracy"]) == pytest.approx(expected["last"]["test_accuracy"], abs=1e-4)
+        assert float(row["best_accuracy"]) == pytest.approx(expected["best"]["test_accuracy"], abs=1e-4)
+        assert int(row["seed"]) == expected["seed"]
+
+    assert rows[0]["method"] == "resnet8 alone", "what the others are compared with comes first"
+    text = (out / "table.md").read_text()
+    assert text in capsys.readouterr().out
+    alone = [float(row["last_accuracy"]) for row in rows if row["method"] == "resnet8 alone"]
+    assert f"| resnet8 alone | {statistics.mean(alone):.2f} ± {statistics.stdev(alone):.2f} |" in text
+    assert "| AEKD, kd | " in text
+    assert "| CAMKD, inter, b 50 | " in text
+    assert "Teachers: resnet8 " in text
+    assert "the best epoch is chosen on the test or validation set" in text
+
+
+def test_report_keeps_the_given_order(runs: Path, tmp_path: Path) -> None:
+    folders = sorted(map(str, runs.glob("*/*-trial=0")), reverse=True)
+    report.main(["--folders", *folders, "--out", str(tmp_path)])
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        assert [row["folder"] for row in csv.DictReader(file)] == folders
+
+
+def test_report_tells_settings_apart(runs: Path) -> None:
+    first, second = (read_run(folder) for folder in sorted(runs.glob("teachers/*")))
+    assert first is not None
+    assert second is not None
+    assert [each.label for each in group([first, second])] == ["resnet8 alone"]
+    second.parameters["batch_size"] = 128
+    labels = [each.label for each in group([first, second])]
+    assert labels == ["resnet8 alone, batch_size 64", "resnet8 alone, batch_size 128"]
+
+
+def test_report_without_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    for words in (["--dataset", "cifar100"], ["--folders", str(runs / "students" / "unfinished")]):
+        with pytest.raises(SystemExit) as end:
+            report.main(["--save_dir", str(runs), "--out", str(out), *words])
+        assert end.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not out.exists()
+
+
+def test_curves_are_means_and_deviations_over_seeds(runs: Path) -> None:
+    members = [run for run in map(read_run, sorted(runs.glob("teachers/*"))) if run]
+    epochs, means, stds = Group("", members).curve("test_accuracy")
+    assert epochs == [1, 2]
+    for epoch in (0, 1):
+        values = [run.metrics[epoch]["test_accuracy"] for run in members]
+        assert means[epoch] == pytest.approx(statistics.mean(values))
+        assert stds[epoch] == pytest.approx(statistics.stdev(values))
+
+
+def test_difference_to_the_default_weighting_is_paired(runs: Path) -> None:
+    groups = group([run for run in map(read_run, sorted(runs.glob("students/*"))) if run])
+    (aekd,) = [each for each in groups if each.label == "AEKD, kd"]
+    baseline = baseline_of(aekd, groups)
+    assert baseline is not None
+    assert baseline.label == "AVERAGE_LOSS, kd"
+    assert baseline_of(baseline, groups) is None
+    gaps = [
+        mine.accuracy("last") - theirs.accuracy("last") for mine, theirs in zip(aekd.runs, baseline.runs, strict=True)
+    ]
+    found = paired(aekd, baseline)
+    assert found is not None
+    assert (found.mean, found.pairs) == (pytest.approx(statistics.mean(gaps)), 2)
+    assert found.half == pytest.approx(half_width(gaps))
+    (inter,) = [each for each in groups if each.label.startswith("CAMKD")]
+    assert baseline_of(inter, groups) is baseline
+    alone = paired(inter, baseline)
+    assert alone is not None
+    assert (alone.half, alone.pairs) == (None, 1)
+    assert str(alone).endswith(" (1 seed)")
+
+
+def test_interval_is_students() -> None:
+    values = [1.0, 2.5, 2.0, 4.0]
+    low, high = stats.t.interval(0.95, 3, statistics.mean(values), stats.sem(values))
+    assert half_width(values) == pytest.approx((high - low) / 2)
+
+
+def test_older_runs_stay_in_their_group(runs: Path) -> None:
+    first, second = (read_run(folder) for folder in sorted(runs.glob("students/*-kd-AVERAGE*")))
+    assert first is not None
+    assert second is not None
+    for name in ("accumulate", "sync_bn", "optimizer", "teacher_cache", "teacher_cache_gb", "checkpoint_minutes"):
+        del first.parameters[name]
+    del first.result["precision"]
+    first.parameters["precision"] = second.result["precision"]  # older runs had to say which
+    second.parameters |= {"checkpoint_minutes": 3.0, "teacher_cache_gb": 1.0, "num_workers": 0}
+    assert [each.label for each in group([first, second])] == ["AVERAGE_LOSS, kd"]
+
+
+def a_row(options: str, epochs: int, **others: Any) -> Group:
+    """A row as far as published values are concerned."""
+    given: dict[str, Any] = dict(word.split("=", 1) for word in options.split())
+    teachers = given.pop("teachers", None)
+    parameters = {"dataset": "cifar100", "epochs": epochs, "precision": "bf16", **given, **others}
+    number, arch = teachers.split("x", 1) if teachers else (0, "")
+    result = {"teachers": [{"arch": arch, "path": f"{k}.pth"} for k in range(int(number))]} if teachers else {}
+    return Group("", [Run(Path(), parameters, result, [])])
+
+
+def test_published_value_of_the_same_setting() -> None:
+    options = "teachers=2xvgg13 model_s=vgg8 distill=kd ensemble_method=AEKD"
+    found = published(a_row(options, 240, beta=0.0))
+    assert found is not None
+    assert (found.value, found.differing) == (74.11, [])
+    near = published(a_row(options, 30, beta=0.0, kd_scale="unit"))
+    assert near is not None
+    assert near.differing == ["30 of 240 epochs", "kd_scale unit"]
+    for other in ("3xvgg13", "2xvgg8"):
+        assert published(a_row(options.replace("2xvgg13", other), 240, beta=0.0)) is None
+    assert published(a_row(options, 240, beta=0.0, dataset="cifar10")) is None
+    online = published(a_row("method=ONE model=resnet110_bottleneck", 300))
+    assert online is not None
+    assert (online.value, len(online.differing)) == (78.38, 1)
+    assert "called resnet110 there" in online.differing[0]
+
+
+def test_published_values_can_be_matched_by_options_that_exist() -> None:
+    assert len(lines()) > 40
+    for line in lines():
+        options = dict(word.split("=", 1) for word in line["options"].split())
+        row = a_row(line["options"], 240, **{name: float(options[name]) for name in options.keys() & {"beta"}})
+        assert options.keys() <= row.first.setting.keys() | {"learning_rate"}, line
+
+
+class Structure(HTMLParser):
+    """Counts the elements of a page, and checks that they nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.found)
+
+
+def test_page_holds_everything(runs: Path, tmp_path: Path) -> None:
+    report.main(["--save_dir", str(runs), "--out", str(tmp_path)])
+    text = (tmp_path / "index.html").read_text()
+    structure = Structure(text)
+    assert structure.open == []
+    images = [attributes for tag, attributes in structure.found if tag == "img"]
+    assert len(images) == len(figures.FIGURES) == len(list(tmp_path.glob("*.png")))
+    assert all(str(each["src"]).startswith("data:image/png;base64,") for each in images)
+    assert all(each["alt"] for each in images)
+    assert structure.count("table") == 3
+    assert "python train_student.py" in text
+    assert not re.search(r"(src|href)=.(?!data:)", text), "nothing outside the file"
+
+
+def test_page_escapes_what_it_is_told(tmp_path: Path) -> None:
+    table = tables.Table("a < b", "x & y", ["<i>"], [["<script>"]])
+    text = page("</title>", [table], ["<p>"], {"<b>": "a > b"}, tmp_path)
+    structure = Structure(text)
+    assert structure.open == []
+    assert structure.count("script") == structure.count("i") == structure.count("b") == 0
+
+
+def test_empty_columns_are_left_out() -> None:
+    table = tables.Table("", "", ["a", "b", "c"], [["1", "", "2"], ["3", "", ""]])
+    assert table.markdown() == "| a | c |\n|---|---|\n| 1 | 2 |\n| 3 |  |"
+
+
+def test_scores_beyond_accuracy_are_told(runs: Path, tmp_path: Path) -> None:
+    folder = next(runs.glob("students/*AEKD*trial=0"))
+    report.main(["--folders", str(folder), "--out", str(tmp_path)])
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    expected = result(folder)
+    for which in ("last", "best"):
+        for name in ("loss", "ece", "ensemble_agreement", "ensemble_kl"):
+            assert float(row[f"{which}_{name}"]) == pytest.approx(expected[which][f"test_{name}"], abs=1e-4)
+    assert (row["processes"], row["precision"]) == ("1", expected["precision"])
+    gap = expected["last"]["test_accuracy"] - expected["teacher_ensemble"]["accuracy"]
+    assert f"{gap:+.2f}" in (tmp_path / "table.md").read_text().split("## Beyond accuracy")[1]
+
+
+def test_readme_tables_are_those_of_results() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert MARKS.search(readme)
+    assert readme == filled_in(readme, ROOT / "results"), "python -m scripts.report --readme writes them"
+
+
+def test_readme_part_follows_its_file(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    csv_text = "method,last_accuracy,best_accuracy,best_chosen_on,epochs,images_per_second,device\n"
+    csv_text += "A,50,51,test,3,9,CPU\nA,52,53,test,3,11,CPU\nB,1,2,test,3,4,GPU\n"
+    (tmp_path / "x" / "runs.csv").write_text(csv_text)
+    made = filled_in("before\n<!-- results/x -->\nold\n<!-- end -->\nafter", tmp_path)
+    assert made.startswith("before\n<!-- results/x -->\nTest accuracy")
+    assert made.endswith("<!-- end -->\nafter")
+    assert "| A | 51.00 ± 1.41 | 52.00 ± 1.41 | 2 | 3 | 10 |\n| B | 1.00 | 2.00 | 1 | 3 | 4 |" in made
+    assert filled_in(made, tmp_path) == made
+
+
+def test_report_needs_somewhere_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        report.main([])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "report: error: --out: say which folder to write to, or --readme\n"
+
+
+def test_figures_are_left_out_where_there_is_nothing_to_draw(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.png").write_text("of an earlier report")
+    report.main(["--folders", str(next(runs.glob("teachers/*"))), "--out", str(tmp_path)])
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"accuracy", "curves"}

@@ -1,0 +1,272 @@
+"""run.sh's plan and its runs; every line of every preset, made tiny."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import call, few_digits
+
+import train_online
+import train_student
+import train_teacher
+from helper.errors import UsageError
+from helper.run_folder import RunFolder
+from helper.session import Session
+from scripts import run_all
+from scripts.plan import DEFAULTS, Job, jobs_of, variables
+from scripts.reporting.runs import parser_of
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "scripts" / "presets").glob("*.sh"))
+MAINS = {
+    "train_teacher.py": train_teacher.main,
+    "train_student.py": train_student.main,
+    "train_online.py": train_online.main,
+}
+
+
+def rows_of(preset: Path, tmp_path: Path) -> list[str]:
+    """What a preset hands to run_all.py, with its METHODS and ONLINE put into each row."""
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir(exist_ok=True)
+    stub.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        "json.dump([sys.argv[1:], dict(os.environ)], open(os.environ['SAID'], 'w'))\n"
+    )
+    stub.chmod(0o755)
+    (tmp_path / ".installed-requirements.txt").write_text(checksum())
+    environment = {"PATH": os.environ["PATH"], "VIRTUAL_ENV": str(tmp_path), "SAID": str(tmp_path / "said.json")}
+    subprocess.run(["sh", str(preset)], env=environment, check=True, capture_output=True)
+    words, given = json.loads((tmp_path / "said.json").read_text())
+    (index,) = [i for i, word in enumerate(words) if word == "scripts.run_all"]
+    common = [f"{name}={shlex.quote(given[name])}" for name in DEFAULTS if name in given]
+    return [" ".join([*common, row]) for row in words[index + 1 :]]
+
+
+def checksum() -> str:
+    """Of requirements.txt, as setup.sh notes it, so that nothing is installed."""
+    with (ROOT / "requirements.txt").open() as file:
+        return subprocess.run(["cksum"], stdin=file, capture_output=True, text=True, check=True).stdout.strip()
+
+
+# ---- the plan
+
+
+def test_published_commands() -> None:
+    environment = {"TEACHER": "resnet20", "STUDENT": "vgg8", "SEEDS": "0 1", "EPOCHS": "10", "TEACHER_NUM": "2"}
+    jobs = jobs_of(variables("", {**environment, "EXTRA": "--precision bf16"}), "save/cache")
+    said = [shlex.join(job.words) for job in jobs]
+    ends = [f"--epochs 10 --trial {trial} --precision bf16" for trial in (0, 1)]
+    assert said[:4] == [
+        *(f"train_teacher.py --model resnet20 --dataset cifar100 {end}" for end in ends),
+        *(f"train_teacher.py --model vgg8 --dataset cifar100 --nesterov {end}" for end in ends),
+    ]
+    methods = ("kd AVERAGE_LOSS -b 0", "hint AVERAGE_LOSS -b 100", "kd EBKD -b 0", "kd AEKD -b 0", "inter CAMKD -b 50")
+    cached = {"kd AVERAGE_LOSS -b 0", "kd EBKD -b 0", "kd AEKD -b 0"}
+    assert said[4:] == [
+        f"train_student.py --model_s vgg8 --dataset cifar100 --distill {method.replace(' ', ' --ensemble_method ', 1)} "
+        f"--nesterov -r 1 -a 1 {'--teacher_cache save/cache ' * (method in cached)}{end}"
+        for method in methods
+        for end in ends
+    ]
+    assert all(job.teachers == tuple(jobs[:2]) for job in jobs[4:])
+    assert [job.reported for job in jobs[:3]] == [False, False, True]
+    files = ["a/last.pth:resnet20", "b/last.pth:resnet20"]
+    assert jobs[4].command(files)[-3:] == ["--teachers", *files]
+
+
+def test_each_recipe_keeps_its_epochs_unless_told() -> None:
+    for epochs, expected in (("", (240, 300)), ("8", (8, 8))):
+        row = f"STUDENTS=resnet8 METHODS=kd:AEKD ONLINE='OKDDip:resnet8 alone:resnet8' EPOCHS={epochs}"
+        *_, student, peers, alone = jobs_of(variables(row, {}), None)
+        online = train_online.parse(train_online.options(), peers.words[1:])[0]
+        assert parser_of("student").parse(student.words[1:]).epochs == expected[0]
+        opt = parser_of("alone").parse(alone.words[1:])
+        assert opt.epochs == online.epochs == expected[1]
+        assert (opt.batch_size, opt.learning_rate, opt.nesterov) == (128, 0.1, True)
+        assert opt.lr_decay_epochs == ([150, 225] if not epochs else [4, 6])
+
+
+def test_words_of_methods_and_peers() -> None:
+    row = "STUDENTS=resnet8 TEACHER_NUM=1 METHODS=hint:AEKD:7,qp_solver=svm,hint_layer=-2,svm_norm=true"
+    *_, job = jobs_of(variables(row, {}), "cache")
+    opt = parser_of("student").parse(job.words[1:])
+    assert (opt.distill, opt.ensemble_method, opt.beta, opt.qp_solver) == ("hint", "AEKD", 7.0, "svm")
+    assert (opt.hint_layer, opt.svm_norm, opt.teacher_cache) == (-2, True, None)
+    (job,) = jobs_of(variables("STUDENTS= ONLINE=BOC:resnet20,num_students=3", {}), None)
+    assert parser_of("online").parse(job.words[1:]).num_students == 3
+
+
+def test_what_cannot_be_counted_is_not_cached() -> None:
+    for dataset, cached in (("digits", True), ("imagenet", False)):
+        *_, job = jobs_of(variables(f"DATASET={dataset} METHODS=kd:AEKD", {}), "cache")
+        assert ("--teacher_cache" in job.words) == cached
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("TEACHERS=vgg13", "TEACHERS=vgg13: expected VARIABLE=value; choose from DATASET"),
+        ("vgg13", "vgg13: expected VARIABLE=value"),
+        ("METHODS=kd", "METHODS: expected LOSS:WEIGHTING[:b]"),
+        ("METHODS=kd:AEDK", "did you mean 'AEKD'?"),
+        ("METHODS=kd:AEKD,sharp=1", "--sharp"),
+        ("TEACHER=resnet21", "resnet21"),
+        ("TEACHER_NUM=0", "TEACHER_NUM: "),
+        ("EPOCHS=some", "--epochs"),
+        ("STUDENTS= ONLINE=OKDDip", "ONLINE: expected METHOD:MODEL"),
+        ("STUDENTS= ONLINE=OKDip:resnet8", "OKDip"),
+        ("STUDENTS= ONLINE=alone:resnet8,recipe=OKDip", "OKDip"),
+    ],
+)
+def test_bad_variables_are_refused_in_one_line(row: str, said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        jobs_of(variables(row, {}), None)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_rows_end_with_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    outcome = call(run_all.main, "run_all.py", "METHODS=kd")
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+
+
+def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_all.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(run_all, "cores", lambda: 6)
+    assert run_all.slots_of({}) == [{"OMP_NUM_THREADS": "1"}] * 4
+    assert run_all.slots_of({"JOBS": "2"}) == [{"OMP_NUM_THREADS": "3"}] * 2
+    assert run_all.slots_of({"JOBS": "9", "OMP_NUM_THREADS": "2"}) == [{"OMP_NUM_THREADS": "2"}] * 9
+    with pytest.raises(UsageError, match="JOBS"):
+        run_all.slots_of({"JOBS": "many"})
+    monkeypatch.setattr(run_all.torch.cuda, "device_count", lambda: 2)
+    assert run_all.slots_of({}) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    chosen = run_all.slots_of({"CUDA_VISIBLE_DEVICES": "4,6", "JOBS": "3"})
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in chosen] == ["4", "6", "4"]
+
+
+# ---- presets
+
+
+class Reached(Exception):
+    """A run has got as far as its folder."""
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_line_of_a_preset_reaches_its_run_folder(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsed, checked and named; networks are built only in the runs below."""
+    environment = {"DATASET": "digits", "EPOCHS": "1", "EXTRA": f"--save_dir {tmp_path}"}
+    rows = rows_of(preset, tmp_path)
+    published = {job for row in rows for job in jobs_of(variables(row, {}), None)}
+    assert len(published) > 7
+    jobs = dict.fromkeys(job for row in rows for job in jobs_of(variables(row, environment), None))
+    names: dict[str, Job] = {}
+
+    def reached(session: Any, kind: str, name: list[str]) -> None:
+        names["-".join([kind, *name])] = job
+        raise Reached
+
+    class Small:
+        """Stands for peers whose networks would take their time."""
+
+        networks = (None,)
+
+    monkeypatch.setattr(Session, "run_folder", reached)
+    monkeypatch.setattr(Session, "build", lambda *_, **__: None)
+    monkeypatch.setattr("online.base.OnlineMethod.make_peers", lambda *_: Small())
+    monkeypatch.setattr("online.boc.BOC.make_peers", lambda *_: Small())
+    for job in jobs:
+        archs = [run_all.architecture(teacher) for teacher in job.teachers]
+        script, *words = job.command([f"{arch}-{k}.pth:{arch}" for k, arch in enumerate(archs)])
+        with pytest.raises(Reached):
+            MAINS[script](words)
+    assert len(names) == len(jobs), "no two runs share a folder"
+    assert max(map(len, names)) < 200
+
+
+def test_a_table_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Real processes' work, done in this one on few digits: trains, skips what is finished, reports."""
+    asked: list[str] = []
+
+    def process(self: run_all.Runs, command: list[str], slot: dict[str, str]) -> tuple[int, list[str]]:
+        asked.append(shlex.join(command))
+        outcome = call(MAINS[command[0]], command[0], shlex.join(command[1:]))
+        lines = [*outcome.out.splitlines(), *outcome.err.splitlines()]
+        return outcome.code, lines
+
+    monkeypatch.setattr(run_all.Runs, "process", process)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.chdir(ROOT)
+    for name in DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    settings = {"DATASET": "digits", "EPOCHS": "1", "JOBS": "1", "SAVE": str(tmp_path), "OUT": str(tmp_path / "out")}
+    for name, value in {**settings, "EXTRA": "--device cpu"}.items():
+        monkeypatch.setenv(name, value)
+    row = "TEACHER=resnet8 TEACHER_NUM=2 STUDENTS=resnet8 METHODS='kd:AVERAGE_LOSS kd:AEKD,C=0.1 kd:AEKD' "
+    row += "ONLINE='IND:resnet8,num_branches=2 alone:resnet8'"
+    with few_digits():
+        with pytest.raises(SystemExit) as end:
+            run_all.main([row])
+        first, count = capfd.readouterr().out, len(asked)
+        assert end.value.code == 2, "the bound is too small"
+        assert count == 8
+        assert "failed with exit code 2; the others go on: python train_student.py" in first
+        assert "7 of 8 runs done" in first
+        with (tmp_path / "out" / "runs.csv").open(newline="") as file:
+            labels = [line["method"] for line in csv.DictReader(file)]
+        assert len(labels) == 5
+        assert any(tmp_path.glob("cache/**/*")), "the teachers' answers are shared"
+        run_all.main([row.replace(",C=0.1", "")])
+    again = capfd.readouterr().out
+    assert "7 of 7 runs done" in again
+    assert again.count("images/s  left") == 0, "nothing is trained twice"
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_teachers_that_fail_leave_their_students_out(capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = Job(("train_teacher.py", "--model", "resnet8"))
+    runs = run_all.Runs([{}], 2)
+    runs.failed[teacher] = 2
+    runs.all([Job(("train_student.py",), (teacher,))])
+    assert list(runs.failed.values()) == [2, 2]
+    assert "its teachers are missing" in capsys.readouterr().out
+
+
+def test_stopping_saves_the_runs_and_asks_to_come_again(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in (*DEFAULTS, "STUDENT", "OUT")}
+    settings = {"DATASET": "digits", "EPOCHS": "400", "SAVE": str(tmp_path), "JOBS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.run_all", "STUDENTS= ONLINE=IND:resnet8,num_branches=2"],
+        cwd=ROOT,
+        env={**environment, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("online/*/last.pth")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, out + err
+    assert re.search(r"0 of 1 runs are done; start it again to go on$", err.strip())
+    (folder,) = tmp_path.glob("online/*")
+    assert not RunFolder(folder).finished
+    assert "--resume goes on from there" in out
