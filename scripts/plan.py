@@ -62,6 +62,7 @@ class Job:
 
 @cache
 def parser_of(script: str) -> Options:
+    """The command line of one script."""
     return SCRIPTS[script]()
 
 
@@ -95,6 +96,7 @@ def jobs_of(values: Mapping[str, str], store: str | None) -> list[Job]:
 
 
 def teacher_jobs(values: Mapping[str, str]) -> Iterator[Job]:
+    """TEACHER_NUM teachers, with the seeds 0, 1, …."""
     count = number("TEACHER_NUM", values["TEACHER_NUM"])
     for trial in range(count):
         words = f"--model {values['TEACHER']} --dataset {values['DATASET']}"

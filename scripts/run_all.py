@@ -132,6 +132,7 @@ class Runs:
 
 
 def architecture(job: Job) -> str:
+    """Which network a run trains."""
     return job.words[job.words.index("--model") + 1]
 
 
@@ -171,6 +172,7 @@ def plan(rows: Sequence[str], environment: dict[str, str]) -> tuple[list[Job], s
 
 
 def save_dir(environment: dict[str, str]) -> Path:
+    """Where run folders go."""
     return Path(environment.get("SAVE") or "save")
 
 

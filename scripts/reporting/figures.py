@@ -63,6 +63,7 @@ def cut(axes: Axes, groups: Sequence[Group]) -> float:
 
 
 def repeated(groups: Sequence[Group]) -> bool:
+    """Whether some row has more than one seed."""
     return any(len(each.runs) > 1 for each in groups)
 
 
@@ -107,6 +108,7 @@ def zoom(axes: Axes, series: Sequence[Series]) -> None:
 
 
 def bands(groups: Sequence[Group]) -> str:
+    """What to say of bands, if there are any."""
     return "\nmean, band ± std over seeds" if repeated(groups) else ""
 
 
@@ -238,6 +240,7 @@ def plain_logarithmic(axes: Axes) -> None:
 
 
 def compressed(each: Group) -> bool:
+    """Whether some peer is smaller than the first."""
     return any(cost["compression"] > 1 for cost in each.first.result.get("peers", []))
 
 

@@ -38,10 +38,12 @@ def page(title: str, tables: Sequence[Table], words: Sequence[str], commands: Ma
 
 
 def tables_of(tables: Sequence[Table]) -> list[str]:
+    """Each table as HTML."""
     return [html_table(table) for table in tables]
 
 
 def html_table(table: Table) -> str:
+    """One table under its title and words."""
     header, rows = table.filled()
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
@@ -52,5 +54,6 @@ def html_table(table: Table) -> str:
 
 
 def figure(caption: str, path: Path) -> str:
+    """An image, inlined, under its caption."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<h2>{escape(caption)}</h2>\n<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'

@@ -54,6 +54,7 @@ def fits(options: dict[str, str], setting: dict[str, Any]) -> bool:
 
 
 def same(text: str, value: Any) -> bool:
+    """Whether an option has the value that the file writes so."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(text) == value
     return text == str(value).split("@")[0]

@@ -79,6 +79,7 @@ def csv_row(label: str, run: Run) -> dict[str, Any]:
 
 
 def rounded(value: float | None) -> str:
+    """Four decimals, or nothing."""
     return "" if value is None else f"{value:.4f}"
 
 
@@ -122,6 +123,7 @@ def chosen_on(groups: Sequence[Group]) -> str:
 
 
 def difference(each: Group, groups: Sequence[Group]) -> str:
+    """The paired difference to the baseline, if there is one."""
     baseline = baseline_of(each, groups)
     found = paired(each, baseline) if baseline else None
     return str(found) if found else ""
@@ -152,6 +154,7 @@ def number(score: tuple[float, float | None] | None, digits: int) -> str:
 
 
 def ensemble_gap(run: Run) -> float:
+    """Accuracy of the student minus that of its teachers' ensemble."""
     return run.accuracy("last") - run.result["teacher_ensemble"]["accuracy"]
 
 
@@ -236,4 +239,5 @@ def markdown(groups: Sequence[Group]) -> str:
 
 
 def runs_of(groups: Sequence[Group]) -> list[Run]:
+    """All runs of all rows."""
     return [run for each in groups for run in each.runs]

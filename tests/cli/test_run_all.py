@@ -252,8 +252,9 @@ def test_teachers_that_fail_leave_their_students_out(capsys: pytest.CaptureFixtu
 def test_stopping_saves_the_runs_and_asks_to_come_again(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in (*DEFAULTS, "STUDENT", "OUT")}
     settings = {"DATASET": "digits", "EPOCHS": "400", "SAVE": str(tmp_path), "JOBS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    settings["EXTRA"] = "--validation 0.5"  # half an epoch's time
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.run_all", "STUDENTS= ONLINE=IND:resnet8,num_branches=2"],
+        [sys.executable, "-m", "scripts.run_all", "STUDENTS= ONLINE=alone:resnet8"],
         cwd=ROOT,
         env={**environment, **settings},
         stdout=subprocess.PIPE,
@@ -261,12 +262,12 @@ def test_stopping_saves_the_runs_and_asks_to_come_again(tmp_path: Path) -> None:
         text=True,
     )
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("online/*/last.pth")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("teachers/*/last.pth")) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.terminate()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, out + err
     assert re.search(r"0 of 1 runs are done; start it again to go on$", err.strip())
-    (folder,) = tmp_path.glob("online/*")
+    (folder,) = tmp_path.glob("teachers/*")
     assert not RunFolder(folder).finished
     assert "--resume goes on from there" in out
