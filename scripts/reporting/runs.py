@@ -162,7 +162,8 @@ def group(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for setting, label, of_setting in zip(settings, labels, members, strict=True):
         twins = [other for other, same in zip(settings, labels, strict=True) if same == label]
-        extra = [f"{name} {plain(setting[name])}" for name in setting if differs(name, twins)]
+        telling = [name for name in setting if differs(name, twins) and setting[name] is not None]
+        extra = [f"{name} {plain(setting[name])}" for name in telling]
         groups.append(Group(", ".join([label, *extra]), of_setting))
     return groups
 
