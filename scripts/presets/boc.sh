@@ -1,5 +1,6 @@
 #!/bin/sh
 # Online ensemble compression (Walawalkar et al. 2020): five students at once, and each alone; 350 or 400 epochs.
+# ImageNet is in scripts/imagenet.sh.
 # EPOCHS, SEEDS, DATASET, JOBS, EXTRA, SAVE and OUT are those of scripts/run.sh.
 set -eu
 cd -- "$(dirname -- "$0")/../.."
@@ -13,5 +14,4 @@ for dataset in cifar10 cifar100; do
         set -- "$@" "$(row $dataset $model)"
     done
 done
-set -- "$@" "$(row imagenet torchvision/efficientnet_b0)"
 OUT=${OUT:-results/boc} exec sh scripts/run.sh "$@"

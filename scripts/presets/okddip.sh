@@ -1,5 +1,6 @@
 #!/bin/sh
 # OKDDip (Chen et al. 2020): one network alone, independent branches, and every compared method, 300 epochs.
+# ImageNet is in scripts/imagenet.sh.
 # EPOCHS, SEEDS, DATASET, JOBS, EXTRA, SAVE and OUT are those of scripts/run.sh.
 set -eu
 cd -- "$(dirname -- "$0")/../.."
@@ -13,5 +14,4 @@ for dataset in cifar10 cifar100; do
         set -- "$@" "$(row $dataset $model)"
     done
 done
-set -- "$@" "$(row imagenet torchvision/resnet34)"
 OUT=${OUT:-results/okddip} exec sh scripts/run.sh "$@"
