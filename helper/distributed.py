@@ -72,21 +72,25 @@ def mean(tensor: Tensor) -> Tensor:
     return total(tensor) / size() if size() > 1 else tensor
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes: each process's loss depends on every process's addend."""
+class _Stack(torch.autograd.Function):
+    """Every process's tensor: each process's loss depends on all of them."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return total(tensor)
+        parts = [torch.empty_like(tensor) for _ in range(size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.stack(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return total(gradients[0])
+        return total(gradients[0])[rank()]
 
 
-def differentiable_sum(tensor: Tensor) -> Tensor:
-    """The sum over all processes; its gradient is summed over them too."""
-    result: Tensor = _Sum.apply(tensor)
+def differentiable_stack(tensor: Tensor) -> Tensor:
+    """The tensors of all processes, stacked by rank; the gradient is summed over the processes."""
+    if size() == 1:
+        return tensor[None]
+    result: Tensor = _Stack.apply(tensor)
     return result
 
 

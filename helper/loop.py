@@ -419,7 +419,8 @@ class Fit:
         scores = self._evaluate(self.test) if self.validation is not None else []
         if isinstance(self.task, Comparing):
             self.task.trained.eval()
-            compared = evaluate(self.task.compare, self.test, self.device, self.precision)
+            with uncompiled(self.opt.compile):
+                compared = evaluate(self.task.compare, self.test, self.device, self.precision)
             scores += [(name, values[""]) for name, values in compared.items()]
         return {f"test_{name}": value for name, value in scores}
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helper.distributed import differentiable_sum
+from helper.distributed import differentiable_stack
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -30,17 +30,25 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _normalise(self, input: Tensor) -> Tensor:
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
-        here = torch.full((1,), input.numel() / input.shape[1], dtype=input.dtype, device=input.device)
-        sums = differentiable_sum(torch.cat([input.sum(axes), here]))  # [C + 1]
-        count = sums[-1].detach()
-        mean = sums[:-1] / count
-        centred = input - mean.view(shape)
-        variance = differentiable_sum(centred.square().sum(axes)) / count
+        mean, variance, count = self._moments(input, axes)
         self._follow(mean, variance, count)
-        normalised = centred * (variance + self.eps).rsqrt().view(shape)
+        normalised = (input - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
         if not self.affine:
             return normalised
         return normalised * self.weight.view(shape) + self.bias.view(shape)
+
+    @staticmethod
+    def _moments(input: Tensor, axes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean ``[C]``, biased variance ``[C]`` and number of values of a channel, over all processes."""
+        channels = input.shape[1]
+        here = torch.full((1,), input.numel() / channels, dtype=input.dtype, device=input.device)
+        variances, means = torch.var_mean(input, axes, correction=0)
+        stacked = differentiable_stack(torch.cat([means, variances, here]))  # [processes, 2C + 1]
+        means, variances, counts = stacked.split([channels, channels, 1], dim=1)
+        share = counts.detach() / counts.detach().sum()  # [processes, 1]
+        mean = (share * means).sum(0)
+        variance = (share * (variances + (means - mean).square())).sum(0)
+        return mean, variance, counts.detach().sum()
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
