@@ -207,7 +207,7 @@ def test_the_one_before_replaces_a_damaged_one(path: Path, damage: str, capsys: 
     assert value_of(state) == 1
     assert str(path) in note
     assert "\n" not in note
-    (path.parent / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    (path.parent / "metrics.jsonl").write_text("".join(f'{{"epoch": {n}}}\n' for n in range(1, 9)))
     RunFolder(path.parent).open({}, overwrite=False)  # as --resume does
     assert str(path) in capsys.readouterr().out
 
