@@ -2,11 +2,13 @@
 
 python -m scripts.report --dataset cifar100 --out results/cifar100
 python -m scripts.report --folders save/students/vgg8-* --out results/vgg8
+python -m scripts.report --folders results/vgg8 save/students/vgg8-*-trial=3 --out results/vgg8
 python -m scripts.report --readme
 
 Writes runs.csv (a line per run), table.md (mean ± standard deviation over seeds, differences, published values,
-commands), figures as PNG and index.html, which holds all of that. --readme writes the README's tables anew from the
-runs.csv that lie in results/.
+commands), figures as PNG, index.html, which holds all of that, and records.jsonl, from which a later report can take
+the runs again (a results folder among --folders stands for its runs). --readme writes the README's tables anew from
+the runs.csv that lie in results/.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from scripts.reporting import tables
 from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import page
 from scripts.reporting.readme import filled_in
-from scripts.reporting.runs import Group, Run, group, read_run
+from scripts.reporting.runs import Group, Run, group, runs_in, write_records
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +35,10 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder to write to")
     parser.add_argument("--save_dir", type=Path, default=Path("save"), help="where the run folders are")
     parser.add_argument(
-        "--folders", type=Path, nargs="+", help="run folders, in the table's order; all of --save_dir, unless given"
+        "--folders",
+        type=Path,
+        nargs="+",
+        help="run folders, or results of an earlier report, in the table's order; all of --save_dir, unless given",
     )
     parser.add_argument("--dataset", help="only runs on this dataset")
     parser.add_argument("--readme", action="store_true", help="write README.md's tables anew from results/")
@@ -50,24 +55,31 @@ def refuse(text: str) -> None:
 
 
 def find_runs(opt: argparse.Namespace) -> list[Run]:
-    """The finished runs that are asked for."""
+    """The finished runs that are asked for; of the same folder the one named last."""
     folders = opt.folders or sorted(
         (path.parent for path in opt.save_dir.glob("*/*/result.json")),
         key=lambda folder: (folder.parent.name == "online", folder.parent.name != "teachers", folder),
     )  # single networks first, to compare with
-    runs = [run for run in map(read_run, folders) if run and opt.dataset in (None, run.result["dataset"])]
+    found = {run.path: run for folder in folders for run in runs_in(folder)}
+    runs = [run for run in found.values() if opt.dataset in (None, run.result["dataset"])]
     if not runs:
         where = f"among the {len(folders)} folders" if opt.folders else f"below {opt.save_dir}"
         refuse(f"there is no finished run {where}")
     return runs
 
 
-def write(groups: Sequence[Group], out: Path) -> str:
-    """Everything into ``out``; returns the Markdown."""
+def write_tables(groups: Sequence[Group], out: Path) -> str:
+    """What is quickly made: the runs and their tables, into ``out``; returns the Markdown."""
     out.mkdir(parents=True, exist_ok=True)
+    write_records(tables.runs_of(groups), out)
     tables.write_runs(groups, out / "runs.csv")
     text = tables.markdown(groups)
     (out / "table.md").write_text(text)
+    return text
+
+
+def write_figures(groups: Sequence[Group], out: Path) -> None:
+    """The figures, and the page that holds them and the tables."""
     for name, (_, draw) in FIGURES.items():
         path, figure = out / f"{name}.png", draw(groups)
         path.unlink(missing_ok=True)  # of runs that are no longer among these
@@ -77,7 +89,6 @@ def write(groups: Sequence[Group], out: Path) -> str:
     commands = {each.label: each.first.command for each in groups}
     html = page(out.resolve().name, tables.all_tables(groups), tables.notes(groups), commands, out)
     (out / "index.html").write_text(html)
-    return text
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -87,7 +98,9 @@ def main(words: Sequence[str] | None = None) -> None:
         readme = ROOT / "README.md"
         readme.write_text(filled_in(readme.read_text(), ROOT / "results"))
     if opt.out is not None:
-        text = write(group(find_runs(opt)), opt.out)
+        groups = group(find_runs(opt))
+        text = write_tables(groups, opt.out)
+        write_figures(groups, opt.out)
         print(f"{text}\nwritten to {opt.out}/: {', '.join(sorted(path.name for path in opt.out.iterdir()))}")
 
 

@@ -26,6 +26,7 @@ from helper.stopping import RESUME_ME, Stopped
 from scripts import report
 from scripts.plan import Job, jobs_of, number, variables
 from scripts.quickstart import ROOT, cores
+from scripts.reporting.runs import group, runs_in
 
 MOST = 4
 """Runs at a time on a CPU unless JOBS says how many: each takes 1 GB."""
@@ -36,20 +37,26 @@ class Runs:
 
     Args:
         slots: for each run at a time, what is added to its environment.
-        total: how many runs there will be.
+        jobs: all runs that there will be.
+        out: the report's folder; its tables grow with every run.
     """
 
-    def __init__(self, slots: Sequence[dict[str, str]], total: int) -> None:
+    def __init__(self, slots: Sequence[dict[str, str]], jobs: Sequence[Job], out: Path) -> None:
         self.free: queue.Queue[dict[str, str]] = queue.Queue()
         for slot in slots:
             self.free.put(slot)
-        self.slots, self.total, self.done = len(slots), total, 0
+        self.slots, self.jobs, self.out, self.total, self.done = len(slots), jobs, out, len(jobs), 0
         self.folders: dict[Job, Path] = {}
         self.failed: dict[Job, int] = {}
         self.seconds: list[float] = []
         self.started = time.monotonic()
         self.processes: set[subprocess.Popen[str]] = set()
-        self.lock, self.stopping = threading.Lock(), False
+        self.lock, self.tables, self.stopping = threading.Lock(), threading.Lock(), False
+
+    @property
+    def reported(self) -> list[Path]:
+        """The folders of the finished runs that are rows of the report, in its order."""
+        return [self.folders[job] for job in self.jobs if job.reported and job in self.folders]
 
     def all(self, jobs: Sequence[Job]) -> None:
         """Run those jobs; they return when all have ended or are left out."""
@@ -109,10 +116,17 @@ class Runs:
             self.done += 1
             if " is finished (" not in last:
                 self.seconds.append(seconds)
+                if job.reported:
+                    self.grow()
             self.say(f"{self.done} of {self.total} runs done{self.left()}")
         elif not self.stopping:
             self.failed[job] = code if code > 0 else 1
             self.say(f"failed with exit code {code}; the others go on: python {shlex.join(job.words)}")
+
+    def grow(self) -> None:
+        """Write the tables of what is finished, so that they are there whatever becomes of the rest."""
+        with self.tables:
+            report.write_tables(group([run for folder in self.reported for run in runs_in(folder)]), self.out)
 
     def left(self) -> str:
         """About how long the rest takes, as the runs so far did."""
@@ -184,7 +198,7 @@ def main(rows: Sequence[str]) -> None:
     if environment.get("DRY_RUN"):
         print("\n".join(f"python {shlex.join(job.words)}" for job in jobs))
         return
-    runs = Runs(slots_of(environment), len(jobs))
+    runs = Runs(slots_of(environment), jobs, Path(out))
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, runs.stop)
     teachers = list(dict.fromkeys(teacher for job in jobs for teacher in job.teachers))
@@ -193,9 +207,8 @@ def main(rows: Sequence[str]) -> None:
     runs.all([job for job in jobs if job not in teachers])
     if runs.stopping:
         raise Stopped(f"{runs.done} of {runs.total} runs are done; start it again to go on")
-    folders = [str(runs.folders[job]) for job in jobs if job.reported and job in runs.folders]
-    if folders:
-        report.main(["--out", out, "--folders", *folders])
+    if runs.reported:
+        report.main(["--out", out, "--folders", *map(str, runs.reported)])
     if runs.failed:
         codes = list(runs.failed.values())
         runs.say(f"{len(codes)} of {runs.total} runs failed or were left out; start it again to go on")

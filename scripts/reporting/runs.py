@@ -16,11 +16,13 @@ import train_student
 import train_teacher
 from helper.errors import UsageError
 from helper.options import Options
-from helper.run_folder import parameters_of
+from helper.run_folder import parameters_of, write_atomically
 from helper.teachers import TeacherFile, fingerprint
 
 SCRIPTS: dict[str, Any] = {"student": train_student, "online": train_online, "alone": train_teacher}
 REPEATS = {"trial", "seed"}  # tell repetitions of one setting apart
+RECORDS = "records.jsonl"
+"""A report's own copy of its runs, a line each."""
 LEVELS = {"train_": "logits", "train_feature_": "feature maps"}
 """What the names of a method's curves begin with, and what its losses compare there."""
 
@@ -137,6 +139,24 @@ def default_options(kind: str, words: tuple[str, ...]) -> dict[str, Any]:
     except UsageError:
         return {}
     return parameters_of(opt)
+
+
+def runs_in(folder: Path) -> list[Run]:
+    """The runs that an earlier report has kept in ``folder``, or the finished run whose folder it is, if any."""
+    if (folder / RECORDS).is_file():
+        lines = map(json.loads, (folder / RECORDS).read_text().splitlines())
+        return [Run(Path(line["folder"]), line["parameters"], line["result"], line["metrics"]) for line in lines]
+    run = read_run(folder)
+    return [run] if run else []
+
+
+def write_records(runs: Sequence[Run], folder: Path) -> None:
+    """Keep all that a report needs of the runs, so that later ones can add to them where their folders are gone."""
+    lines = [
+        {"folder": str(run.path), "parameters": run.parameters, "result": run.result, "metrics": run.metrics}
+        for run in runs
+    ]
+    write_atomically(folder / RECORDS, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_run(folder: Path) -> Run | None:

@@ -29,7 +29,7 @@ def test_report_writes_tables_and_figures(runs: Path, tmp_path: Path, capsys: py
     out = tmp_path / "results" / "digits"
     report.main(["--save_dir", str(runs), "--out", str(out), "--dataset", "digits"])
     assert {path.name for path in out.iterdir()} == {
-        *("runs.csv", "table.md", "index.html"),
+        *("runs.csv", "records.jsonl", "table.md", "index.html"),
         *(f"{name}.png" for name in ("accuracy", "curves", "weights", "conflict", "diversity", "cost")),
     }
     assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))
@@ -59,6 +59,20 @@ def test_report_keeps_the_given_order(runs: Path, tmp_path: Path) -> None:
     report.main(["--folders", *folders, "--out", str(tmp_path)])
     with (tmp_path / "runs.csv").open(newline="") as file:
         assert [row["folder"] for row in csv.DictReader(file)] == folders
+
+
+def test_report_goes_on_from_an_earlier_one(runs: Path, tmp_path: Path) -> None:
+    """Where run folders are gone, the records of an earlier report stand for them; the newer of two counts."""
+    first, *others = sorted(runs.glob("*/*-trial=*"))
+    old, grown, whole = (tmp_path / name for name in ("old", "grown", "whole"))
+    report.main(["--folders", str(first), *map(str, others[:2]), "--out", str(old)])
+    report.main(["--folders", str(old), *map(str, others[1:]), "--out", str(grown)])
+    report.main(["--folders", str(first), *map(str, others), "--out", str(whole)])
+    for path in whole.iterdir():
+        if path.name != "index.html":  # it has the folder's name for a title
+            assert (grown / path.name).read_bytes() == path.read_bytes(), path.name
+    report.main(["--folders", str(grown), "--out", str(grown)])
+    assert (grown / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
 
 
 def test_report_tells_settings_apart(runs: Path) -> None:

@@ -204,9 +204,11 @@ def test_a_table_from_nothing(
 ) -> None:
     """Real processes' work, done in this one on few digits: trains, skips what is finished, reports."""
     asked: list[str] = []
+    table, rows = tmp_path / "out" / "runs.csv", []
 
     def process(self: run_all.Runs, command: list[str], slot: dict[str, str]) -> tuple[int, list[str]]:
         asked.append(shlex.join(command))
+        rows.append(table.read_text().count("\n") - 1 if table.exists() else 0)
         outcome = call(MAINS[command[0]], command[0], shlex.join(command[1:]))
         lines = [*outcome.out.splitlines(), *outcome.err.splitlines()]
         return outcome.code, lines
@@ -227,9 +229,10 @@ def test_a_table_from_nothing(
         first, count = capfd.readouterr().out, len(asked)
         assert end.value.code == 2, "the bound is too small"
         assert count == 8
+        assert rows == [0, 0, 0, 1, 2, 2, 3, 4], "the table grows with every run"
         assert "failed with exit code 2; the others go on: python train_student.py" in first
         assert "7 of 8 runs done" in first
-        with (tmp_path / "out" / "runs.csv").open(newline="") as file:
+        with table.open(newline="") as file:
             labels = [line["method"] for line in csv.DictReader(file)]
         assert len(labels) == 5
         assert any(tmp_path.glob("cache/**/*")), "the teachers' answers are shared"
@@ -242,9 +245,10 @@ def test_a_table_from_nothing(
 
 def test_teachers_that_fail_leave_their_students_out(capsys: pytest.CaptureFixture[str]) -> None:
     teacher = Job(("train_teacher.py", "--model", "resnet8"))
-    runs = run_all.Runs([{}], 2)
+    student = Job(("train_student.py",), (teacher,))
+    runs = run_all.Runs([{}], [teacher, student], Path("out"))
     runs.failed[teacher] = 2
-    runs.all([Job(("train_student.py",), (teacher,))])
+    runs.all([student])
     assert list(runs.failed.values()) == [2, 2]
     assert "its teachers are missing" in capsys.readouterr().out
 
