@@ -98,6 +98,10 @@ class Distillation:
             r = 1 - a
         return r, a, b if self.adapters and epoch >= feat_start_epoch(self.opt) else 0.0
 
+    def idles(self, epoch: int) -> bool:
+        """Whether the adapters are left alone in this epoch."""
+        return bool(self.adapters) and self.loss_weights(epoch)[2] == 0
+
     def logit_loss(
         self, logits: torch.Tensor, teacher_logits: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, Scalars]:

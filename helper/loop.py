@@ -70,6 +70,14 @@ class Comparing(Protocol):
         """Images → named measures of each ``[B]``; their means over the test set go into ``result.json``."""
 
 
+@runtime_checkable
+class Idling(Protocol):
+    """A task that leaves some weights alone in some epochs."""
+
+    def idles(self, epoch: int) -> bool:
+        """Whether some weights get no gradient in this epoch."""
+
+
 class Step(nn.Module):
     """A task's step as a module, which DistributedDataParallel can wrap."""
 
@@ -133,14 +141,6 @@ class Fit:
         if self.state is not None:
             self._restore(self.state)
         self.forward: nn.Module = Step(self.task, self.device, self.precision)
-        if distributed.size() > 1:
-            # Some adapters are idle in the first epoch; statistics of BN are the first process's, see _evaluate.
-            accepted = inspect.signature(DistributedDataParallel.__init__).parameters
-            leave_buffers = (
-                "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
-            )  # 2.15
-            alone: dict[str, Any] = {leave_buffers: False}
-            self.forward = DistributedDataParallel(self.forward, find_unused_parameters=True, **alone)
         self.logger: Logger | None = None
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -222,6 +222,7 @@ class Fit:
     def _train(self, epoch: int, rate: float, signals: Signals) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)  # resumed from before there were factors
+        self.connect(epoch)
         start, means, bad = self._begin(epoch)
         self.train.set_epoch(epoch, start)
         self.task.trained.train()
@@ -237,6 +238,19 @@ class Fit:
         self._refuse(bad, epoch)
         self.position = None
         return Means.read_together({"": means})[""]
+
+    def connect(self, epoch: int) -> None:
+        """Let the processes, if there are several, exchange gradients; they are told whether all weights get one."""
+        idles = isinstance(self.task, Idling) and self.task.idles(epoch)
+        wrapped = isinstance(self.forward, DistributedDataParallel)
+        if distributed.size() == 1 or (wrapped and self.forward.find_unused_parameters == idles):
+            return
+        # Statistics of BN are the first process's, see _evaluate. The name has changed with torch 2.15.
+        accepted = inspect.signature(DistributedDataParallel.__init__).parameters
+        leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+        alone: dict[str, Any] = {leave_buffers: False}
+        step = Step(self.task, self.device, self.precision)
+        self.forward = DistributedDataParallel(step, find_unused_parameters=idles, **alone)
 
     def _begin(self, epoch: int) -> tuple[int, Means, FirstBad]:
         """How many steps of the epoch are done, and the sums over them."""

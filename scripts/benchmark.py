@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""How fast this collection is on this machine: input, training steps, peers, AEKD's solver, memory.
+"""How fast this collection is on this machine: input, training steps, peers, AEKD's solver, processes, memory.
 
 python -m scripts.benchmark --precision bf16 --json benchmark.json --plot benchmark.png
 python -m scripts.benchmark --settings resnet20x3:resnet8 --only steps
 
 Everything is compared within one run: variants take turns, medians are reported. The images are random and the
-networks untrained, so nothing is downloaded and no teacher is needed.
+networks untrained, so nothing is downloaded and no teacher is needed. On one CPU core it takes more than half an hour;
+`--seconds 5 --steps 20` is a shorter look.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import train_teacher
 from helper.errors import UsageError
 from helper.options import Flatten, Options, one_of, positive_float, positive_int
 from helper.recipe import device_of
+from helper.run_folder import write_atomically
 from helper.script import run_script
-from scripts.bench import input, machine, memory, peers, plot, solver, steps, verdicts
+from scripts.bench import input, machine, memory, peers, plot, processes, solver, steps, verdicts
 from scripts.bench.subjects import Setting, words
 
 Figures = dict[str, Any]
@@ -48,6 +50,7 @@ SECTIONS = {
     "steps": Section("training steps, K teachers → one student", steps.measure, steps.text),
     "online": Section("training steps of peers", peers.measure, lambda mine, _: peers.text(mine)),
     "solver": Section("AEKD's solver", solver.measure, lambda mine, _: solver.text(mine)),
+    "processes": Section("several processes", processes.measure, lambda mine, _: processes.text(mine)),
     "memory": Section("peak memory", memory.measure, lambda mine, _: memory.text(mine)),
 }
 
@@ -120,11 +123,11 @@ def main(arguments: Sequence[str]) -> None:
         say(section.title)
         figures[name] = section.measure(opt, say)
         print(f"== {section.title}", *section.text(figures[name], figures["machine"]), "", sep="\n", flush=True)
-    rows = verdicts.rows(figures)
-    figures["table"] = [row._asdict() | {"verdict": row.verdict} for row in rows]
+        rows = verdicts.rows(figures)
+        figures["table"] = [row._asdict() | {"verdict": row.verdict} for row in rows]
+        if opt.json:  # after each section: one that is stopped leaves what it has measured
+            write_atomically(opt.json, json.dumps(figures, indent=1) + "\n")
     print("== what it must show", *verdicts.text(rows), sep="\n")
-    if opt.json:
-        opt.json.write_text(json.dumps(figures, indent=1) + "\n")
     if opt.plot:
         plot.draw(figures, opt.plot)
 

@@ -23,6 +23,8 @@ RELEASED, CACHED = "as released", "cached"
 PARTS = ("teachers", "student", "weighting", "input")
 WATCHED = 4
 """Steps whose parts are timed."""
+PATIENT = 10
+"""How many times as long the closest comparison may take: it is of a few hundredths."""
 
 
 def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> Figures:
@@ -46,7 +48,7 @@ def measure_setting(bench: Offline, opt: argparse.Namespace, say: Callable[[str]
 
     times = take_turns(f"the student alone, {len(fits)} pairs", variants, opt.seconds)
     group = {name: variants[name] for name in of_logits()}
-    close = take_turns(f"{SOLVED} against {AVERAGE}, kd", group, opt.seconds)
+    close = take_turns(f"{SOLVED} against {AVERAGE}, kd", group, PATIENT * opt.seconds)
     cached_fits = {f"{pair} {CACHED}": bench.fit(pair, cached=True) for pair in pairs() if needs_logits_only(pair)}
     cached_steps = {name: step_of(fit) for name, fit in cached_fits.items()}
     cached = take_turns("on cached views", {ALONE: variants[ALONE], **cached_steps}, opt.seconds / 2)

@@ -24,7 +24,8 @@ import train_student
 import train_teacher
 from dataset import info_of
 from dataset.base import DatasetInfo, MemoryDataset, Split
-from dataset.loader import ALONE, Loaders, memory_loaders
+from dataset.loader import Loaders, memory_loaders
+from dataset.order import Shard
 from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
 from helper import checkpoint
@@ -118,9 +119,11 @@ class RandomImages(MemoryDataset):
         return Split(pixels, torch.randint(0, self.info.num_classes, (images,), generator=source))
 
 
-def random_loaders(name: str, *, batch_size: int, device: torch.device, seed: int, **_: object) -> Loaders:
+def random_loaders(
+    name: str, *, batch_size: int, device: torch.device, seed: int, shard: Shard, **_: object
+) -> Loaders:
     """What ``dataset.get_loaders`` returns, with few random images in place of the dataset's."""
-    return memory_loaders(RandomImages(POOL * batch_size), batch_size, device, seed, 0.0, batch_size, ALONE)
+    return memory_loaders(RandomImages(POOL * batch_size), batch_size, device, seed, 0.0, batch_size, shard)
 
 
 def session_of(opt: argparse.Namespace) -> Session:

@@ -72,6 +72,8 @@ def rows(figures: Figures) -> list[Row]:
         made += online_rows(figures["online"], figures["machine"])
     if "solver" in figures:
         made += solver_rows(figures["solver"])
+    if "processes" in figures:
+        made += process_rows(figures["processes"])
     for name, setting in figures.get("memory", {}).items():
         made += memory_rows(name, setting)
     return made
@@ -144,6 +146,13 @@ def solver_rows(figures: Figures) -> Iterator[Row]:
     for K, value in figures["shares"].items():
         target = SHARE if K <= SHARED else None
         yield Row(f"exact solver's share of a step, K = {K}", value, target, note=figures["setting"])
+
+
+def process_rows(figures: Figures) -> Iterator[Row]:
+    """How many images each number of processes takes in a second."""
+    for count, value in figures["images_per_second"].items():
+        note = f"{figures['setting']}, kd, one batch of {figures['batch_size']}, one thread or GPU each"
+        yield Row(f"images/s, {count} process{'es' if count > 1 else ''}, {figures['backend']}", value, None, note=note)
 
 
 def memory_rows(name: str, figures: Figures) -> Iterator[Row]:

@@ -51,6 +51,8 @@ def test_all_is_measured(quick: tuple[str, dict[str, Any], Path]) -> None:
     assert cached < steps["rows"].keys()
     assert figures["online"]["rows"].keys() == set(online_dict)
     assert all(row.keys() == set(qp_solver_dict) for row in figures["solver"]["solvers"].values())
+    assert all(speed > 0 for speed in figures["processes"]["images_per_second"].values())
+    assert len(figures["processes"]["images_per_second"]) == 2
     memory = figures["memory"][SETTING]
     assert pairs < memory["peaks"].keys()
     assert all(peak > 0 for peak in memory["peaks"].values())

@@ -75,7 +75,8 @@ def network(seed: int, **settings: Any) -> Any:
 def offline(distill: str, method: str, dtype: torch.dtype) -> tuple[Any, Any]:
     parser = train_student.options()
     beta = "-b 2" if distill_dict[distill].feature_level else ""
-    opt = parser.parse(f"--distill {distill} --ensemble_method {method} {beta} --feat_start_epoch 1".split())
+    start = "" if distill == "inter" else "--feat_start_epoch 1"  # one of them with adapters that idle at first
+    opt = parser.parse(f"--distill {distill} --ensemble_method {method} {beta} {start}".split())
     student = network(0)
     teachers = Teachers([network(k + 1) for k in range(3)])
     kind, hyperparameters = distill_dict[distill], parser.hyperparameters(opt, "distill")

@@ -29,7 +29,7 @@ def free_port() -> int:
 
 def outcomes(folder: Path, processes: int) -> dict[str, Outcomes]:
     """What so many processes made of every method."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if processes > 1:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
         environment |= address
@@ -47,6 +47,7 @@ def outcomes(folder: Path, processes: int) -> dict[str, Outcomes]:
     ]
     said = [process.communicate(timeout=600)[0] for process in started]
     assert all(process.returncode == 0 for process in started), "\n".join(said)
+    assert not any("find_unused_parameters" in each for each in said), "gradients are searched for in vain"
     made: dict[str, Outcomes] = torch.load(folder / "outcomes.pth", weights_only=True)
     return made
 
