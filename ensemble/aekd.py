@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 import torch
 
 from ensemble.base import EnsembleMethod, TeacherLosses, ensemble_dict
-from ensemble.min_norm import solve_normalised
-from ensemble.qp_solvers import qp_solver_dict
+from ensemble.min_norm import Solver, solve_min_norm, solve_normalised
+from ensemble.qp_solvers import qp_solver_dict, svm_start
 from helper.errors import UsageError
+
+START = 1e-6
+"""Weights closer than this to the released solver's start point count as that."""
 
 
 @ensemble_dict.register("AEKD")
@@ -44,18 +47,33 @@ class AEKD(EnsembleMethod):
             )
 
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
+        return self._solved(teachers, self.solve)
+
+    def _solved(self, teachers: TeacherLosses, solve: Solver) -> torch.Tensor:
         normalise = teachers.level == "feature" if self.svm_norm is None else self.svm_norm
-        if normalise:
-            return solve_normalised(teachers.gram, self.C, self.solve)
-        return self.solve(teachers.gram, self.C)
+        return solve_normalised(teachers.gram, self.C, solve) if normalise else solve(teachers.gram, self.C)
 
     def diagnostics(self, teachers: TeacherLosses, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The length of the combined gradient, and the mean cosine between two teachers' gradients."""
+        """The length of the combined gradient, and the mean cosine between two teachers' gradients.
+
+        Of solvers other than ours also the length with the exact weights, and whether (1 or 0) the weights are those
+        that the released solver starts from.
+        """
         gram = teachers.gram
         length = gram.diagonal().sqrt()
         cosine = gram / (length[:, None] * length).clamp_min(torch.finfo(gram.dtype).tiny)
         pairs = len(gram) * (len(gram) - 1)
-        return {
-            "combined_gradient": (weights @ gram @ weights).clamp_min(0).sqrt(),
+        report = {
+            "combined_gradient": combined_length(weights, gram),
             "gradient_cosine": (cosine.sum() - cosine.trace()) / pairs,
         }
+        if self.solve is not solve_min_norm:
+            exact, start = (self._solved(teachers, solve) for solve in (solve_min_norm, svm_start))
+            report["exact_combined_gradient"] = combined_length(exact, gram)
+            report["at_start"] = ((weights - start).abs().amax() < START).to(gram.dtype)
+        return report
+
+
+def combined_length(weights: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """``‖Σ_k w_k g_k‖`` from weights ``[K]`` and the gradients' Gram matrix ``[K, K]``."""
+    return (weights @ gram @ weights).clamp_min(0).sqrt()

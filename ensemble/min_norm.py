@@ -166,7 +166,7 @@ def _definite(gram: Tensor) -> Tensor:
     The first one does unless rounding has left negative eigenvalues that are larger, as in float32 (√K·1e-7).
     """
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    ridges = RIDGE * 2 ** torch.arange(RIDGES, dtype=gram.dtype, device=gram.device)  # [R]
+    ridges = RIDGE * torch.pow(2, torch.arange(RIDGES, dtype=gram.dtype, device=gram.device))  # [R]
     lower = gram.unsqueeze(1) + 0.8 * ridges.view(-1, 1, 1) * identity  # [N, R, K, K]
     _, failed = torch.linalg.cholesky_ex(lower)  # [N, R]
     ridge = torch.where(failed == 0, ridges, ridges[-1]).amin(1)  # [N]
@@ -181,11 +181,11 @@ def _best_face(gram: Tensor, cap: float) -> Tensor:
     """
     K = gram.shape[-1]
     index = torch.arange(3**K, device=gram.device).unsqueeze(1)
-    face = index // 3 ** torch.arange(K, device=gram.device) % 3  # [F, K]: 0 free, 1 at cap, 2 at zero
+    face = index // torch.pow(3, torch.arange(K, device=gram.device)) % 3  # [F, K]: 0 free, 1 at cap, 2 at zero
     fixed = cap * (face == 1).to(gram.dtype)  # [F, K]
     # Stationary and summing to 1:  G_ff x_f + y = −(G fixed)_f,  Σ x_f = 1 − Σ fixed;  x = 0 off the free set.
     bordered = torch.nn.functional.pad(gram, (0, 1, 0, 1), value=1.0)  # [N, K + 1, K + 1]
-    bordered[:, K, K] = 0
+    bordered[:, K, K].zero_()
     free = torch.nn.functional.pad(face == 0, (0, 1), value=True)  # [F, K + 1]
     inside = free.unsqueeze(1) & free.unsqueeze(2)
     identity = torch.eye(K + 1, dtype=gram.dtype, device=gram.device)

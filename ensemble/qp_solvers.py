@@ -73,6 +73,12 @@ def solve_svm(gram: Tensor, C: float = 1.0) -> Tensor:
     return torch.from_numpy(weights / weights.sum()).to(gram)
 
 
+def svm_start(gram: Tensor, C: float = 1.0) -> Tensor:
+    """The weights ``[C, C, …, rest, 0, …]`` of sum 1 that libsvm starts from, whatever ``gram`` ``[K, K]`` holds."""
+    before = torch.arange(len(gram), dtype=gram.dtype, device=gram.device) * max(C, 1 / len(gram))
+    return (1 - before).clamp(0, max(C, 1 / len(gram)))
+
+
 def _normalised(gram: Tensor) -> np.ndarray:
     """``gram`` in float64 on the host, its largest diagonal entry 1 (or all zero)."""
     matrix = gram.detach().double().cpu().numpy()

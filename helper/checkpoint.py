@@ -43,13 +43,29 @@ def save(state: Mapping[str, Any], path: Path) -> None:
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise UsageError(f"{path} cannot be written ({reason}); the one before is kept, --resume goes on") from None
     if path.exists():
-        os.replace(path, previous(path))
+        _keep(path)
     os.replace(partial, path)
+
+
+def _keep(path: Path) -> None:
+    """Make ``path`` the previous one too; it stays where it is, if the file system has hard links."""
+    link = previous(path).with_name(previous(path).name + ".partial")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:
+        link = path
+    os.replace(link, previous(path))
 
 
 def previous(path: Path) -> Path:
     """Where :func:`save` keeps the checkpoint before this one."""
     return path.with_name(path.name + ".previous")
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint to ``*.damaged``: :func:`save` must not make it the one before."""
+    os.replace(path, path.with_name(path.name + ".damaged"))
 
 
 def load(path: Path) -> dict[str, Any]:

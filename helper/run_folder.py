@@ -87,6 +87,8 @@ class RunFolder:
         state, notes = checkpoint.load_newest(self.last)
         for note in notes:
             print(f"{note}; the one before it is used", flush=True)
+        if notes:
+            checkpoint.set_aside(self.last)
         self._cut_metrics(state["epoch"] if state else 0)
         self.write_json("parameters.json", parameters)
         return state

@@ -89,6 +89,17 @@ def test_the_one_before_is_kept(path: Path) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["last.pth", "last.pth.previous"]
 
 
+def test_a_file_system_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    for value in (1, 2, 3):
+        save(small(value), path)
+    assert (value_of(load(path)), value_of(load(previous(path)))) == (3, 2)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["last.pth", "last.pth.previous"]
+
+
 class PowerCut(BaseException):
     """Nothing is caught when the power fails."""
 
@@ -107,7 +118,7 @@ def test_a_full_disk_is_said_and_costs_nothing(path: Path) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["last.pth", "last.pth.previous"]
 
 
-@pytest.mark.parametrize("call", range(4))
+@pytest.mark.parametrize("call", range(5))
 def test_a_crash_while_saving_costs_nothing(path: Path, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the power fails, the newest whole checkpoint is found."""
     save(small(1), path)
@@ -122,11 +133,12 @@ def test_a_crash_while_saving_costs_nothing(path: Path, call: int, monkeypatch: 
 
         return run
 
-    for module, name in ((torch, "save"), (os, "fsync"), (os, "replace")):
+    for module, name in ((torch, "save"), (os, "fsync"), (os, "link"), (os, "replace")):
         monkeypatch.setattr(module, name, failing(getattr(module, name)))
     with pytest.raises(PowerCut):
         save(small(3), path)
     monkeypatch.undo()
+    assert value_of(load(path)) == 2, "it is there at every moment"
     state, notes = load_newest(path)
     assert value_of(state) == 2
     assert not notes
@@ -210,7 +222,11 @@ def test_the_one_before_replaces_a_damaged_one(path: Path, damage: str, capsys: 
     (path.parent / "metrics.jsonl").write_text("".join(f'{{"epoch": {n}}}\n' for n in range(1, 9)))
     RunFolder(path.parent).open({}, overwrite=False)  # as --resume does
     assert str(path) in capsys.readouterr().out
+    assert path.with_name("last.pth.damaged").exists()
+    save(small(3), path)
+    assert (value_of(load(path)), value_of(load(previous(path)))) == (3, 1), "the damaged one is not kept for it"
 
+    path.write_bytes(b"")
     previous(path).write_bytes(b"")
     message = error_of(load_newest, path)
     assert message.startswith("--resume: ")

@@ -212,6 +212,25 @@ def test_aekd_diagnostics_of_zero_gradients_are_finite() -> None:
     assert all(value == 0 for value in method.diagnostics(teachers, method.weights(teachers)).values())
 
 
+@each_level
+def test_aekd_holds_the_released_solver_against_the_exact_one(level: Level) -> None:
+    """On small gradients it stays where it starts, on large ones it finds what ours finds."""
+    teachers = random_teachers(3, level)
+    for scale, at_start in ((1e-5, 1.0), (1e4, 0.0)):
+        # normalised, the gradients are as large as ever
+        method = ensemble_dict["AEKD"](C=0.6, qp_solver="svm", svm_norm=False)
+        scaled = changed(teachers, gradients=teachers.gradients * scale)
+        weights = method.weights(scaled)
+        report = {name: value.item() for name, value in method.diagnostics(scaled, weights).items()}
+        assert report["at_start"] == at_start
+        exact = ensemble_dict["AEKD"](C=0.6, svm_norm=False)
+        found = exact.diagnostics(scaled, exact.weights(scaled))
+        assert report["exact_combined_gradient"] == pytest.approx(found["combined_gradient"].item(), rel=1e-9)
+        assert "at_start" not in found
+        longer = report["combined_gradient"] / report["exact_combined_gradient"]
+        assert (longer > 1.001) if at_start else longer == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize(("cap", "K"), [(0.1, 2), (0.3, 3), (0.0, 4), (-1.0, 2), (1.01, 2), (float("nan"), 3)])
 def test_aekd_refuses_an_impossible_bound(cap: float, K: int) -> None:
     with pytest.raises(UsageError, match=r"^-C: .*(1/K|to 1)") as caught:

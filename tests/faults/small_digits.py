@@ -29,7 +29,7 @@ from helper.script import run_script
 
 MAINS = {f"{module.__name__}.py": module.main for module in (train_teacher, train_student, train_online)}
 TRAIN, TEST, LOOK = 96, 50, 2
-WRITES = ("open", "os.rename", "os.remove", "os.mkdir")
+WRITES = ("open", "os.rename", "os.remove", "os.mkdir", "os.link")
 
 
 def shrink() -> None:

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ensemble import min_norm
 from ensemble.active_set import solve_active_set
 from ensemble.min_norm import project_capped_simplex, solve_min_norm, solve_normalised
-from ensemble.qp_solvers import qp_solver_dict
+from ensemble.qp_solvers import qp_solver_dict, svm_start
 from helper.errors import UsageError
 
 SIZES = [2, 3, 4, 5, 6, 7, 8, 12, 16, 64]
@@ -384,6 +384,7 @@ def test_svm_returns_its_start_on_small_gradients_where_exact_does_not(C: float)
     """The fault of the released solver: gradients as small as CIFAR-100's, whatever their order, give C, 1 − C, 0."""
     gradients = 1e-4 * random_gradients(3, 50)[0]
     start = torch.tensor([C, 1 - C, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(svm_start(torch.eye(3, dtype=torch.float64), C), start)
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
         gram = gradients[order] @ gradients[order].T
         torch.testing.assert_close(qp_solver_dict["svm"](gram, C), start, rtol=0, atol=1e-7)
