@@ -2,7 +2,7 @@
 """How fast this collection is on this machine: input, training steps, peers, AEKD's solver, processes, memory.
 
 python -m scripts.benchmark --precision bf16 --json benchmark.json --plot benchmark.png
-python -m scripts.benchmark --settings resnet20x3:resnet8 --only steps
+python -m scripts.benchmark --settings resnet20x3:resnet8 --only steps --compile
 
 Everything is compared within one run: variants take turns, medians are reported. The images are random and the
 networks untrained, so nothing is downloaded and no teacher is needed. On one CPU core it takes more than half an hour;
@@ -85,6 +85,7 @@ def options() -> Options:
     add("--seconds", type=positive_float, default=40.0, help="no new round of a group of variants after so long")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N")
     add("--precision", default=None, help="of the training scripts; their default, unless given")
+    add("--compile", action="store_true", help="of the training scripts, for all but what is as released")
     add = parser.section("where to")
     add("--json", type=Path, default=None, help="file for all figures")
     add("--plot", type=Path, default=None, help="file for a figure, such as benchmark.png")

@@ -55,7 +55,7 @@ def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> Figures:
 
 def run(count: int, opt: argparse.Namespace) -> float:
     """Start so many processes, and return the milliseconds of a step."""
-    chosen = {name: getattr(opt, name) for name in ("batch_size", "precision", "steps")}
+    chosen = {name: getattr(opt, name) for name in ("batch_size", "precision", "compile", "steps")}
     chosen |= {"setting": str(opt.settings[0]), "device": device_of(opt).type}
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -167,9 +167,10 @@ def released_step(session: Session, task: ReleasedDistillation | ReleasedPeers) 
 
 def words(opt: argparse.Namespace, batch_size: int, *more: str) -> list[str]:
     """The command line of a training script in this benchmark."""
-    precision = ["--precision", opt.precision] if opt.precision else []
+    arithmetic = ["--precision", opt.precision] if opt.precision else []
+    arithmetic += ["--compile"] if opt.compile else []
     machine = ["--dataset", DATASET, "--device", opt.device, "--batch_size", str(batch_size)]
-    return [*machine, *precision, "--optimizer", "sgd", "--nesterov", *more]
+    return [*machine, *arithmetic, "--optimizer", "sgd", "--nesterov", *more]
 
 
 class Offline:
@@ -219,7 +220,9 @@ class Offline:
     @cached_property
     def teachers(self) -> Teachers:
         """The same networks as the training script makes them ready."""
-        return self._load()
+        teachers = self._load()
+        self.session.compile(*teachers.networks)
+        return teachers
 
     @cached_property
     def caching_teachers(self) -> Teachers:
@@ -237,6 +240,7 @@ class Offline:
     def alone(self) -> Step:
         """The student without teachers."""
         student = self.session.build(self.setting.student)
+        self.session.compile(student)
         return step_of(fit_of(self.session, self.opt, train_teacher.CrossEntropy(student)))
 
     def teachers_forward(self) -> Step:
@@ -281,6 +285,7 @@ class Offline:
     def fit(self, pair: Pair, cached: bool = False) -> Fit:
         """A student under all teachers, or under what the cache has of them."""
         task = self.distillation(pair, self.caching_teachers if cached else self.teachers)
+        self.session.compile(task.student)
         return fit_of(self.session, task.opt, task)
 
     def released(self, pair: Pair) -> Step:
@@ -311,17 +316,19 @@ class Online:
         made = train_online.make_method(parser, self.opt, recipe)
         peers = made.make_peers(lambda widths=None: self.session.build(model, widths=widths))
         self.task = train_online.PeerTraining(peers, made, self.session.example(), self.opt.epochs)
-        fit = fit_of(self.session, self.opt, self.task)
-        self.step = step_of(fit)
         released = ReleasedPeers(peers, made, self.opt.epochs // 4, self.opt.epochs)
         self.released = released_step(self.session, released)
+        self.session.compile(peers)
+        self.step = step_of(fit_of(self.session, self.opt, self.task))
 
 
 def alone_online(model: str, opt: argparse.Namespace) -> Step:
     """One of the peers without the others."""
     options = train_teacher.options().parse(words(opt, opt.batch_size, "--model", model))
     session = session_of(options)
-    return step_of(fit_of(session, options, train_teacher.CrossEntropy(session.build(model))))
+    network = session.build(model)
+    session.compile(network)
+    return step_of(fit_of(session, options, train_teacher.CrossEntropy(network)))
 
 
 def online_methods() -> list[str]:

@@ -184,6 +184,29 @@ def draw_conflict(groups: Sequence[Group]) -> Figure | None:
     return one_panel(series, "mean cosine between two teachers' gradients\n(1 agree, 0 unrelated, below 0 conflict)")
 
 
+def draw_solver(groups: Sequence[Group]) -> Figure | None:
+    """Solvers beside the exact one: the length of the combined gradient with either's weights, and how often a solver
+    left its start; None where only the exact one was used."""
+    levels = [(each, prefix, level) for each in groups for prefix, level in LEVELS.items()]
+    solved = [one for one in levels if one[0].names(f"{one[1]}exact_combined_gradient")]
+    if not solved:
+        return None
+    lengths: list[Series] = []
+    for each, prefix, level in solved:
+        lengths.append((f"{each.label}: {level}", each, f"{prefix}combined_gradient"))
+        lengths.append(("the same run's gradients, exact weights", each, f"{prefix}exact_combined_gradient"))
+    starts = [(f"{each.label}: {level}", each, f"{prefix}at_start") for each, prefix, level in solved]
+    figure, (left, right) = plt.subplots(2, 1, figsize=(9.5, 6.4), sharex=True, layout="constrained")
+    draw_series(left, lengths)
+    left.set_ylim(bottom=0)
+    left.set_xlabel("")
+    left.set_ylabel(f"length of the combined gradient{bands(groups)}", fontsize=9)
+    draw_series(right, starts)
+    right.set_ylim(-0.03, 1.03)
+    right.set_ylabel("share of the steps whose weights are\nthose that the solver starts from", fontsize=9)
+    return figure
+
+
 def draw_diversity(groups: Sequence[Group]) -> Figure | None:
     """How far the peers are from each other; None without peers."""
     series = [(each.label, each, name) for each in groups for name in each.names() if name.endswith("_diversity")]
@@ -249,6 +272,7 @@ FIGURES = {
     "curves": ("Accuracy in every epoch", draw_curves),
     "weights": ("Each teacher's weight", draw_weights),
     "conflict": ("Conflict between the teachers' gradients", draw_conflict),
+    "solver": ("Solvers beside the exact one", draw_solver),
     "diversity": ("Diversity of the peers", draw_diversity),
     "cost": ("Accuracy against size", draw_cost),
 }

@@ -198,6 +198,12 @@ def short_label(setting: dict[str, Any]) -> str:
     return ", ".join([*parts, f"b {setting['beta']:g}"] if setting["beta"] else parts)
 
 
+def family(each: Group) -> tuple[str, ...]:
+    """Dataset, network and label of a row, but for what tells it from others of the same method and loss."""
+    setting = each.first.setting
+    return setting["dataset"], each.first.model, short_label(setting)
+
+
 def differs(name: str, settings: Sequence[dict[str, Any]]) -> bool:
     """Whether one of the settings has another value of the option than the first."""
     return any(setting.get(name) != settings[0].get(name) for setting in settings)

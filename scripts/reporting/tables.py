@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.reporting.published import published
-from scripts.reporting.runs import Group, Run
+from scripts.reporting.runs import Group, Run, family
 from scripts.reporting.statistics import baseline_name, baseline_of, paired
 
 BEYOND = {
@@ -90,7 +90,8 @@ def spread(mean: float, std: float | None) -> str:
 
 def all_tables(groups: Sequence[Group]) -> list[Table]:
     """Those that have rows."""
-    made = [accuracy_table(groups), beyond_table(groups), peer_table(groups), published_table(groups)]
+    makers = (accuracy_table, options_table, beyond_table, peer_table, published_table)
+    made = [make(groups) for make in makers]
     return [table for table in made if table.rows]
 
 
@@ -127,6 +128,22 @@ def difference(each: Group, groups: Sequence[Group]) -> str:
     baseline = baseline_of(each, groups)
     found = paired(each, baseline) if baseline else None
     return str(found) if found else ""
+
+
+def options_table(groups: Sequence[Group]) -> Table:
+    """Each row against the first one of the same network, method and loss, whose other options differ."""
+    words = (
+        "Each row minus the first one of the same network, method and loss, in points of test accuracy: mean over the "
+        "seeds that both have, with Student's 95 % interval where there are two or more."
+    )
+    table = Table("Other options", words, ["method", "minus", "last epoch", "best epoch", "seeds"])
+    first: dict[tuple[str, ...], Group] = {}
+    for each in groups:
+        other = first.setdefault(family(each), each)
+        last, best = (paired(each, other, which) for which in ("last", "best"))
+        if other is not each and last:
+            table.rows.append([each.label, other.label, str(last), str(best), str(last.pairs)])
+    return table
 
 
 def beyond_table(groups: Sequence[Group]) -> Table:

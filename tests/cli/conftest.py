@@ -39,6 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, teacher_files: list[Path]) ->
         for trial in range(2):
             teach(save_dir, f"--epochs 2 --trial {trial}")
             distil(save_dir, f"{teachers} --ensemble_method AEKD --trial {trial}")
+            distil(save_dir, f"{teachers} --ensemble_method AEKD --qp_solver svm --trial {trial}")
             distil(save_dir, f"{teachers} --trial {trial}")
         distil(save_dir, f"{teachers} --distill inter --ensemble_method CAMKD -b 50 --validation 0.25")
         teach_each_other(save_dir, "--method BOC --num_students 2 --batch_size 64")

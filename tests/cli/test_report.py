@@ -30,13 +30,13 @@ def test_report_writes_tables_and_figures(runs: Path, tmp_path: Path, capsys: py
     report.main(["--save_dir", str(runs), "--out", str(out), "--dataset", "digits"])
     assert {path.name for path in out.iterdir()} == {
         *("runs.csv", "records.jsonl", "table.md", "index.html"),
-        *(f"{name}.png" for name in ("accuracy", "curves", "weights", "conflict", "diversity", "cost")),
+        *(f"{name}.png" for name in ("accuracy", "curves", "weights", "conflict", "solver", "diversity", "cost")),
     }
     assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))
 
     with (out / "runs.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 8
+    assert len(rows) == 10
     for row in rows:
         expected = result(Path(row["folder"]))
         assert float(row["last_accuracy"]) == pytest.approx(expected["last"]["test_accuracy"], abs=1e-4)
@@ -48,7 +48,7 @@ def test_report_writes_tables_and_figures(runs: Path, tmp_path: Path, capsys: py
     assert text in capsys.readouterr().out
     alone = [float(row["last_accuracy"]) for row in rows if row["method"] == "resnet8 alone"]
     assert f"| resnet8 alone | {statistics.mean(alone):.2f} ± {statistics.stdev(alone):.2f} |" in text
-    assert "| AEKD, kd | " in text
+    assert "| AEKD, kd, qp_solver exact | " in text
     assert "| CAMKD, inter, b 50 | " in text
     assert "Teachers: resnet8 " in text
     assert "the best epoch is chosen on the test or validation set" in text
@@ -107,7 +107,7 @@ def test_curves_are_means_and_deviations_over_seeds(runs: Path) -> None:
 
 def test_difference_to_the_default_weighting_is_paired(runs: Path) -> None:
     groups = group([run for run in map(read_run, sorted(runs.glob("students/*"))) if run])
-    (aekd,) = [each for each in groups if each.label == "AEKD, kd"]
+    (aekd,) = [each for each in groups if each.label == "AEKD, kd, qp_solver exact"]
     baseline = baseline_of(aekd, groups)
     assert baseline is not None
     assert baseline.label == "AVERAGE_LOSS, kd"
@@ -125,6 +125,14 @@ def test_difference_to_the_default_weighting_is_paired(runs: Path) -> None:
     assert alone is not None
     assert (alone.half, alone.pairs) == (None, 1)
     assert str(alone).endswith(" (1 seed)")
+
+
+def test_rows_of_other_options_are_compared(runs: Path) -> None:
+    groups = group([run for run in map(read_run, sorted(runs.glob("*/*"))) if run])
+    by_label = {each.label: each for each in groups}
+    exact, svm = (f"AEKD, kd, qp_solver {solver}" for solver in ("exact", "svm"))
+    expected = [str(paired(by_label[svm], by_label[exact], which)) for which in ("last", "best")]
+    assert tables.options_table(groups).rows == [[svm, exact, *expected, "2"]]
 
 
 def test_interval_is_students() -> None:
@@ -210,7 +218,7 @@ def test_page_holds_everything(runs: Path, tmp_path: Path) -> None:
     assert len(images) == len(figures.FIGURES) == len(list(tmp_path.glob("*.png")))
     assert all(str(each["src"]).startswith("data:image/png;base64,") for each in images)
     assert all(each["alt"] for each in images)
-    assert structure.count("table") == 3
+    assert structure.count("table") == 4
     assert "python train_student.py" in text
     assert not re.search(r"(src|href)=.(?!data:)", text), "nothing outside the file"
 

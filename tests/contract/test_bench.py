@@ -50,6 +50,21 @@ def test_released_peers_have_the_same_loss(opt: Any, method: str) -> None:
             assert theirs.grad.norm().item() == pytest.approx(mine.grad.norm().item(), rel=0.1), name
 
 
+def test_what_is_ours_is_compiled_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr("helper.session.require_compiler", lambda device: None)
+    monkeypatch.setattr("helper.session.compile_in_place", lambda networks, device: compiled.extend(networks))
+    opt = benchmark.parse(["--quick", "--device", "cpu", "--precision", "fp32", "--compile"])
+    with Offline(Setting("resnet8", 2, "resnet8"), opt) as bench:
+        fit = bench.fit(pairs()[0])
+        assert compiled == [*bench.teachers.networks, fit.task.student]
+        bench.alone()
+        bench.released(pairs()[0])
+        assert len(compiled) == 4
+    made = Online(online_methods()[0], "resnet8", opt)
+    assert compiled[4:] == [made.task.peers]
+
+
 def test_every_variant_takes_every_turn() -> None:
     names = ["a", "b", "c"]
     orders = [timing.ordered(names, number) for number in range(6)]
