@@ -7,8 +7,8 @@ python -m scripts.report --readme
 
 Writes runs.csv (a line per run), table.md (mean ± standard deviation over seeds, differences, published values,
 commands), figures as PNG, index.html, which holds all of that, and records.jsonl, from which a later report can take
-the runs again (a results folder among --folders stands for its runs). --readme writes the README's tables anew from
-the runs.csv that lie in results/.
+the runs again (a results folder among --folders stands for its runs). --readme writes the tables in README.md and
+results/*.md anew from the files that lie in the folders of results/.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from scripts.reporting import tables
 from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import page
-from scripts.reporting.readme import filled_in
+from scripts.reporting.readme import filled_in, texts
 from scripts.reporting.runs import Group, Run, group, runs_in, write_records
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         help="run folders, or results of an earlier report, in the table's order; all of --save_dir, unless given",
     )
     parser.add_argument("--dataset", help="only runs on this dataset")
-    parser.add_argument("--readme", action="store_true", help="write README.md's tables anew from results/")
+    parser.add_argument("--readme", action="store_true", help="write the tables in README.md and results/*.md anew")
     opt = parser.parse_args(words)
     if opt.out is None and not opt.readme:
         refuse("--out: say which folder to write to, or --readme")
@@ -95,8 +95,8 @@ def main(words: Sequence[str] | None = None) -> None:
     """Read, write, and print the tables."""
     opt = arguments(words)
     if opt.readme:
-        readme = ROOT / "README.md"
-        readme.write_text(filled_in(readme.read_text(), ROOT / "results"))
+        for path in texts(ROOT):
+            path.write_text(filled_in(path.read_text(), ROOT / "results"))
     if opt.out is not None:
         groups = group(find_runs(opt))
         text = write_tables(groups, opt.out)

@@ -1,4 +1,4 @@
-"""The README's tables of results, written from results/<name>/runs.csv between two marks."""
+"""Tables of results in the README and in results/*.md, written from the files in results/<name>/ between two marks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,39 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.reporting.tables import Table, spread
+from scripts.reporting.runs import group, runs_in
+from scripts.reporting.tables import Table, all_tables, spread
 
-MARKS = re.compile(r"(<!-- results/([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- results/([\w.-]+)(?:: ([\w ]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def texts(root: Path) -> list[Path]:
+    """The files that hold such tables."""
+    return [root / "README.md", *sorted((root / "results").glob("*.md"))]
 
 
 def filled_in(text: str, results: Path) -> str:
-    """The text with what lies between ``<!-- results/NAME -->`` and ``<!-- end -->`` made anew."""
-    return MARKS.sub(lambda match: f"{match[1]}{part(results / match[2] / 'runs.csv')}{match[3]}", text)
+    """The text with what lies between ``<!-- results/NAME -->`` and ``<!-- end -->`` made anew.
+
+    ``<!-- results/NAME: TITLE -->`` stands for the table of that title in its ``table.md``.
+
+    Raises:
+        LookupError: there is no such table.
+    """
+
+    def between(match: re.Match[str]) -> str:
+        folder = results / match[2]
+        return f"{match[1]}{table_of(folder, match[3]) if match[3] else part(folder / 'runs.csv')}{match[4]}"
+
+    return MARKS.sub(between, text)
+
+
+def table_of(folder: Path, title: str) -> str:
+    """One of the report's tables, from the runs that it has kept."""
+    tables = {table.title: table for table in all_tables(group(runs_in(folder)))}
+    if title not in tables:
+        raise LookupError(f"{folder}: no table {title!r} among {', '.join(tables)}")
+    return f"{tables[title].words}\n\n{tables[title].markdown()}\n"
 
 
 def part(path: Path) -> str:

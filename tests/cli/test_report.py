@@ -17,7 +17,7 @@ from scripts import report
 from scripts.reporting import figures, tables
 from scripts.reporting.page import page
 from scripts.reporting.published import lines, published
-from scripts.reporting.readme import MARKS, filled_in
+from scripts.reporting.readme import MARKS, filled_in, texts
 from scripts.reporting.runs import Group, Run, group, read_run
 from scripts.reporting.statistics import baseline_of, half_width, paired
 
@@ -250,10 +250,24 @@ def test_scores_beyond_accuracy_are_told(runs: Path, tmp_path: Path) -> None:
     assert f"{gap:+.2f}" in (tmp_path / "table.md").read_text().split("## Beyond accuracy")[1]
 
 
-def test_readme_tables_are_those_of_results() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert MARKS.search(readme)
-    assert readme == filled_in(readme, ROOT / "results"), "python -m scripts.report --readme writes them"
+@pytest.mark.parametrize("path", texts(ROOT), ids=lambda path: path.name)
+def test_tables_in_texts_are_those_of_results(path: Path) -> None:
+    text = path.read_text()
+    assert MARKS.search(text)
+    assert text == filled_in(text, ROOT / "results"), "python -m scripts.report --readme writes them"
+
+
+def test_text_can_hold_a_table_of_the_report(runs: Path, tmp_path: Path) -> None:
+    report.main(["--folders", *map(str, sorted(runs.glob("students/*AEKD*"))), "--out", str(tmp_path / "x")])
+    made = filled_in("<!-- results/x: Other options -->\n<!-- end -->\n", tmp_path)
+    (row,) = [
+        line
+        for line in (tmp_path / "x" / "table.md").read_text().splitlines()
+        if line.startswith("| AEKD, kd, qp_solver svm | AEKD")
+    ]
+    assert row in made.splitlines()
+    with pytest.raises(LookupError, match="'Peers' among Accuracy, "):
+        filled_in("<!-- results/x: Peers -->\n<!-- end -->", tmp_path)
 
 
 def test_readme_part_follows_its_file(tmp_path: Path) -> None:
