@@ -126,11 +126,14 @@ class Distillation:
     def feature_loss(
         self,
         student_map: torch.Tensor,
-        teacher_maps: Sequence[torch.Tensor],
+        teacher_maps: list[torch.Tensor],
         teacher_logits: torch.Tensor,
         target: torch.Tensor,
     ) -> tuple[torch.Tensor, Scalars]:
-        """Student map ``[B, C, H, W]`` and one map of each teacher → the weighted distance, and mean weights."""
+        """Student map ``[B, C, H, W]`` and one map of each teacher → the weighted distance, and mean weights.
+
+        The list of the teachers' maps is emptied, so that they take no memory while gradients are computed.
+        """
         # A pass back to the aliases gives all K gradients, and none reaches the student.
         branches = Branches(student_map, self.adapters)
         adapted = [adapter.adapt(alias) for adapter, alias in zip(self.adapters, branches.aliases, strict=True)]
@@ -140,9 +143,10 @@ class Distillation:
                 for adapter, mine, theirs in zip(self.adapters, adapted, teacher_maps, strict=True)
             ]
         )  # [K, B]
+        teacher_maps.clear()
 
         def gradients() -> torch.Tensor:
-            slopes = branches.slopes(distances.mean(1))  # K times [B, C, H, W]
+            slopes = branches.slopes(distances.mean(1), keep=not self.method.constant)  # K times [B, C, H, W]
             return torch.stack([batch_mean(slope).flatten() for slope in slopes])
 
         def head_logits() -> torch.Tensor:

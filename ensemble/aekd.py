@@ -27,6 +27,8 @@ class AEKD(EnsembleMethod):
             absolute tolerance makes it return its start point ``[C, 1−C, 0, …]`` on gradients of usual size.
     """
 
+    constant = True
+
     def __init__(
         self,
         *,

@@ -61,6 +61,11 @@ class EnsembleMethod:
 
     released_division: ClassVar[bool] = False
     """Whether the authors' code divides the weighted sum by K once more (``--kd_scale released``)."""
+    constant: ClassVar[bool] = False
+    """Of a method that looks at gradients: whether its weights are always ``[K]`` and have no gradient themselves.
+
+    Then what led to the gradients need not be kept in memory.
+    """
 
     def check(self, teacher_num: int) -> None:
         """Refuse hyperparameters that make no sense for so many teachers, before anything is trained.
@@ -92,11 +97,16 @@ def weigh(method: EnsembleMethod, teachers: TeacherLosses, kd_scale: str) -> tor
 
     Returns:
         ``[K]`` or ``[K, B]``; ones for a single teacher, whatever the method.
+
+    Raises:
+        TypeError: the method says that its weights are constant, and they are not.
     """
     teacher_num = teachers.losses.shape[0]
     if teacher_num == 1:
         return torch.ones_like(teachers.losses[:, 0])
     weights = method.weights(teachers)
+    if method.constant and (weights.ndim != 1 or weights.requires_grad):
+        raise TypeError(f"{type(method).__name__}.constant is True, but its weights are per sample or have a gradient")
     if kd_scale == "unit":
         return weights / weights.sum(0)
     return weights / teacher_num if method.released_division else weights

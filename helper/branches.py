@@ -28,10 +28,13 @@ class Branches:
         self._slopes: list[Tensor] = []
         self._gradients: list[Tensor] = []
 
-    def slopes(self, losses: Tensor) -> list[Tensor]:
-        """∂losses_k/∂trunk ``[B, …]`` for each of the losses ``[K]``; the pass ends at the trunk."""
+    def slopes(self, losses: Tensor, keep: bool) -> list[Tensor]:
+        """∂losses_k/∂trunk ``[B, …]`` for each of the losses ``[K]``; the pass ends at the trunk.
+
+        Without ``keep`` the branches forget what they have computed, so that only :meth:`attach` can follow.
+        """
         parameters = [parameter for each in self._parameters for parameter in each]
-        found = torch.autograd.grad(losses.sum(), [*self.aliases, *parameters], retain_graph=True)
+        found = torch.autograd.grad(losses.sum(), [*self.aliases, *parameters], retain_graph=keep)
         self._slopes, self._gradients = list(found[: len(losses)]), list(found[len(losses) :])
         return self._slopes
 

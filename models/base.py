@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -100,7 +101,7 @@ class StagedModel(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """The last map [B, C_f, H, W] → the pooled vector [B, D] that the classifier reads."""
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return global_average(x)
 
     def thinner_widths(self, kept: int, of: int, stages: int) -> tuple[int, ...]:
         """``widths`` with ``kept``/``of`` of the channels in the last ``stages`` stages, rounded down; the stem stays.
@@ -142,6 +143,17 @@ class ReluBetween(nn.Sequential):
         for block in blocks:
             x = F.relu(block(x), inplace=True)
         return last(x)
+
+
+def global_average(maps: Tensor) -> Tensor:
+    """Maps ``[B, C, H, W]`` → their mean over the pixels ``[B, C]``.
+
+    Its gradient lies in memory as the maps do. That of ``adaptive_avg_pool2d`` never lies in channels_last, so that the
+    ReLU before it takes twenty times as long on a CPU.
+    """
+    if maps.is_contiguous(memory_format=torch.channels_last):
+        return maps.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+    return F.adaptive_avg_pool2d(maps, 1).flatten(1)
 
 
 Builder: TypeAlias = Callable[..., StagedModel]

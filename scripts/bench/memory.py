@@ -24,6 +24,8 @@ Figures = dict[str, Any]
 
 ONE_TEACHER = "one teacher, inference"
 STEPS = 2
+SMALL, SMALL_BATCH = "resnet8x2:resnet8", 4
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 16  # as malloc.h has it; bytes
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -76,13 +78,16 @@ def in_a_process(name: str, setting: Setting, opt: argparse.Namespace) -> tuple[
 def child(answer: Connection, name: str, setting: Setting, opt: argparse.Namespace) -> None:
     """Measure, and send the answer."""
     torch.set_num_threads(opt.threads)
+    if hasattr(ctypes.CDLL(None), "mallopt"):
+        # The C library keeps some of what is freed, by chance up to a fifth; let it give back the large blocks.
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
     with Offline(setting, opt) as bench:
         answer.send(peak_and_weights(bench, name))
 
 
 def peak_and_weights(bench: Offline, name: str) -> tuple[float, float]:
     """Peak memory of a variant above what is there before it, and the weights of a teacher, in MB."""
-    warm_libraries(bench.device)
+    warm_libraries(bench, name)
     if name == ONE_TEACHER:
         weights_of(bench)  # its activations are asked for: the weights are there before
     before = reset_peak(bench.device)
@@ -104,15 +109,11 @@ def weights_of(bench: Offline) -> float:
     return float(sum(tensor.nbytes for tensor in state.values()))
 
 
-def warm_libraries(device: torch.device) -> None:
-    """Let the libraries load what they load once in a process, whatever is computed."""
-    maps = torch.ones(2, 8, 8, 8, device=device).to(memory_format=torch.channels_last).requires_grad_()
-    for kind in (torch.float32, torch.bfloat16):
-        layer = torch.nn.Conv2d(8, 8, 3, device=device).to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=kind == torch.bfloat16):
-            layer(maps).float().sum().backward()
-    matrix = torch.eye(3, dtype=torch.float64, device=device)
-    torch.linalg.solve(matrix, torch.linalg.cholesky_ex(matrix)[0] @ matrix)
+def warm_libraries(bench: Offline, name: str) -> None:
+    """Let the libraries load what such a step makes them load once in a process: take it with small networks."""
+    opt = argparse.Namespace(**{**vars(bench.bench), "batch_size": SMALL_BATCH})
+    with Offline(Setting.parse(SMALL), opt) as small:
+        build(small, name)()
 
 
 def reset_peak(device: torch.device) -> int:

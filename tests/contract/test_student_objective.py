@@ -246,12 +246,30 @@ def test_gradients_found_for_the_weights_are_those_of_the_loss(
     loss, gradients = gradients_of(objective(distill, "AEKD", 3, opt, C=0.5), precision)
     assert asked == [True]
     monkeypatch.setattr(Branches, "known", lambda self, weights: False)
+    monkeypatch.setattr(ensemble_dict["AEKD"], "constant", False)
     expected_loss, expected = gradients_of(objective(distill, "AEKD", 3, opt, C=0.5), precision)
     torch.testing.assert_close(loss, expected_loss, rtol=0, atol=0)
     assert len(gradients) == len(expected)
     largest = max(each.norm() for each in expected)
     for mine, theirs in zip(gradients, expected, strict=True):
         assert (mine - theirs).norm() <= tolerance * (theirs.norm() + 0.01 * largest)  # a bias before BN has none
+
+
+@each_feature_loss
+def test_gradients_serve_weights_that_are_not_constant(distill: str, loss_options: Make) -> None:
+    """A method that looks at gradients, and answers with weights for each sample that depend on the student."""
+
+    class Odd(EnsembleMethod):
+        def weights(self, teachers: TeacherLosses) -> Tensor:
+            return teachers.gram.diagonal().float()[:, None] + teachers.losses
+
+    task = objective(distill, "AEKD", 3, loss_options())
+    task.method = Odd()
+    step(task)["loss"].backward()
+    assert all(parameter.grad is not None for parameter in task.student.parameters())
+    task.method.constant = True  # type: ignore[misc]
+    with pytest.raises(TypeError, match=r"Odd\.constant is True"):
+        step(task)
 
 
 @each_feature_loss
