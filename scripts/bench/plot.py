@@ -55,11 +55,11 @@ def draw_steps(axes: Axes, figures: Figures) -> None:
         axes.axvline(figures["rows"][name]["ms"], color="black", linestyle=style, lw=1.2, label=name)
     for name, values in figures["released"].items():
         place = list(pairs).index(name)
-        text = f"  as released {values['ms']:.3g} ms: {values['speed_up']:.1f}×"
+        text = f"  as released {values['ms']:,.0f} ms: {values['speed_up']:.1f}×"
         axes.annotate(text, (pairs[name]["ms"], place), va="center", fontsize=7)
-    axes.set_xlim(0, 1.45 * max(values["ms"] for values in pairs.values()))
+    axes.set_xlim(0, 1.7 * max(values["ms"] for values in pairs.values()))
     label_rows(axes, list(pairs), f"ms per step, batch {figures['batch_size']}, {figures['precision']}")
-    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=6, frameon=False)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=3, frameon=False)
 
 
 def draw_peers(axes: Axes, figures: Figures) -> None:
