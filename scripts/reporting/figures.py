@@ -44,7 +44,7 @@ def draw_accuracy(groups: Sequence[Group]) -> Figure:
     axes.set_yticks(range(len(groups)), [each.label for each in groups])
     axes.invert_yaxis()
     words = f"test accuracy (%): bar last epoch{', whisker 95 % interval, dots seeds' * repeated(groups)}"
-    axes.set_xlabel(f"{words}; ◇ best epoch{f'; axis from {start:.0f}' if start else ''}")
+    axes.set_xlabel(f"{words};\n◇ best epoch{f'; axis from {start:.0f}' if start else ''}")
     axes.set_title("mean ± std" if repeated(groups) else "last epoch", loc="right", fontsize=9)
     axes.grid(axis="x", alpha=0.4)
     axes.set_axisbelow(True)
@@ -54,10 +54,12 @@ def draw_accuracy(groups: Sequence[Group]) -> Figure:
 def cut(axes: Axes, groups: Sequence[Group]) -> float:
     """Begin the axis a little below the lowest value; returns where."""
     values = [run.accuracy(which) for each in groups for run in each.runs for which in ("last", "best")]
-    halves = [half_width([run.accuracy("last") for run in each.runs]) or 0.0 for each in groups]
-    margin = max(0.25 * (max(values) - min(values)), 0.5)
+    seeds = [[run.accuracy("last") for run in each.runs] for each in groups]
+    tips = [sum(each) / len(each) + (half_width(each) or 0.0) for each in seeds]
+    spread_of_all = max(values) - min(values)
+    margin = max(0.25 * spread_of_all, 0.5)
     start = max(0.0, float(int(min(values) - margin)))
-    end = min(100.0, max(values) + min(max(halves), margin) + margin / 4)
+    end = min(100.0, max(max(values), min(max(tips), max(values) + spread_of_all)) + margin / 4)
     axes.set_xlim(start, end if end < 100 else 100.4)
     return start
 
