@@ -100,8 +100,8 @@ def speed(loader: Iterable[Any], batch_size: int, device: torch.device) -> float
 
 def resident_bytes(loader: Any) -> int:
     """What the pixels that a loader holds take, in the form in which it holds them."""
-    held = [value for value in vars(loader).values() if isinstance(value, torch.Tensor) and value.ndim == 4]
-    return sum(tensor.nbytes for tensor in held)
+    held = [value for value in vars(loader).values() if isinstance(value, torch.Tensor)]
+    return sum(tensor.nbytes for tensor in held if tensor.dtype == torch.uint8)
 
 
 def text(figures: Figures) -> list[str]:

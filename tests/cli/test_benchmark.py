@@ -40,6 +40,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]
 def test_all_is_measured(quick: tuple[str, dict[str, Any], Path]) -> None:
     _, figures, _ = quick
     assert figures.keys() == {"machine", "quick", "table", *benchmark.SECTIONS}
+    assert figures["input"]["bytes_per_value"] == pytest.approx(1, rel=1e-5)
     pairs = {f"{distill} {method}" for distill in distill_dict for method in ensemble_dict}
     steps = figures["steps"][SETTING]
     assert pairs < steps["rows"].keys()
