@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scripts.reporting.published import published
-from scripts.reporting.runs import Group, Run, family
+from scripts.reporting.runs import LEVELS, Group, Run, family
 from scripts.reporting.statistics import baseline_name, baseline_of, paired
 
 BEYOND = {
@@ -90,7 +90,7 @@ def spread(mean: float, std: float | None) -> str:
 
 def all_tables(groups: Sequence[Group]) -> list[Table]:
     """Those that have rows."""
-    makers = (accuracy_table, options_table, beyond_table, peer_table, published_table)
+    makers = (accuracy_table, options_table, beyond_table, weights_table, peer_table, published_table)
     made = [make(groups) for make in makers]
     return [table for table in made if table.rows]
 
@@ -173,6 +173,47 @@ def number(score: tuple[float, float | None] | None, digits: int) -> str:
 def ensemble_gap(run: Run) -> float:
     """Accuracy of the student minus that of its teachers' ensemble."""
     return run.accuracy("last") - run.result["teacher_ensemble"]["accuracy"]
+
+
+WEIGHING = {
+    "combined gradient": "combined_gradient",
+    "with exact weights": "exact_combined_gradient",
+    "cosine": "gradient_cosine",
+    "at the start": "at_start",
+}
+"""Column titles and what methods that solve for their weights call what they report, after the level's prefix."""
+
+
+def weights_table(groups: Sequence[Group]) -> Table:
+    """What the teachers' losses are weighted with in the first, the middle and the last epoch, where that differs."""
+    words = (
+        "Mean over the steps of an epoch and over the seeds. Combined gradient: its length, as the method weights the "
+        "teachers' gradients, and with the exact min-norm weights; cosine: between two teachers' gradients; at the "
+        "start: share of the steps whose weights are those that the released solver starts from."
+    )
+    table = Table("Weights of the teachers", words, ["method", "of the losses on", "epoch", "weights", *WEIGHING])
+    for each in groups:
+        for prefix, level in LEVELS.items():
+            weights = [by_epoch(each, name) for name in each.names(f"{prefix}weight_")]
+            if len({value for of_one in weights for value in of_one.values()}) > 1:
+                others = [by_epoch(each, prefix + name) for name in WEIGHING.values()]
+                for epoch in first_middle_last(weights[0]):
+                    mean = " ".join(f"{of_one[epoch]:.3f}" for of_one in weights)
+                    cells = [f"{other[epoch]:.3g}" if epoch in other else "" for other in others]
+                    table.rows.append([each.label, level, str(epoch), mean, *cells])
+    return table
+
+
+def by_epoch(each: Group, name: str) -> dict[int, float]:
+    """A metric's mean over the seeds, for each epoch that has it."""
+    epochs, means, _ = each.curve(name)
+    return dict(zip(epochs, means, strict=True))
+
+
+def first_middle_last(epochs: Collection[int]) -> list[int]:
+    """Three of them, or fewer if there are."""
+    among = sorted(epochs)
+    return sorted({among[0], among[(len(among) - 1) // 2], among[-1]})
 
 
 def peer_table(groups: Sequence[Group]) -> Table:

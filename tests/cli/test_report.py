@@ -135,6 +135,31 @@ def test_rows_of_other_options_are_compared(runs: Path) -> None:
     assert tables.options_table(groups).rows == [[svm, exact, *expected, "2"]]
 
 
+def test_weights_of_the_teachers_are_told(runs: Path) -> None:
+    groups = group([run for run in map(read_run, sorted(runs.glob("*/*"))) if run])
+    table = tables.weights_table(groups)
+    header, rows = table.filled()
+    assert {row[0] for row in rows} == {each.label for each in groups if each.label.startswith(("AEKD", "CAMKD"))}
+    for each in groups:
+        told = [row for row in rows if row[:2] == [each.label, "logits"]]
+        for row, metrics in zip(told, each.first.metrics, strict=False):
+            assert row[2] == str(metrics["epoch"])
+            means = [by_epoch[metrics["epoch"]] for by_epoch in curves(each, "train_weight_")]
+            assert row[3] == " ".join(f"{mean:.3f}" for mean in means)
+    svm = [dict(zip(header, row, strict=True)) for row in rows if row[0] == "AEKD, kd, qp_solver svm"]
+    assert svm
+    for row in svm:
+        assert float(row["combined gradient"]) >= float(row["with exact weights"])
+        assert 0 <= float(row["at the start"]) <= 1
+    assert tables.first_middle_last(range(1, 31)) == [1, 15, 30]
+    assert tables.first_middle_last([1, 2]) == [1, 2]
+
+
+def curves(each: Group, prefix: str) -> list[dict[int, float]]:
+    """The mean of each metric of that name by epoch."""
+    return [dict(zip(*each.curve(name)[:2], strict=True)) for name in each.names(prefix)]
+
+
 def test_interval_is_students() -> None:
     values = [1.0, 2.5, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 3, statistics.mean(values), stats.sem(values))
@@ -218,7 +243,7 @@ def test_page_holds_everything(runs: Path, tmp_path: Path) -> None:
     assert len(images) == len(figures.FIGURES) == len(list(tmp_path.glob("*.png")))
     assert all(str(each["src"]).startswith("data:image/png;base64,") for each in images)
     assert all(each["alt"] for each in images)
-    assert structure.count("table") == 4
+    assert structure.count("table") == (tmp_path / "table.md").read_text().count("\n|---|") == 5
     assert "python train_student.py" in text
     assert not re.search(r"(src|href)=.(?!data:)", text), "nothing outside the file"
 
