@@ -53,6 +53,13 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def require_gpus(gpus: int) -> None:
+    """UsageError where a machine of so many GPUs runs more processes."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if here > gpus:
+        raise UsageError(f"torchrun: {here} processes need {here} GPUs, this machine has {gpus}; or --device cpu")
+
+
 def is_first() -> bool:
     """Whether this process writes and prints."""
     return rank() == 0

@@ -223,14 +223,15 @@ def device_of(opt: argparse.Namespace) -> torch.device:
     """The device that ``--device`` and ``--gpu_id`` ask for.
 
     Raises:
-        UsageError: no such device. A ``--gpu_id`` on a machine without a GPU means the CPU, so that the published
-            commands run anywhere.
+        UsageError: no such device, or one for several processes. A ``--gpu_id`` on a machine without a GPU means the
+            CPU, so that the published commands run anywhere.
     """
     gpus = torch.cuda.device_count()
     if opt.gpu_id is not None and opt.device == "auto" and gpus:
         return _gpu("--gpu_id", opt.gpu_id, gpus)
     if opt.device in ("auto", "cuda") and gpus:
-        return torch.device("cuda", distributed.local_rank() % gpus)
+        distributed.require_gpus(gpus)
+        return torch.device("cuda", distributed.local_rank())
     if opt.device in ("auto", "cpu"):
         return torch.device("cpu")
     prefix, _, index = opt.device.partition(":")
@@ -255,4 +256,6 @@ def precision_of(opt: argparse.Namespace, device: torch.device) -> str:
 def _gpu(option: str, index: int, gpus: int) -> torch.device:
     if index >= gpus:
         raise UsageError(f"{option}: there is no GPU {index}; this machine has {gpus or 'none'}")
+    if distributed.size() > 1:
+        raise UsageError(f"{option}: each process takes a GPU of its own; choose them with CUDA_VISIBLE_DEVICES")
     return torch.device("cuda", index)

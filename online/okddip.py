@@ -25,8 +25,9 @@ class Attention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         query, key = self.query(features), self.key(features)  # [m, B, D/8]
-        scores = torch.einsum("abd,cbd->bac", full_precision(query), full_precision(key))
-        return scores.softmax(-1)
+        # here and in `mixed` no matrix product, which autocast would round to half precision
+        scores = (full_precision(query)[:, None] * full_precision(key)).sum(-1)  # [m, m, B]
+        return scores.permute(2, 0, 1).softmax(-1)
 
 
 @online_dict.register("OKDDip")
@@ -73,7 +74,7 @@ class OKDDip(OnlineMethod):
     def mixed(self, weights: Tensor, logits: Tensor) -> Tensor:
         """Weights ``[B, n, m]`` and logits ``[m, B, C]`` → the logits of n mixtures, ``[n, B, C]``."""
         if self.mix == "logits":
-            return torch.einsum("bnm,mbc->nbc", weights, logits)
+            return (weights.permute(1, 2, 0)[..., None] * logits).sum(1)
         softened = (logits / self.kd_T).log_softmax(-1)  # [m, B, C]
         mixtures = weights.log().permute(1, 2, 0)[..., None] + softened  # [n, m, B, C]
         # logits whose softmax at T is the mixture of probabilities

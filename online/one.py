@@ -68,4 +68,5 @@ class ONE(OnlineMethod):
 
 def mix(gate: Tensor, logits: Tensor) -> Tensor:
     """``Σ_i g_i z_i`` of weights ``[B, m]`` and logits ``[m, B, C]``: ``[B, C]``."""
-    return torch.einsum("bm,mbc->bc", full_precision(gate), full_precision(logits))
+    # no matrix product, which autocast would round to half precision
+    return (full_precision(gate).T[..., None] * full_precision(logits)).sum(0)

@@ -21,11 +21,14 @@ from helper.batch import Batch
 from helper.cost import mac_count, parameter_count
 from helper.errors import UsageError
 from helper.loop import Fit
+from helper.precision import autocast
 from helper.recipe import lr_drops
 from models import StagedModel, model_dict
 from online import OnlineMethod, Outputs, Peers, online_dict
 from online.base import diversity, ramp_up
 from online.boc import BOC, OTHERS, RECIPES
+from online.okddip import Attention, OKDDip
+from online.one import mix as mix_of_one
 
 CLASSES = 10
 FAMILIES = ("resnet8", "wrn_16_1", "ShuffleV2_0_5")
@@ -161,6 +164,22 @@ def test_okddips_mixtures(mix: str) -> None:
         expected = torch.stack([sum(weights[:, n, b, None] * soft[b] for b in range(3)) for n in range(2)])
         mixed = (mixed / 2).softmax(-1)
     torch.testing.assert_close(mixed, expected)
+
+
+def test_ensembles_are_not_rounded_to_half_precision() -> None:
+    torch.manual_seed(0)
+    logits, weights = torch.randn(3, 4, CLASSES), torch.rand(4, 2, 3).softmax(-1)
+    attention = Attention(8)
+    attention.query = attention.key = nn.Identity()
+    features = torch.randn(3, 4, 8)
+
+    def computed() -> list[Tensor]:
+        mixtures = [OKDDip(mix=mix).mixed(weights, logits) for mix in ("logits", "probabilities")]
+        return [attention(features), mix_of_one(weights[:, 0], logits), *mixtures]
+
+    exact = computed()
+    with autocast(torch.device("cpu"), "bf16"):
+        assert all(map(torch.equal, computed(), exact))
 
 
 def test_ones_gate_learns_from_the_labels_only() -> None:
