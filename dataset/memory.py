@@ -16,6 +16,9 @@ from dataset.order import ALONE, Shard, batches_of, epoch_crops, epoch_order
 from dataset.views import crops_of, numbers_of, views_per_image
 from helper.batch import Batch, ViewSpace
 
+AT_ONCE = 8
+"""Batches made together on a GPU, which takes longer to be told of the operations than to carry them out."""
+
 
 class Normalise:
     """uint8 [B, H, W, 3] → float32 [B, 3, H, W] in channels_last: ``(x/255 − mean)/std``, as ToTensor and Normalize."""
@@ -67,6 +70,7 @@ class MemoryTrainLoader:
         self.positions = split.positions  # on the host, [N]
         self.normalise = Normalise(info, device)
         self.range = torch.arange(self.size, device=device)  # [H]
+        self.at_once = AT_ONCE if device.type == "cuda" else 1  # batches made together
 
     def __len__(self) -> int:
         return self.num_images // self.batch_size
@@ -83,9 +87,14 @@ class MemoryTrainLoader:
         if self.device.type == "cuda":
             plan = plan.pin_memory()  # one copy for the whole epoch, and none that the host waits for
         plan = plan.to(self.device, non_blocking=True)
-        for part in batches_of(self.num_images, self.batch_size, self.shard, self.start):
-            index, top, left, mirrored = plan[part].unbind(1)
-            yield Batch(self.normalise(self.crop(index, top, left, mirrored)), self.labels[index], numbers[part])
+        parts = list(batches_of(self.num_images, self.batch_size, self.shard, self.start))
+        for first in range(0, len(parts), self.at_once):
+            some = parts[first : first + self.at_once]
+            index, top, left, mirrored = torch.cat([plan[part] for part in some]).unbind(1)
+            images, labels = self.normalise(self.crop(index, top, left, mirrored)), self.labels[index]
+            each = len(images) // len(some)
+            for part, mine, target in zip(some, images.split(each), labels.split(each), strict=True):
+                yield Batch(mine, target, numbers[part])
 
     def all_views(self) -> Tensor:
         """The numbers of all views of all images that are trained on, int64 [N·V] on the host."""

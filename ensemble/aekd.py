@@ -10,6 +10,7 @@ from ensemble.base import EnsembleMethod, TeacherLosses, ensemble_dict
 from ensemble.min_norm import Solver, solve_min_norm, solve_normalised
 from ensemble.qp_solvers import qp_solver_dict, svm_start
 from helper.errors import UsageError
+from helper.replay import Replayed
 
 START = 1e-6
 """Weights closer than this to the released solver's start point count as that."""
@@ -62,13 +63,8 @@ class AEKD(EnsembleMethod):
         that the released solver starts from.
         """
         gram = teachers.gram
-        length = gram.diagonal().sqrt()
-        cosine = gram / (length[:, None] * length).clamp_min(torch.finfo(gram.dtype).tiny)
-        pairs = len(gram) * (len(gram) - 1)
-        report = {
-            "combined_gradient": combined_length(weights, gram),
-            "gradient_cosine": (cosine.sum() - cosine.trace()) / pairs,
-        }
+        combined, cosine = described(gram, weights)
+        report = {"combined_gradient": combined, "gradient_cosine": cosine}
         if self.solve is not solve_min_norm:
             exact, start = (self._solved(teachers, solve) for solve in (solve_min_norm, svm_start))
             report["exact_combined_gradient"] = combined_length(exact, gram)
@@ -79,3 +75,12 @@ class AEKD(EnsembleMethod):
 def combined_length(weights: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     """``‖Σ_k w_k g_k‖`` from weights ``[K]`` and the gradients' Gram matrix ``[K, K]``."""
     return (weights @ gram @ weights).clamp_min(0).sqrt()
+
+
+@Replayed
+def described(gram: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The combined gradient's length and the mean cosine between two gradients, ``[2]``."""
+    length = gram.diagonal().sqrt()
+    cosine = gram / (length[:, None] * length).clamp_min(torch.finfo(gram.dtype).tiny)
+    pairs = len(gram) * (len(gram) - 1)
+    return torch.stack([combined_length(weights, gram), (cosine.sum() - cosine.trace()) / pairs])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ensemble.active_set import solve_active_set
+from helper.replay import Replayed
 
 # The smallest ridge added to a Gram matrix whose largest diagonal entry is 1. It makes the optimum unique, with equal
 # weights for equal gradients, and costs at most half as much in the objective.
@@ -52,7 +53,7 @@ def solve_min_norm(gram: Tensor, C: float = 1.0) -> Tensor:
     _check(gram)
     with torch.no_grad():
         matrices = gram.detach().double()[None].flatten(0, -3)  # [N, K, K], N = 1 without batch axes
-        solve = _solve_on_host if on_host(gram) else _solve
+        solve = _solve_on_host if on_host(gram) else _solve_on_device
         return solve(matrices, C).to(gram.dtype).reshape(gram.shape[:-1])
 
 
@@ -79,6 +80,12 @@ def solve_normalised(gram: Tensor, C: float = 1.0, solver: Solver = solve_min_no
         ValueError: as in `solve_min_norm`.
     """
     _check(gram)
+    normalised = _normalised if on_host(gram) or solver is not solve_min_norm else _normalised_on_device
+    return normalised(gram, C, solver)
+
+
+def _normalised(gram: Tensor, C: float, solver: Solver) -> Tensor:
+    """`solve_normalised` of a ``gram`` that has been looked at."""
     exact = gram.detach().double()
     norms = exact.diagonal(dim1=-2, dim2=-1).sqrt()  # [..., K]
     largest = norms.amax(-1, keepdim=True)
@@ -130,6 +137,9 @@ def _solve(gram: Tensor, C: float) -> Tensor:
     cap = C if C < 1 else 2.0
     weights = _best_face(gram, cap) if K <= MAX_ENUMERATED else _interior_point(gram, uniform, cap)
     return project_capped_simplex(weights, cap)
+
+
+_solve_on_device, _normalised_on_device = Replayed(_solve), Replayed(_normalised)
 
 
 def _solve_on_host(gram: Tensor, C: float) -> Tensor:

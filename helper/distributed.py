@@ -22,12 +22,10 @@ from helper.stopping import Stopped
 Result = TypeVar("Result")
 
 
-def start() -> None:
+def start(device: torch.device) -> None:
     """Join the other processes, where ``torchrun`` has started this one: nccl between GPUs, gloo between CPUs."""
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(local_rank() % torch.cuda.device_count())
-        dist.init_process_group()
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if rank() > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 the first process speaks for all, to the end
 
@@ -39,12 +37,19 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """This process's number; 0 writes and prints."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """This process's number, also before it has joined the others; 0 writes and prints."""
+    if dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ["RANK"]) if launched() > 1 else 0
+
+
+def launched() -> int:
+    """How many processes ``torchrun`` has started, whether or not they have joined."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def size() -> int:
-    """How many processes there are."""
+    """How many processes have joined, this one among them."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

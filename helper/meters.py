@@ -22,12 +22,14 @@ class Means:
 
     def add(self, values: Scalars, count: int) -> None:
         """Take in means over ``count`` samples, under the same names each time."""
-        self.add_sums({name: value.detach().double() * count for name, value in values.items()}, count)
+        self._add(tuple(values), stacked(values) * count, count)
 
     def add_sums(self, sums: Scalars, count: int) -> None:
         """Take in sums over ``count`` samples, under the same names each time."""
-        addend = torch.stack([value.detach().double() for value in sums.values()])
-        self._names = tuple(sums)
+        self._add(tuple(sums), stacked(sums), count)
+
+    def _add(self, names: tuple[str, ...], addend: torch.Tensor, count: int) -> None:
+        self._names = names
         self._sums = addend if self._sums is None else self._sums + addend
         self._count += count
 
@@ -58,30 +60,39 @@ class Means:
         return {key: {name: total / count for name, total in sums.items()} for key, (sums, count) in merged.items()}
 
 
+def stacked(values: Scalars) -> torch.Tensor:
+    """All values in float64, ``[len(values)]``, in few operations."""
+    return torch.stack([value.detach() for value in values.values()]).double()
+
+
 class FirstBad:
-    """Remembers on the device in which step a part of the loss was first not finite."""
+    """Finds the step in which a part of the loss was first not finite; until it is asked, it only keeps the values."""
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
-        self._found: torch.Tensor | None = None
+        self._steps: list[int] = []
+        self._values: list[torch.Tensor] = []
 
     def look(self, values: Scalars, step: int) -> None:
         """Take in the parts of the loss of one step, counted from 1, under the same names each time."""
-        bad = ~torch.stack([value.detach().float() for value in values.values()]).isfinite()
-        found = torch.cat([bad.any().view(1) * step, bad])  # [1 + parts]: the step, or 0, and which parts
         self._names = tuple(values)
-        self._found = found if self._found is None else torch.where(self._found[0] > 0, self._found, found)
+        self._steps.append(step)
+        self._values.append(torch.stack([value.detach() for value in values.values()]))
 
     def read(self) -> tuple[int, list[str]] | None:
-        """The first bad step and its bad parts in any process, or None; waits for the device."""
-        mine = (0, []) if self._found is None else self._read()
-        every = [each for each in distributed.gather(mine) if each[0]]
+        """The first bad step since the last call and its bad parts in any process, or None; waits for the device."""
+        every = [each for each in distributed.gather(self._read()) if each[0]]
         return min(every) if every else None
 
     def _read(self) -> tuple[int, list[str]]:
-        assert self._found is not None
-        step, *bad = self._found.tolist()
-        return step, [name for name, is_bad in zip(self._names, bad, strict=True) if is_bad]
+        """The first bad step, or 0, and the names of its bad parts in this process."""
+        steps, values = self._steps, self._values
+        self._steps, self._values = [], []
+        finite = torch.stack(values).isfinite().tolist() if values else []  # [steps, parts]
+        for step, row in zip(steps, finite, strict=True):
+            if not all(row):
+                return step, [name for name, fine in zip(self._names, row, strict=True) if not fine]
+        return 0, []
 
 
 def correct(logits: torch.Tensor, target: torch.Tensor, top: int = 1) -> torch.Tensor:
@@ -94,6 +105,8 @@ def correct(logits: torch.Tensor, target: torch.Tensor, top: int = 1) -> torch.T
     Returns:
         bool ``[B]``.
     """
+    if top == 1:
+        return logits.argmax(1) == target
     best = logits.topk(min(top, logits.shape[1]), dim=1).indices  # [B, top]
     return (best == target[:, None]).any(1)
 

@@ -256,6 +256,6 @@ def precision_of(opt: argparse.Namespace, device: torch.device) -> str:
 def _gpu(option: str, index: int, gpus: int) -> torch.device:
     if index >= gpus:
         raise UsageError(f"{option}: there is no GPU {index}; this machine has {gpus or 'none'}")
-    if distributed.size() > 1:
+    if distributed.launched() > 1:
         raise UsageError(f"{option}: each process takes a GPU of its own; choose them with CUDA_VISIBLE_DEVICES")
     return torch.device("cuda", index)

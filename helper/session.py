@@ -48,12 +48,12 @@ class Session:
         info_of: Callable[..., Any],
     ) -> None:
         check(opt)
-        distributed.start()
-        distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
-        self.opt, self.models, self._get_loaders = opt, models, get_loaders
         self.device = device_of(opt)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        distributed.start(self.device)
+        distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
+        self.opt, self.models, self._get_loaders = opt, models, get_loaders
         self.precision = precision_of(opt, self.device)
         if opt.compile:
             require_compiler(self.device)

@@ -139,7 +139,7 @@ def outcomes(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Write ``{type: {case: (weights, scores)}}``."""
     torch.set_num_threads(1)
-    distributed.start()
+    distributed.start(torch.device("cpu"))
     made = {str(dtype): outcomes(folder, dtype) for dtype in (torch.float64, torch.float32)}
     if distributed.is_first():
         torch.save(made, folder / "outcomes.pth")

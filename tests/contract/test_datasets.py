@@ -130,6 +130,20 @@ def test_same_seed_and_epoch_give_the_same_batches() -> None:
         assert not torch.equal(targets, other[1])
 
 
+@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
+def test_batches_made_together_are_the_same(shard: tuple[int, int]) -> None:
+    one, several = (MemoryTrainLoader(noise(100), INFO, 10, CPU, 3, shard=shard) for _ in range(2))
+    several.at_once = 4
+    for loader in (one, several):
+        loader.set_epoch(1, start=1)
+    batches = list(zip(one, several, strict=True))
+    assert len(batches) == 9
+    for mine, other in batches:
+        assert torch.equal(mine.images, other.images)
+        assert other.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(mine.target, other.target)
+
+
 def test_neighbouring_seeds_and_epochs_share_no_order() -> None:
     orders = {tuple(epoch_order(20, seed, epoch).tolist()) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25

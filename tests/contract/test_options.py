@@ -17,7 +17,6 @@ import train_teacher
 from dataset import dataset_dict
 from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
-from helper import distributed
 from helper.errors import UsageError
 from helper.options import Options, _hyperparameters
 from helper.recipe import PUBLISHED_DROPS, PUBLISHED_EPOCHS, check, device_of, lr_drops, precision_of, seed_of
@@ -410,7 +409,7 @@ def test_what_contradicts_itself_is_refused() -> None:
 def test_processes_share_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert device_of(parse("--device", "cuda:1")) == device_of(parse("--gpu_id", "1")) == torch.device("cuda", 1)
-    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert device_of(parse()) == device_of(parse("--device", "cuda")) == torch.device("cuda", 1)
