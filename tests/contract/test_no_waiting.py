@@ -116,8 +116,8 @@ def steps_on_gpu(task: Task) -> None:
     """Two steps: the first makes the libraries' handles, the second must not wait."""
     step = trainer(task, "cuda")
     step(1)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         step(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")

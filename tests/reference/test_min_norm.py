@@ -301,8 +301,8 @@ def test_gpu_equals_cpu_without_synchronising(K: int) -> None:
     gram = gradients @ gradients.mT
     on_gpu = gram.cuda()
     solve_min_norm(on_gpu, 0.6)  # creates the libraries' handles
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         weights = solve_min_norm(on_gpu, 0.6)
     finally:
         torch.cuda.set_sync_debug_mode("default")
