@@ -94,18 +94,19 @@ def make_method(parser: Options, opt: argparse.Namespace, recipe: Recipe) -> Onl
 
 
 def costs(peers: Peers, example: torch.Tensor) -> list[dict[str, Any]]:
-    """Parameters, multiply-accumulates per image and compression of each peer, relative to the first."""
+    """Number, parameters, multiply-accumulates per image and compression of each peer, against the whole network."""
     counts = [parameter_count(network) for network in peers.networks]
+    whole = peers.whole or counts[0]
     return [
-        {"parameters": count, "macs": mac_count(network, example), "compression": counts[0] / count}
-        for network, count in zip(peers.networks, counts, strict=True)
+        {"number": j, "parameters": count, "macs": mac_count(network, example), "compression": whole / count}
+        for j, network, count in zip(peers.numbers, peers.networks, counts, strict=True)
     ]
 
 
 def describe_peers(result: Mapping[str, Any]) -> list[str]:
     """A line for each peer: its last test accuracy and what it costs."""
     return [
-        f"peer {j}: {result['last'].get(f'test_peer_{j}_accuracy', float('nan')):.2f} %  "
+        f"peer {cost['number']}: {result['last'].get(f'test_peer_{j}_accuracy', float('nan')):.2f} %  "
         f"{cost['parameters']:,} parameters  {cost['macs'] / 1e6:.1f} million MACs  "
         f"compression {cost['compression']:.2f}"
         for j, cost in enumerate(result["peers"])
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str]) -> None:
     changed = parser.changed(opt, leave_out=("model", "dataset", "method", "trial", "start"))
     if opt.start:
         changed.append(f"start={fingerprint([TeacherFile(opt.model, opt.start)])}")
-    run = session.run_folder("online", [opt.method, opt.model, opt.dataset, *changed, f"trial={opt.trial}"])
+    run = session.run_folder("online", [opt.method, opt.model, session.dataset, *changed, f"trial={opt.trial}"])
     if run is None:
         return
     if opt.start:

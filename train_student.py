@@ -271,14 +271,14 @@ def options() -> Options:
     return parser
 
 
-def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFile]) -> list[str]:
+def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFile], dataset: str) -> list[str]:
     """What tells this run from others: the choices that every run makes, then whatever differs from its default."""
     always = {"model_s", "dataset", "distill", "ensemble_method", "gamma", "alpha", "beta", "trial"}
     losses = [f"{flag}={text_of(value)}" for flag, value in (("r", opt.gamma), ("a", opt.alpha), ("b", opt.beta))]
     changed = parser.changed(opt, leave_out=(*always, "teacher_num", "teachers"))
     if uses_cache(opt):
         changed.append("cached")  # where it lies makes no difference, but float16 does
-    choices = [opt.model_s, opt.dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
+    choices = [opt.model_s, dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
     return [*choices, *losses, *changed, f"trial={opt.trial}"]
 
 
@@ -326,6 +326,12 @@ def check(opt: argparse.Namespace, kind: type[Distiller], method: EnsembleMethod
     method.check(teacher_num)
     if opt.beta > 0 and not kind.feature_level:
         raise UsageError(f"-b: {opt.beta:g} weighs a loss on feature maps, which --distill {opt.distill} does not have")
+    if opt.feat_start_epoch is not None and not (kind.feature_level and opt.beta > 0):
+        raise UsageError(
+            "--feat_start_epoch: there is no loss on feature maps; choose a --distill that has one, and -b"
+        )
+    if (opt.feat_start_epoch or 0) > opt.epochs:
+        raise UsageError(f"--feat_start_epoch: {opt.feat_start_epoch} is after the last of {opt.epochs} --epochs")
     if opt.distill_decay and opt.alpha > 1:
         raise UsageError(f"--distill_decay: r = 1 − a would be negative; choose -a from 0 to 1, not {opt.alpha:g}")
     if opt.gamma == opt.alpha == opt.beta == 0:
@@ -343,13 +349,15 @@ def main(arguments: Sequence[str]) -> None:
     files = chosen_teachers(
         setting.TEACHERS.get(opt.dataset, []), opt.teachers, opt.teacher_num, opt.dataset, model_dict
     )
+    source = "--teachers" if opt.teachers else "setting.py"
+    opt.teachers = [f"{file.path}:{file.arch}" for file in files]  # on record, whatever setting.py says later
     kind = distill_dict[opt.distill]
     method = ensemble_dict[opt.ensemble_method](**parser.hyperparameters(opt, "ensemble_method"))
     check(opt, kind, method, len(files))
-    run = session.run_folder("students", run_name(parser, opt, files))
+    run = session.run_folder("students", run_name(parser, opt, files, session.dataset))
     if run is None:
         return
-    require_files(files, opt.dataset, "--teachers" if opt.teachers else "setting.py")
+    require_files(files, opt.dataset, source)
     # The student first: its initial weights depend on the seed alone, whoever teaches it.
     student = session.build(opt.model_s, pretrained=opt.pretrained)
     example = session.example()

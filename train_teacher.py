@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     if opt.evaluate:
         session.print_evaluation(network, opt.model, opt.evaluate)
         return
-    name = [opt.model, opt.dataset, *parser.changed(opt, leave_out=("model", "dataset", "trial"))]
+    name = [opt.model, session.dataset, *parser.changed(opt, leave_out=("model", "dataset", "trial"))]
     run = session.run_folder("teachers", [*name, f"trial={opt.trial}"])
     if run is not None:
         session.compile(network)

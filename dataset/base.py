@@ -24,6 +24,7 @@ class DatasetInfo:
 
     ``padding``: black pixels added on each side before the random crop (0: the transform crops by itself).
     ``flip``: whether training images are mirrored at random. ``classes``: their names in label order, where known.
+    ``identity``: tells apart different images under one name; empty for a dataset that is the same everywhere.
     """
 
     name: str
@@ -34,6 +35,7 @@ class DatasetInfo:
     padding: int
     flip: bool
     classes: tuple[str, ...] | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
@@ -27,7 +30,14 @@ class Folder(FileDataset):
     @property
     def info(self) -> DatasetInfo:
         classes = tuple(class_names(self.name, part_of(self.name, self.tree(), ("train",))))
-        return DatasetInfo(self.name, len(classes), 224, IMAGENET_MEAN, IMAGENET_STD, 0, True, classes)
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        return DatasetInfo(self.name, len(classes), 224, mean, std, 0, True, classes, self.identity(classes))
+
+    def identity(self, classes: Sequence[str]) -> str:
+        """Six letters of a checksum of the classes and of how many training images each has, wherever they lie."""
+        train = self.tree() / "train"
+        counts = [f"{name} {sum(1 for _ in os.scandir(train / name))}" for name in classes]
+        return sha256("\n".join(counts).encode()).hexdigest()[:6]
 
     def load(self) -> tuple[Files, Files]:
         train = part_of(self.name, self.tree(), ("train",))
@@ -47,6 +57,9 @@ class ImageNet(Folder):
     """ImageNet (Russakovsky et al. 2015) or some of its classes, in ``<data_dir>/imagenet`` or ``data_dir`` itself."""
 
     name = "imagenet"
+
+    def identity(self, classes: Sequence[str]) -> str:
+        return ""
 
     def tree(self) -> Path:
         below = self.data_dir / "imagenet"

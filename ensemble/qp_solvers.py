@@ -2,10 +2,12 @@
 
 All but ``exact`` copy the Gram matrix to the host at every call and need a package of their own (cvxpy, scipy,
 scikit-learn), imported on first use. Each takes ``(gram [K, K], C)`` and returns weights ``[K]`` on the device and in
-the dtype of ``gram``; the problem is stated in `ensemble.min_norm.solve_min_norm`.
+the dtype of ``gram``, NaN where that is not finite; the problem is stated in `ensemble.min_norm.solve_min_norm`.
 """
 
 from __future__ import annotations
+
+from functools import wraps
 
 import numpy as np
 import torch
@@ -18,7 +20,18 @@ qp_solver_dict: Registry[Solver] = Registry("--qp_solver")
 qp_solver_dict.register("exact")(solve_min_norm)
 
 
+def of_finite(solve: Solver) -> Solver:
+    """Let a solver that fails on what is not finite answer with NaN, as ours does."""
+
+    @wraps(solve)
+    def solved(gram: Tensor, C: float = 1.0) -> Tensor:
+        return solve(gram, C) if gram.isfinite().all() else torch.full_like(gram[0], torch.nan)
+
+    return solved
+
+
 @qp_solver_dict.register("cvxpy")
+@of_finite
 def solve_cvxpy(gram: Tensor, C: float = 1.0) -> Tensor:
     """Clarabel, an interior-point method, through cvxpy. Raises ``cvxpy.SolverError`` where it does not converge."""
     import cvxpy
@@ -34,6 +47,7 @@ def solve_cvxpy(gram: Tensor, C: float = 1.0) -> Tensor:
 
 
 @qp_solver_dict.register("scipy")
+@of_finite
 def solve_scipy(gram: Tensor, C: float = 1.0) -> Tensor:
     """Sequential least squares (SLSQP) of scipy. Raises ``RuntimeError`` where it does not converge."""
     from scipy import optimize
@@ -55,6 +69,7 @@ def solve_scipy(gram: Tensor, C: float = 1.0) -> Tensor:
 
 
 @qp_solver_dict.register("svm")
+@of_finite
 def solve_svm(gram: Tensor, C: float = 1.0) -> Tensor:
     """The released AE-KD solver: a one-class SVM (libsvm) whose kernel is the raw Gram matrix. For comparison only.
 

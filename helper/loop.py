@@ -173,8 +173,9 @@ class Fit:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.best = state["epoch"], state["seconds"], state["best"]
         self.accuracy, self.position = state["accuracy"], state.get("position")
-        if state["epochs"] != self.opt.epochs:
-            self.drops = rescaled_drops(state.get("drops", self.drops), self.drops, self.epoch)
+        drops = state.get("drops", self.drops)  # not always those of so many epochs: the run may have been extended
+        same = state["epochs"] == self.opt.epochs
+        self.drops = drops if same else rescaled_drops(drops, self.drops, self.epoch)
 
     def __call__(self) -> dict[str, Any]:
         """Train until the last epoch and write the result.
@@ -258,10 +259,13 @@ class Fit:
         seed_everything(self.seed, epoch)
         if self.position is None:
             return 0, means, FirstBad()
-        states = self.position["generators"]
+        states, sums = self.position["generators"], self.position["means"]
         if len(states) == distributed.size():
             set_generators(states[distributed.rank()], self.device)
-        means.restore(self.position["means"][distributed.rank() % len(states)], self.device)
+            sums = [sums[distributed.rank()]]
+        elif not distributed.is_first():
+            sums = []
+        means.restore(sums, self.device)
         return self.position["step"], means, FirstBad()
 
     def step(self, batch: Batch, epoch: int) -> Scalars:

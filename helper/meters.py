@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,11 +42,12 @@ class Means:
         """Names, sums and count of this process: all that :meth:`restore` needs."""
         return list(self._names), [] if self._sums is None else self._sums.tolist(), self._count
 
-    def restore(self, state: Any, device: torch.device) -> None:
-        """Go on from what :meth:`state` returned."""
-        names, sums, self._count = state
-        self._names = tuple(names)
-        self._sums = torch.tensor(sums, dtype=torch.float64, device=device) if names else None
+    def restore(self, states: Sequence[Any], device: torch.device) -> None:
+        """Go on from what :meth:`state` returned in one process or several."""
+        for names, sums, count in states:
+            values = torch.tensor(sums, dtype=torch.float64, device=device)
+            if names:
+                self.add_sums(dict(zip(names, values, strict=True)), count)
 
     @staticmethod
     def read_together(means: Mapping[str, Means]) -> dict[str, dict[str, float]]:
@@ -56,7 +57,7 @@ class Means:
             for key, (names, sums, count) in part.items():
                 so_far, number = merged.get(key, ({}, 0))
                 total = {name: so_far.get(name, 0.0) + value for name, value in zip(names, sums, strict=True)}
-                merged[key] = total, number + count
+                merged[key] = so_far | total, number + count
         return {key: {name: total / count for name, total in sums.items()} for key, (sums, count) in merged.items()}
 
 

@@ -46,7 +46,10 @@ def fraction(text: str) -> float:
 
 def epoch_numbers(text: str) -> list[int]:
     """Epoch numbers separated by commas, as RepDistiller writes them: ``150,180,210``."""
-    return [positive_int(part) for part in re.split(r"[,\s]+", text.strip()) if part]
+    numbers = [positive_int(part) for part in re.split(r"[,\s]+", text.strip()) if part]
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"expected epoch numbers such as 150,180,210, got {text!r}")
+    return numbers
 
 
 class Flatten(argparse.Action):

@@ -116,7 +116,8 @@ class RunFolder:
 
     def _copy(self, earlier: RunFolder) -> None:
         """Take over another run's metrics and checkpoints, the last one last: with that this run has begun."""
-        for source in (earlier.metrics, earlier.best, earlier.last):
+        # a run that was cut off in its first epoch has but that one
+        for source in (path for path in (earlier.metrics, earlier.best, earlier.last) if path.exists()):
             partial = self.path / f"{source.name}.partial"
             shutil.copyfile(source, partial)
             os.replace(partial, self.path / source.name)

@@ -58,6 +58,7 @@ class Session:
         if opt.compile:
             require_compiler(self.device)
         self.info = info_of(opt.dataset, opt.data_dir)
+        self.dataset: str = "@".join(filter(None, (opt.dataset, self.info.identity)))
         seed_everything(seed_of(opt))
 
     @cached_property
@@ -121,7 +122,7 @@ class Session:
         """
         run = RunFolder(self.opt.save_dir / kind / folder_name(name))
         if isinstance(self.opt.resume, Path):
-            check_earlier(self.opt)
+            check_earlier(self.opt, self.dataset)
         if distributed.from_first(lambda: run.finished) and not self.opt.overwrite:
             if distributed.is_first():
                 result = run.read_json("result.json")
@@ -145,12 +146,23 @@ class Session:
     ) -> dict[str, Any]:
         """Open the run folder, train, print and return the result; the arguments are those of :class:`Fit`."""
         opt, loaders = self.opt, self.loaders
+        self._require_statistics(task)
         earlier = RunFolder(opt.resume) if isinstance(opt.resume, Path) else None
         state = distributed.from_first(lambda: run.open(parameters_of(opt), opt.overwrite, earlier))
         try:
             return self._train(run, task, arch, state, loaders, dict(notes or {}), recipe, rates or {}, keep_all)
         finally:
             run.close()
+
+    def _require_statistics(self, task: Task) -> None:
+        """UsageError where BatchNorm would see a single vector at a time, of which there is no variance."""
+        opt, together = self.opt, distributed.size() if self.opt.sync_bn else 1
+        at_once = together * distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
+        if at_once == 1 and any(isinstance(module, nn.BatchNorm1d) for module in task.trained.modules()):
+            raise UsageError(
+                f"--batch_size: {opt.batch_size} leaves one image at a time, which the method's BatchNorm cannot "
+                "normalise; choose a larger one, or a smaller --accumulate"
+            )
 
     def _train(
         self,
@@ -180,7 +192,7 @@ class Session:
             precision=self.precision,
             state=state,
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
-            about={"arch": arch, "num_classes": self.info.num_classes, "dataset": opt.dataset},
+            about={"arch": arch, "num_classes": self.info.num_classes, "dataset": opt.dataset, "images": self.dataset},
             notes=notes,
             recipe=recipe,
             rates=rates,
@@ -212,8 +224,12 @@ MAY_DIFFER = frozenset(
 """Options in which a run may differ from the one that it goes on from."""
 
 
-def check_earlier(opt: argparse.Namespace) -> None:
-    """Refuse to go on from a run of other options than these, or from one that is no run.
+NETWORKS = frozenset({"model", "model_s", "method"})
+"""Options of which each script has others."""
+
+
+def check_earlier(opt: argparse.Namespace, dataset: str) -> None:
+    """Refuse to go on from a run of other options or images than these, or from one that is no run.
 
     Raises:
         UsageError: naming the folder and the options.
@@ -223,10 +239,16 @@ def check_earlier(opt: argparse.Namespace) -> None:
     if stored is None or not earlier.last.exists():
         raise UsageError(f"--resume: {opt.resume} holds no run to go on from")
     now = parameters_of(opt)
+    if NETWORKS & stored.keys() != NETWORKS & now.keys():
+        raise UsageError(f"--resume: the run in {opt.resume} is another script's")
+    stored["teachers"] = stored.get("teachers") or now.get("teachers")  # older runs do not have setting.py's on record
     differing = [name for name in now if name not in MAY_DIFFER and stored.get(name, now[name]) != now[name]]
     if differing:
         names = ", ".join(f"--{name}" for name in differing)
         raise UsageError(f"--resume: the run in {opt.resume} has another {names}")
+    images = (checkpoint.load_newest(earlier.last)[0] or {}).get("images", dataset)
+    if images != dataset:
+        raise UsageError(f"--resume: the run in {opt.resume} has seen other images, {images}, not {dataset}")
     if opt.epochs < stored["epochs"]:
         raise UsageError(f"--epochs: {opt.epochs}, but the run in {opt.resume} has {stored['epochs']}; choose more")
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor, nn, stack
 
+from helper.cost import parameter_count
 from helper.errors import UsageError
 from helper.kl import full_precision
 from helper.recipe import Recipe
@@ -122,7 +123,8 @@ class BOC(OnlineMethod):
         if self.num_blocks > stages > 0:
             raise UsageError(f"--num_blocks: the network has {stages} stages after its stem, got {self.num_blocks}")
         chosen = range(self.num_branches) if self.single is None else [self.single]
-        return Peers([full if j == 0 else self.student(build, full, j) for j in chosen], shared=1)
+        students = [full if j == 0 else self.student(build, full, j) for j in chosen]
+        return Peers(students, shared=1, first=chosen[0], whole=parameter_count(full))
 
     def student(self, build: Callable[..., Network], full: Network, j: int) -> Network:
         """Student j, of student 0's architecture."""

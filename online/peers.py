@@ -47,24 +47,27 @@ class Peers(nn.Module):
     Args:
         networks: constructed networks with stages; those after the first lose their own shared stages.
         shared: number of stages in common; the shared stages of all networks are of the same widths.
+        first: the number of the first network, of those that the method has.
+        whole: parameters of the network that the others are thinner than; None if that is the first.
 
     Raises:
         UsageError: an architecture has no stages, or too few for each peer to keep one.
     """
 
-    def __init__(self, networks: Sequence[Network], shared: int) -> None:
+    def __init__(self, networks: Sequence[Network], shared: int, first: int = 0, whole: int | None = None) -> None:
         super().__init__()
-        first = networks[0]
-        if len(first.stages) < 2:
-            raise UsageError(f"--model: {first.label} has no stages that peers could share; choose another")
-        if not 0 <= shared < len(first.stages):
-            raise ValueError(f"{shared} shared stages of {len(first.stages)}")
-        self.shared = first.stages[:shared]
-        self.own = first.stages[shared:]
+        self.numbers, self.whole = range(first, first + len(networks)), whole
+        leading = networks[0]
+        if len(leading.stages) < 2:
+            raise UsageError(f"--model: {leading.label} has no stages that peers could share; choose another")
+        if not 0 <= shared < len(leading.stages):
+            raise ValueError(f"{shared} shared stages of {len(leading.stages)}")
+        self.shared = leading.stages[:shared]
+        self.own = leading.stages[shared:]
         for network in networks[1:]:
             for stage in self.shared:
-                for child in first.parts[stage]:
-                    network.set_submodule(child, first.get_submodule(child))
+                for child in leading.parts[stage]:
+                    network.set_submodule(child, leading.get_submodule(child))
         self.networks = nn.ModuleList(networks)
 
     def __len__(self) -> int:

@@ -82,7 +82,6 @@ def text(figures: Figures) -> list[str]:
 def main(chosen: str) -> None:
     """Take part; the first process prints the milliseconds of a step."""
     opt = argparse.Namespace(**json.loads(chosen))
-    distributed.start(device_of(opt))
     with Offline(Setting.parse(opt.setting), opt) as bench:
         fit = bench.fit(Pair(*of_logits()[1].split()))
         fit.connect(fit.opt.epochs)

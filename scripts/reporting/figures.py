@@ -265,8 +265,8 @@ def plain_logarithmic(axes: Axes) -> None:
 
 
 def compressed(each: Group) -> bool:
-    """Whether some peer is smaller than the first."""
-    return any(cost["compression"] > 1 for cost in each.first.result.get("peers", []))
+    """Whether there are peers of several sizes."""
+    return len({cost["parameters"] for cost in each.first.result.get("peers", [])}) > 1
 
 
 FIGURES = {

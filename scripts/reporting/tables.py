@@ -225,7 +225,7 @@ def peer_table(groups: Sequence[Group]) -> Table:
             score = each.last(f"test_peer_{j}_accuracy")
             if score:
                 cells = [f"{cost['parameters']:,}", f"{cost['macs'] / 1e6:.1f}", f"{cost['compression']:.2f}"]
-                table.rows.append([each.label, str(j), spread(*score), *cells])
+                table.rows.append([each.label, str(cost.get("number", j)), spread(*score), *cells])
         if score := each.last("test_ensemble_accuracy") if each.first.kind == "online" else None:
             parameters = each.first.result.get("parameters")
             table.rows.append([each.label, "ensemble", spread(*score), f"{parameters:,}" if parameters else "", "", ""])

@@ -51,6 +51,7 @@ def save_dir(tmp_path: Path) -> Path:
         ("--lr nan", ("--learning_rate", "'nan'")),
         ("--momentum 1", ("--momentum",)),
         ("--lr_decay_epochs 1,x", ("--lr_decay_epochs", "'x'")),
+        ("--lr_decay_epochs ,", ("--lr_decay_epochs", "','")),
         ("--seed -1", ("--seed",)),
         ("--trial ../up", ("--trial", "'../up'")),
         ("--precision fp8", ("--precision", "fp32, bf16")),
@@ -79,6 +80,8 @@ def test_teacher_options(save_dir: Path, words: str, expected: tuple[str, ...]) 
     [
         ("--model_s resnet9", ("--model_s", "did you mean 'resnet8'?")),
         ("--ensemble_method AKED", ("--ensemble_method", "did you mean 'AEKD'?")),
+        ("--feat_start_epoch 1", ("--feat_start_epoch", "no loss on feature maps")),
+        ("--distill hint -b 1 --feat_start_epoch 2", ("--feat_start_epoch", "2", "the last of 1 --epochs")),
         ("--distill hints", ("--distill", "did you mean 'hint'?")),
         ("--ensemble_metod AEKD", ("--ensemble_metod", "did you mean --ensemble_method?")),
         ("--teacher_num 0", ("--teacher_num",)),
@@ -120,6 +123,7 @@ def test_student_options(save_dir: Path, teachers: str, words: str, expected: tu
         ("--method BOC --model densenetd40k12 --num_students 13", ("--num_students", "student 12 of 13")),
         ("--method BOC --model torchvision/resnet18", ("--model", "torchvision/resnet18", "torchvision/efficientnet_")),
         ("--method BOC --num_branches 3", ("--num_branches", "BOC")),
+        ("--method ONE --batch_size 8 --accumulate 8", ("--batch_size", "8", "one image at a time")),
         ("--start /nowhere.pth", ("--start", "/nowhere.pth")),
     ],
 )

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import ARCHS, CLASSES, call, distil, metrics, result, same, teach, weights, without_times
+from tiny_runs import (
+    ARCHS,
+    CLASSES,
+    call,
+    distil,
+    metrics,
+    result,
+    same,
+    teach,
+    teach_each_other,
+    weights,
+    without_times,
+)
 
 import train_student
 import train_teacher
@@ -299,6 +311,52 @@ def test_a_finished_run_goes_on_to_more_epochs(tmp_path: Path, teachers: str) ->
     straight = distil(tmp_path / "straight", f"{words} --epochs 3").folder
     assert same(weights(straight), weights(longer.folder))
     assert without_times(metrics(straight)) == without_times(metrics(longer.folder))
+
+
+def test_a_run_that_goes_on_may_be_cut_off_too(tmp_path: Path) -> None:
+    """Drops of the learning rate that have passed before it went on stay where they were."""
+    words = "--lr_decay_rate 0.5"
+    first = teach(tmp_path, f"{words} --epochs 4").folder
+    straight = teach(tmp_path / "a", f"{words} --epochs 9 --resume {first}").folder
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, epoch=6)
+        assert teach(tmp_path / "b", f"{words} --epochs 9 --resume {first}").code == 130
+    resumed = teach(tmp_path / "b", f"{words} --epochs 9 --resume").folder
+    rates = [row["learning_rate"] for row in metrics(straight)]
+    assert rates == [row["learning_rate"] for row in metrics(resumed)]
+    assert same(weights(straight), weights(resumed))
+
+
+def test_going_on_from_within_the_first_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a run has no best checkpoint yet, nor a line of metrics."""
+    monkeypatch.setattr("helper.loop.LOOK", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fit, "_save_epoch", interrupted)
+        teach(tmp_path, "--epochs 1 --checkpoint_minutes 1e-9")
+    (cut,) = (tmp_path / "teachers").iterdir()
+    assert not (cut / "best.pth").exists()
+    longer = teach(tmp_path, f"--epochs 2 --checkpoint_minutes 1e-9 --resume {cut}")
+    assert "resuming after step 2 of epoch 1" in longer.out
+    assert [row["epoch"] for row in metrics(longer.folder)] == [1, 2]
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_going_on_as_another_script_or_with_other_teachers_is_refused(
+    tmp_path: Path, teacher_files: list[Path], teachers: str
+) -> None:
+    alone, student = teach(tmp_path).folder, distil(tmp_path, teachers).folder
+    others = f"--teachers {teacher_files[1]} {teacher_files[0]} {teacher_files[2]}"
+    for outcome, reason in (
+        (teach_each_other(tmp_path, f"--epochs 2 --resume {alone}"), "is another script's"),
+        (distil(tmp_path, f"{teachers} --epochs 2 --resume {alone}"), "is another script's"),
+        (distil(tmp_path, f"{others} --epochs 2 --resume {student}"), "has another --teachers"),
+    ):
+        assert outcome.code == 2
+        assert reason in outcome.err
+        assert len(outcome.err.splitlines()) == 1
 
 
 def test_going_on_from_another_run_is_refused(tmp_path: Path) -> None:

@@ -149,6 +149,17 @@ def test_neighbouring_seeds_and_epochs_share_no_order() -> None:
     assert len(orders) == 25
 
 
+def test_a_folder_is_known_by_its_images_wherever_it_lies(image_tree: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(image_tree, moved)
+    identity = info_of("folder", image_tree).identity
+    assert len(identity) == 6
+    assert info_of("folder", moved).identity == identity
+    (moved / "train" / "cat" / "3.png").unlink()
+    assert info_of("folder", moved).identity != identity
+    assert info_of("imagenet", image_tree).identity == info_of("digits", Path()).identity == ""
+
+
 def test_global_generators_are_left_alone(image_tree: Path) -> None:
     torch.manual_seed(0)
     np.random.seed(0)

@@ -225,7 +225,23 @@ def test_means_go_on_from_a_state() -> None:
     for step in range(2):
         first.add({"a": torch.tensor(float(step))}, step + 1)
     second = Means()
-    second.restore(first.state(), torch.device("cpu"))
+    second.restore([first.state()], torch.device("cpu"))
     for step in range(2, 4):
         second.add({"a": torch.tensor(float(step))}, step + 1)
     assert second.read() == whole.read()
+
+
+def test_means_go_on_in_fewer_or_more_processes() -> None:
+    """The first process takes over what all had counted; one that has counted nothing takes no names away."""
+    counted = []
+    for value in (1.0, 3.0):
+        means = Means()
+        means.add({"a": torch.tensor(value)}, 5)
+        counted.append(means.state())
+    first, other = Means(), Means()
+    first.restore(counted, torch.device("cpu"))
+    other.restore([], torch.device("cpu"))
+    assert first.read() == {"a": 2.0}
+    first.add({"a": torch.tensor(5.0)}, 10)
+    assert first.read() == {"a": 3.5}
+    assert other.state() == ([], [], 0)

@@ -508,6 +508,7 @@ def test_a_single_student(tmp_path: Path) -> None:
     (cost,) = json.loads((folder / "result.json").read_text())["peers"]
     full, thin = (make_task("BOC").peers.networks[j] for j in (0, 2))
     assert cost["parameters"] == parameter_count(thin) < parameter_count(full)
+    assert (cost["number"], cost["compression"]) == (2, parameter_count(full) / parameter_count(thin))
     assert sum("loss" in name for name in json.loads((folder / "metrics.jsonl").read_text()) if "train" in name) == 2
 
 

@@ -33,7 +33,8 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 def name_of(*arguments: str, files: Sequence[TeacherFile] = FILES) -> str:
     parser = train_student.options()
-    return folder_name(train_student.run_name(parser, parser.parse(arguments), files))
+    opt = parser.parse(arguments)
+    return folder_name(train_student.run_name(parser, opt, files, opt.dataset))
 
 
 def teacher_name(*arguments: str) -> list[str]:

@@ -410,3 +410,11 @@ def test_every_solver_is_feasible_and_keeps_the_type(name: str) -> None:
 def test_unknown_solver_lists_the_choices() -> None:
     with pytest.raises(UsageError, match=r"--qp_solver.*exact, cvxpy, scipy, svm"):
         qp_solver_dict["clarabel"]
+
+
+@pytest.mark.parametrize("solver", qp_solver_dict)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_has_no_weights(solver: str, bad: float) -> None:
+    gram = torch.eye(3)
+    gram[1, 2] = gram[2, 1] = bad
+    assert qp_solver_dict[solver](gram, 0.6).isnan().all()
