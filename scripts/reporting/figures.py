@@ -165,13 +165,13 @@ def draw_weights(groups: Sequence[Group]) -> Figure | None:
     for axes, (title, series) in zip(grid.flat, panels, strict=False):
         draw_series(axes, series, legend=False)
         axes.set_title(title, fontsize=8.5)
-        axes.set_ylim(0, 1.1 * max(max(each.curve(name)[1]) for _, each, name in series))
+        axes.set_ylim(0, 1.1 * axes.dataLim.y1)
         axes.set_xlim(0.5, series[0][1].first.result["epochs"] + 0.5)  # as another level of the same run
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     most = max(grid.flat[: len(panels)], key=lambda axes: len(axes.lines))
     figure.legend(*most.get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
-    figure.supylabel("weight of the teacher's loss (mean over the epoch)", fontsize=10)
+    figure.supylabel(f"weight of the teacher's loss, averaged over the epoch{bands(groups)}", fontsize=10, ma="center")
     return figure
 
 
