@@ -20,7 +20,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 GPU = "--device cuda --batch_size 32"
-COMPILED = pytest.mark.filterwarnings("default")  # what torch's compiler warns of is not the scripts' doing
 AEKD = "--distill hint --ensemble_method AEKD -b 1 --feat_start_epoch 1"
 
 
@@ -42,10 +41,7 @@ PAIRS = list(itertools.product(distill_dict, ensemble_dict))
 
 @pytest.mark.parametrize(
     ("distill", "method", "compiled"),
-    [
-        *((*pair, "") for pair in PAIRS),
-        *(pytest.param(*pair, "--compile", marks=COMPILED) for pair in PAIRS[:: len(ensemble_dict) + 1]),
-    ],
+    [(*pair, "") for pair in PAIRS] + [(*pair, "--compile") for pair in PAIRS[:: len(ensemble_dict) + 1]],
 )
 def test_student(tmp_path: Path, teachers: str, distill: str, method: str, compiled: str) -> None:
     beta = 0.1 if distill_dict[distill].feature_level else 0
@@ -55,11 +51,7 @@ def test_student(tmp_path: Path, teachers: str, distill: str, method: str, compi
 
 
 @pytest.mark.parametrize(
-    ("method", "compiled"),
-    [
-        *((name, "") for name in online_dict),
-        *(pytest.param(name, "--compile", marks=COMPILED) for name in ("OKDDip", "BOC")),
-    ],
+    ("method", "compiled"), [*((name, "") for name in online_dict), ("OKDDip", "--compile"), ("BOC", "--compile")]
 )
 def test_peers(tmp_path: Path, method: str, compiled: str) -> None:
     assert_learned(teach_each_other(tmp_path, f"{GPU} --method {method} --epochs 2 {compiled}").folder)
