@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from helper import checkpoint, distributed
+from helper.batch import Batch
 from helper.compiling import compile_in_place, require_compiler, uncompiled
 from helper.errors import UsageError
 from helper.evaluation import evaluate
+from helper.lone_values import lone_values
 from helper.loop import Fit, Task, seed_everything
+from helper.precision import autocast
 from helper.recipe import PUBLISHED, Recipe, check, device_of, precision_of, seed_of
 from helper.run_folder import RunFolder, parameters_of
 
@@ -102,7 +105,7 @@ class Session:
         size = self.info.image_size
         try:
             network.eval()(self.example())
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"{arch} cannot take {self.opt.dataset}'s images of {size}×{size}: {reason}") from None
         network.train()
@@ -155,13 +158,19 @@ class Session:
             run.close()
 
     def _require_statistics(self, task: Task) -> None:
-        """UsageError where BatchNorm would see a single vector at a time, of which there is no variance."""
+        """UsageError where BatchNorm would see a single value of a channel, which has no variance."""
         opt, together = self.opt, distributed.size() if self.opt.sync_bn else 1
         at_once = together * distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
-        if at_once == 1 and any(isinstance(module, nn.BatchNorm1d) for module in task.trained.modules()):
+        if at_once > 1:
+            return
+        batch = Batch(self.example()[:1], torch.zeros(1, dtype=torch.int64, device=self.device))
+        with autocast(self.device, self.precision), uncompiled(opt.compile):
+            lonely = lone_values(task.trained, lambda: task.step(batch, opt.epochs))
+        if lonely:
+            ways = ", or a smaller --accumulate" * (opt.accumulate > 1) + ", or --sync_bn" * (distributed.size() > 1)
             raise UsageError(
-                f"--batch_size: {opt.batch_size} leaves one image at a time, which the method's BatchNorm cannot "
-                "normalise; choose a larger one, or a smaller --accumulate"
+                f"--batch_size: {opt.batch_size} leaves one image at a time, of which {lonely[0]} would normalise a "
+                f"single value per channel ({len(lonely)} such); choose a larger one{ways}"
             )
 
     def _train(
