@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from helper.pointwise import PLAIN_CONVOLUTIONS
+
 WEIGHTED = (nn.Conv2d, nn.Linear)
 """The layers whose weights autocast would otherwise convert at every call."""
 
@@ -105,7 +107,7 @@ class _Watch(TorchFunctionMode):
         self._hooks = [
             module.register_forward_hook(self._after)
             for module in modules
-            if type(module) in (nn.Conv2d, nn.BatchNorm2d)
+            if type(module) in (*PLAIN_CONVOLUTIONS, nn.BatchNorm2d)
         ]
 
     def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -23,6 +23,7 @@ from helper.errors import UsageError
 from helper.evaluation import evaluate
 from helper.logger import Logger
 from helper.meters import FirstBad, Means, Scalars
+from helper.pointwise import subsample_first
 from helper.precision import autocast
 from helper.progress import clock, progress
 from helper.recipe import PUBLISHED, Recipe, lr_drops, seed_of
@@ -129,6 +130,7 @@ class Fit:
 
     def __post_init__(self) -> None:
         opt = self.opt
+        subsample_first(self.task.trained)  # adapters too, which no registry has built
         self.seed = seed_of(opt)
         self.provenance = provenance()  # of the code that runs, not of what lies there when it ends
         self.drops = lr_drops(opt.epochs, opt.lr_decay_epochs, self.recipe)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import wraps
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helper.errors import UsageError, unknown
+from helper.pointwise import subsample_first
 from helper.registry import Registry
 
 TORCHVISION = "torchvision/"
@@ -160,7 +162,19 @@ Builder: TypeAlias = Callable[..., StagedModel]
 
 
 class ModelRegistry(Registry[Builder]):
-    """The registry of networks; an unknown name is answered with this project's names or torchvision's, not both."""
+    """The registry of networks: what it builds can be trained in any layout on any device.
+
+    An unknown name is answered with this project's names or torchvision's, not both.
+    """
+
+    def __getitem__(self, name: str) -> Builder:
+        build = super().__getitem__(name)
+
+        @wraps(build)
+        def checked(*arguments: Any, **settings: Any) -> StagedModel:
+            return subsample_first(build(*arguments, **settings))
+
+        return checked
 
     def unknown(self, name: str, option: str | None = None) -> UsageError:
         foreign = str(name).startswith(TORCHVISION)
