@@ -183,7 +183,7 @@ class Options(argparse.ArgumentParser):
     def _config_words(self, path: Path) -> list[str]:
         """What one would type to get the options in a ``parameters.json``."""
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(f"--config: cannot read {str(path)!r} ({error})") from None
         if not isinstance(values, dict):

@@ -156,7 +156,7 @@ class RunFolder:
             UsageError: it cannot be written.
         """
         try:
-            with self.metrics.open("a") as file:
+            with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -168,7 +168,7 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """What :meth:`write_json` wrote, or None."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def write_json(self, name: str, content: Any) -> None:
         """Write ``content`` whole or not at all.
@@ -201,7 +201,7 @@ class RunFolder:
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` beside ``path``, flush it to the disk, then rename."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

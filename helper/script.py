@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 import time
@@ -22,6 +24,7 @@ def run_script(main: Callable[[Sequence[str]], None]) -> None:
     Bad input becomes one line on stderr and exit code 2; a run that was stopped and can go on, exit code 75 and a file
     ``RESUME_ME_FILE``, if the environment names one: torchrun keeps the exit codes of its processes to itself.
     """
+    print_any_name()
     try:
         main(sys.argv[1:])
     except UsageError as error:
@@ -34,6 +37,22 @@ def run_script(main: Callable[[Sequence[str]], None]) -> None:
         leave("\ninterrupted; --resume continues from the last checkpoint", 130)
     finally:
         distributed.stop()
+
+
+def print_any_name() -> None:
+    """Let stdout and stderr take names of files in any encoding, as they are, and escape what the terminal lacks."""
+    codecs.register_error("any_name", _encoded)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="any_name")
+
+
+def _encoded(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for letters that cannot be encoded: the bytes that Python read as surrogates, else ``\\u2026``."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def leave(message: str, code: int) -> None:

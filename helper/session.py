@@ -16,6 +16,7 @@ from helper.compiling import compile_in_place, require_compiler, uncompiled
 from helper.errors import UsageError
 from helper.evaluation import evaluate
 from helper.loop import Fit, Task, seed_everything
+from helper.nearest import nothing_to_resume
 from helper.recipe import PUBLISHED, Recipe, check, device_of, precision_of, seed_of
 from helper.run_folder import RunFolder, parameters_of
 
@@ -57,7 +58,7 @@ class Session:
         self.precision = precision_of(opt, self.device)
         if opt.compile:
             require_compiler(self.device)
-        self.info = info_of(opt.dataset, opt.data_dir)
+        self.info = info_of(opt.dataset, opt.data_dir, skip_damaged=opt.skip_damaged)
         self.dataset: str = "@".join(filter(None, (opt.dataset, self.info.identity)))
         seed_everything(seed_of(opt))
 
@@ -75,6 +76,8 @@ class Session:
             num_workers=opt.num_workers,
             eval_batch_size=EVAL_BATCH if self.info.image_size <= 96 else opt.batch_size,
             shard=(distributed.rank(), distributed.size()),
+            skip_damaged=opt.skip_damaged,
+            test_only=opt.evaluate is not None,
         )
 
     def example(self) -> torch.Tensor:
@@ -177,7 +180,11 @@ class Session:
         keep_all: bool,
     ) -> dict[str, Any]:
         opt = self.opt
-        if state is not None:
+        print(*loaders.notes, loaders.sizes, sep="\n", flush=True)
+        if state is None and opt.resume is not None:
+            ignored = MAY_DIFFER - {"epochs"}
+            print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
+        elif state is not None:
             position = state.get("position")
             where = f"step {position['step']} of epoch {state['epoch'] + 1}" if position else f"epoch {state['epoch']}"
             print(f"{run.path}: resuming after {where}", flush=True)
@@ -197,6 +204,8 @@ class Session:
             recipe=recipe,
             rates=rates,
             keep_all=keep_all,
+            test_name=loaders.test_name,
+            validation_name=loaders.validation_name,
         )
         result = fit()
         print(f"{run.path}: {describe(result)}")
@@ -211,15 +220,20 @@ class Session:
         """Load ``path`` into ``network`` and print its test accuracy."""
         checkpoint.load_network(network, path, arch, self.info.num_classes, "--evaluate")
         network.eval()
+        for note in self.loaders.notes:
+            print(note)
         scores = self.test(lambda images: {"network": network(images)})["network"]
         print(
-            f"{path}: {arch} on {self.opt.dataset}: accuracy {scores['accuracy']:.2f} %, "
+            f"{path}: {arch} on {self.opt.dataset}, {self.loaders.test_name}: accuracy {scores['accuracy']:.2f} %, "
             f"top-5 {scores['accuracy5']:.2f} %, cross-entropy {scores['loss']:.4f}"
         )
 
 
 MAY_DIFFER = frozenset(
-    {"epochs", "checkpoint_minutes", "save_dir", "data_dir", "device", "gpu_id", "num_workers", "teacher_cache_gb"}
+    {
+        *("epochs", "checkpoint_minutes", "save_dir", "data_dir", "skip_damaged"),
+        *("device", "gpu_id", "num_workers", "teacher_cache_gb"),
+    }
 )
 """Options in which a run may differ from the one that it goes on from."""
 
@@ -256,8 +270,10 @@ def check_earlier(opt: argparse.Namespace, dataset: str) -> None:
 def describe(result: Mapping[str, Any]) -> str:
     """Last and best accuracy in words."""
     last, best, on = result["last"], result["best"], result["best_chosen_on"]
-    text = f"last epoch {last['epoch']}: {last['test_accuracy']:.2f} %" if "test_accuracy" in last else ""
-    return f"{text}; best epoch {best['epoch']}, chosen on the {on} set: {best['test_accuracy']:.2f} %"
+    reported = result.get("reported_on", "test")
+    where = "" if reported == on else f" on the {reported} set"
+    text = f"last epoch {last['epoch']}: {last['test_accuracy']:.2f} %{where}" if "test_accuracy" in last else ""
+    return f"{text}; best epoch {best['epoch']}, chosen on the {on} set: {best['test_accuracy']:.2f} %{where}"
 
 
 def folder_name(parts: Sequence[str]) -> str:

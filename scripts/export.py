@@ -73,7 +73,7 @@ def read_run(run: Path, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
         UsageError: the folder holds none, or they are damaged.
     """
     try:
-        parameters = json.loads((run / "parameters.json").read_text())
+        parameters = json.loads((run / "parameters.json").read_text(encoding="utf-8"))
         return parameters, checkpoint.load(run / f"{which}.pth")
     except (OSError, ValueError, checkpoint.Damaged) as error:
         raise UsageError(f"{run}: no run with parameters.json and {which}.pth ({error})") from None
