@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from dataset.base import DatasetInfo, FileDataset, FileParts, Transform, dataset_dict
 from dataset.tree import images_below, read_tree, training_classes
+from helper.names import recorded
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -28,7 +29,7 @@ class Folder(FileDataset):
     @property
     def info(self) -> DatasetInfo:
         folders = training_classes(self.name, self.tree())
-        classes = tuple(os.fsencode(name).decode(errors="surrogateescape") for name in folders)
+        classes = tuple(recorded(name) for name in folders)
         mean, std = IMAGENET_MEAN, IMAGENET_STD
         return DatasetInfo(self.name, len(classes), 224, mean, std, 0, True, classes, self.identity(folders))
 

@@ -96,14 +96,12 @@ def fault_of(path: str) -> str | None:
             with Image.open(file) as image:
                 if is_deep(image) or not end.endswith(ENDS.get(image.format or "", b"no mark")):
                     to_rgb(image)
-                else:
-                    Image.new(image.mode, (1, 1)).convert("RGB")  # whether there is a way
     except UnidentifiedImageError:
         return "no image, or of no format that Pillow knows"
     except FileNotFoundError:
         return "a link to nothing"
     except Exception as error:  # Pillow raises many kinds
-        return (getattr(error, "strerror", None) or one_line(error)).lower()
+        return getattr(error, "strerror", None) or one_line(error)
     return None
 
 

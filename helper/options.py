@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from helper.errors import UsageError, unknown
+from helper.names import local
 from helper.registry import Registry
 
 Values = dict[str, Any]
@@ -189,11 +190,11 @@ class Options(argparse.ArgumentParser):
         if not isinstance(values, dict):
             raise UsageError(f"--config: {str(path)!r} holds no options")
         known = {action.dest: action for action in self._actions if action.dest != "help"}
-        words = []
+        words: list[str] = []
         for name, value in values.items():
             if name not in known:
                 raise UsageError(f"--config: {str(path)!r} holds {name!r}, which is no option of this script")
-            words += _words(known[name], value)
+            words += map(local, _words(known[name], value))
         return words
 
     def _refuse(self, word: str) -> NoReturn:

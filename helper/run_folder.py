@@ -17,6 +17,7 @@ from typing import Any
 
 from helper import checkpoint
 from helper.errors import UsageError
+from helper.names import recorded
 
 
 class RunFolder:
@@ -212,13 +213,13 @@ def parameters_of(opt: argparse.Namespace) -> dict[str, Any]:
     """Every option in the form that ``--config`` reads."""
     leave_out = {"config", "resume", "overwrite", "evaluate"}
     plain = {name: value for name, value in vars(opt).items() if name not in leave_out}
-    return json.loads(json.dumps(plain, default=str))
+    return json.loads(recorded(json.dumps(plain, default=str, ensure_ascii=False)))
 
 
 def provenance() -> dict[str, Any]:
     """What a reader needs to repeat a run: the command, the revision, versions and machine."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": recorded(shlex.join(["python", *sys.argv])),
         "git_revision": _git_revision(),
         "versions": {
             "python": platform.python_version(),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import io
 import os
 import sys
 import time
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from helper import distributed
 from helper.errors import UsageError
+from helper.names import print_any_name
 from helper.stopping import RESUME_ME, Stopped
 
 HOLD_BACK = 2.0
@@ -37,22 +36,6 @@ def run_script(main: Callable[[Sequence[str]], None]) -> None:
         leave("\ninterrupted; --resume continues from the last checkpoint", 130)
     finally:
         distributed.stop()
-
-
-def print_any_name() -> None:
-    """Let stdout and stderr take names of files in any encoding, as they are, and escape what the terminal lacks."""
-    codecs.register_error("any_name", _encoded)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="any_name")
-
-
-def _encoded(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands for letters that cannot be encoded: the bytes that Python read as surrogates, else ``\\u2026``."""
-    try:
-        return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeError:
-        return codecs.lookup_error("backslashreplace")(error)
 
 
 def leave(message: str, code: int) -> None:

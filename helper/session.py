@@ -64,9 +64,13 @@ class Session:
 
     @cached_property
     def loaders(self) -> Any:
-        """Batches on the device; UsageError where the dataset is missing or damaged."""
+        """Batches on the device, of which it is said how many images there are.
+
+        Raises:
+            UsageError: the dataset is missing or damaged.
+        """
         opt = self.opt
-        return self._get_loaders(
+        loaders = self._get_loaders(
             opt.dataset,
             data_dir=opt.data_dir,
             batch_size=opt.batch_size if opt.evaluate is None else 1,  # the training images are not asked for
@@ -79,6 +83,10 @@ class Session:
             skip_damaged=opt.skip_damaged,
             test_only=opt.evaluate is not None,
         )
+        for line in (*loaders.notes, "" if opt.evaluate else loaders.sizes):
+            if line:
+                print(line, flush=True)
+        return loaders
 
     def example(self) -> torch.Tensor:
         """Black images ``[2, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
@@ -180,7 +188,6 @@ class Session:
         keep_all: bool,
     ) -> dict[str, Any]:
         opt = self.opt
-        print(*loaders.notes, loaders.sizes, sep="\n", flush=True)
         if state is None and opt.resume is not None:
             ignored = MAY_DIFFER - {"epochs"}
             print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
@@ -220,8 +227,6 @@ class Session:
         """Load ``path`` into ``network`` and print its test accuracy."""
         checkpoint.load_network(network, path, arch, self.info.num_classes, "--evaluate")
         network.eval()
-        for note in self.loaders.notes:
-            print(note)
         scores = self.test(lambda images: {"network": network(images)})["network"]
         print(
             f"{path}: {arch} on {self.opt.dataset}, {self.loaders.test_name}: accuracy {scores['accuracy']:.2f} %, "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import setting
 from ensemble import ensemble_dict
-from helper.script import print_any_name
+from helper.names import print_any_name
 from helper.teachers import TeacherFile, training_command
 from online import online_dict
 from scripts import report

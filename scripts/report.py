@@ -20,7 +20,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from helper.script import print_any_name
+from helper.names import print_any_name
 from scripts.reporting import tables
 from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import page
