@@ -51,7 +51,8 @@ def _search(paths: Sequence[str], tree: Path) -> Iterator[dict[str, str]]:
         with bar, ThreadPoolExecutor(THREADS) as pool:
             for first in range(0, len(paths), AT_ONCE):
                 some = paths[first : first + AT_ONCE]
-                marks = dict(zip(some, pool.map(_mark, some), strict=True))
+                shares = [some[thread::THREADS] for thread in range(THREADS)]
+                marks = {path: mark for share in pool.map(_marks, shares) for path, mark in share.items()}
                 new = [path for path in some if marks[path] not in known]
                 faults = dict(zip(new, pool.map(fault_of, new), strict=True))
                 known.update(mark for path in new if faults[path] is None and (mark := marks[path]) is not None)
@@ -62,20 +63,28 @@ def _search(paths: Sequence[str], tree: Path) -> Iterator[dict[str, str]]:
             _remember(known, memory)
 
 
-def _mark(path: str) -> int | None:
-    """Path, size and time of a file as one number; None where there is no file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    name = os.path.join(os.getcwdb(), os.fsencode(path))
-    described = b"%s\0%d\0%d" % (name, status.st_size, status.st_mtime_ns)
-    return int.from_bytes(blake2b(described, digest_size=8).digest(), "big")
+def _marks(paths: Sequence[str]) -> dict[str, int | None]:
+    """Path, size and time of each file as one number; None where there is no file."""
+    here, marks = os.getcwdb(), dict[str, int | None]()
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            marks[path] = None
+            continue
+        name = os.path.join(here, os.fsencode(path))
+        described = b"%s\0%d\0%d" % (name, status.st_size, status.st_mtime_ns)
+        marks[path] = int.from_bytes(blake2b(described, digest_size=8).digest(), "big")
+    return marks
 
 
 def cache_folder() -> Path:
     """Where this collection keeps what it can find out again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "ensemble-distillation"
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        base = Path(os.devnull)
+    return base / "ensemble-distillation"
 
 
 def _recall(memory: Path) -> set[int]:
