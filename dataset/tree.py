@@ -138,8 +138,11 @@ def training_classes(name: str, tree: Path) -> list[str]:
         raise UsageError(
             f"--dataset {name}: {train} holds no class folders, but {loose} images by themselves; {KEPT_AS}"
         )
+    refuse_too_deep(name, train, classes)
     if len(classes) == 1:
-        raise UsageError(f"--dataset {name}: {one_class(train / classes[0])}; {KEPT_AS}")
+        raise UsageError(
+            f"--dataset {name}: {train} holds one class, {classes[0]}, and none to tell it from; {KEPT_AS}"
+        )
     return classes
 
 
@@ -157,12 +160,14 @@ def hint(tree: Path) -> str:
     return f"--data_dir has to hold train, but {there} holds {some_of(folders) or 'no folders'}"
 
 
-def one_class(folder: Path) -> str:
-    """What is amiss with a part that has one class folder."""
-    below = folders_in(folder)
-    if below and not any(is_image(entry.name) for entry in entries_of(folder)):
-        return f"the classes lie one level too deep, {folder} holds {some_of(below)}; move them up into {folder.parent}"
-    return f"{folder.parent} holds one class, {folder.name}, and there is nothing to tell it from"
+def refuse_too_deep(name: str, part: Path, folders: Sequence[str]) -> None:
+    """UsageError when all class folders lie in a single folder."""
+    below = folders_in(part / folders[0]) if len(folders) == 1 else []
+    if below and not any(is_image(entry.name) for entry in entries_of(part / folders[0])):
+        raise UsageError(
+            f"--dataset {name}: the classes lie one level too deep: {part / folders[0]} holds {some_of(below)}; "
+            f"move them up into {part}"
+        )
 
 
 def read_tree(name: str, tree: Path) -> FileParts:
@@ -175,8 +180,8 @@ def read_tree(name: str, tree: Path) -> FileParts:
     names = [each for each in PARTS[1:] if (tree / each).is_dir()]
     if not names:
         raise UsageError(
-            f"--dataset {name}: {tree} holds train, but no {tree / 'val'} or {tree / 'test'}; move a part of the "
-            "images of every class into one of them, to test on"
+            f"--dataset {name}: {tree} holds {some_of(folders_in(tree))}, but no {tree / 'val'} or "
+            f"{tree / 'test'} to test on; rename one, or move a part of the images of every class there"
         )
     for each in names:
         check_same_classes(name, tree / "train", tree / each)
@@ -188,6 +193,7 @@ def read_tree(name: str, tree: Path) -> FileParts:
 
 def check_same_classes(name: str, train: Path, test: Path) -> None:
     """UsageError when the two parts do not have the same classes."""
+    refuse_too_deep(name, test, folders_in(test))
     differing = in_order({*folders_in(train)} ^ {*folders_in(test)})
     if differing:
         there, absent = (train, test) if (train / differing[0]).is_dir() else (test, train)

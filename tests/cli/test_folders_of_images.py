@@ -138,7 +138,7 @@ def test_names_in_any_encoding(tmp_path: Path) -> None:
     save_dir = tmp_path / "s\u00fc\udcff"
 
     def run(script: str, language: str, words: str, *paths: Path | str) -> str:
-        tiny = "--batch_size 2 --num_workers 0 --device cpu --dataset folder".split()
+        tiny = ["--batch_size", "2", "--num_workers", "0", "--device", "cpu", "--dataset", "folder"]
         where = ["--data_dir", tree, "--save_dir", save_dir]
         command = [sys.executable, script, *tiny, *where, *words.split(), *paths]
         environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), **LOCALES[language]}
