@@ -173,6 +173,8 @@ def refuse_too_deep(name: str, part: Path, folders: Sequence[str]) -> None:
 def read_tree(name: str, tree: Path) -> FileParts:
     """All images of a tree. With ``val`` and ``test`` the best epoch is chosen on ``val``; else the one is both.
 
+    A ``test`` without labels, as competitions have it, is left out where there is a ``val``.
+
     Raises:
         UsageError: nothing to test on, other classes there than in ``train``, or a class has no images.
     """
@@ -184,16 +186,19 @@ def read_tree(name: str, tree: Path) -> FileParts:
             f"{tree / 'test'} to test on; rename one, or move a part of the images of every class there"
         )
     for each in names:
+        refuse_too_deep(name, tree / each, folders_in(tree / each))
+    unlabelled = names[1:] if not {*classes} & {*folders_in(tree / names[-1])} else []
+    names = names[: len(names) - len(unlabelled)]
+    for each in names:
         check_same_classes(name, tree / "train", tree / each)
     parts = [read_part(tree / each) for each in ("train", *names)]
     files = [part.files(classes) for part in parts]
-    others = sum((part.others for part in parts), Counter())
+    others = sum((part.others for part in parts), Counter(f"folder {each} without labels" for each in unlabelled))
     return FileParts(files[0], files[-1], files[1] if len(files) == 3 else None, names[-1], others)
 
 
 def check_same_classes(name: str, train: Path, test: Path) -> None:
     """UsageError when the two parts do not have the same classes."""
-    refuse_too_deep(name, test, folders_in(test))
     differing = in_order({*folders_in(train)} ^ {*folders_in(test)})
     if differing:
         there, absent = (train, test) if (train / differing[0]).is_dir() else (test, train)

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from dataset import checking as checking_module
 from dataset import get_loaders, info_of
-from dataset.checking import MOST_NAMES, damaged_among
+from dataset.checking import MOST_NAMES, cache_folder, damaged_among
 from dataset.pictures import fault_of, read_picture
 from dataset.tree import read_tree
 from helper.errors import UsageError
@@ -288,6 +286,18 @@ def test_the_one_that_there_is_keeps_its_name(tmp_path: Path) -> None:
     assert "6 images to train on, 2 to choose the best epoch on (validation), 8 to test on (val)" in held_out.sizes
 
 
+@pytest.mark.parametrize("folder", ["", "unknown"])
+def test_a_test_without_labels_is_left_out_beside_val(folder: str, tmp_path: Path) -> None:
+    """As competitions distribute it."""
+    tree = make_tree(tmp_path, "train val")
+    save(tree / "test" / folder / "0.png")
+    loaders = load(tree)
+    assert (loaders.validation, loaders.test_name) == (None, "val")
+    assert loaders.notes == (f"{tree}: left out: 1 folder test without labels",)
+    shutil.rmtree(tree / "val")
+    assert "must have the same classes" in refusal(tree)
+
+
 def test_sizes_of_a_dataset_in_memory() -> None:
     assert get_loaders("digits", shard=(1, 2)).sizes == "digits: 10 classes, 1297 images to train on, 500 to test on"
 
@@ -414,16 +424,12 @@ def test_where_nothing_can_be_kept_the_next_run_looks_again(tmp_path: Path, monk
     assert load(make_tree(tmp_path / "tree")).train.num_images == 6
 
 
-def test_the_cache_is_where_the_user_wants_it(tmp_path: Path) -> None:
-    """In a process of its own: the tests' cache is elsewhere."""
-    code = "from dataset.checking import cache_folder; print(cache_folder())"
-    for settings, expected in (
-        ({"XDG_CACHE_HOME": str(tmp_path)}, tmp_path / "ensemble-distillation"),
-        ({"XDG_CACHE_HOME": "", "HOME": str(tmp_path)}, tmp_path / ".cache" / "ensemble-distillation"),
-    ):
-        environment = {**os.environ, **settings}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        assert done.stdout.strip() == str(expected)
+def test_the_cache_is_where_the_user_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "ensemble-distillation"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert cache_folder() == tmp_path / "elsewhere" / "ensemble-distillation"
 
 
 def test_among_several_processes_the_first_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
