@@ -7,6 +7,7 @@ makes of its bytes, so that it does not depend on the language that a run was st
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import os
 import sys
@@ -34,7 +35,8 @@ def print_any_name() -> None:
     codecs.register_error("any_name", _encoded)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="any_name")
+            with contextlib.suppress(OSError):  # a stream that has been led elsewhere in the meantime
+                stream.reconfigure(errors="any_name")
 
 
 def _encoded(error: UnicodeError) -> tuple[str | bytes, int]:
