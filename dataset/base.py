@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from PIL import Image
@@ -73,6 +74,39 @@ class Files:
     def subset(self, indices: Tensor) -> Files:
         return Files(tuple(self.paths[index] for index in indices.tolist()), self.labels[indices])
 
+    def without(self, paths: Collection[str]) -> Files:
+        """All but these."""
+        return self.subset(torch.tensor([i for i, path in enumerate(self.paths) if path not in paths]).long())
+
+
+@dataclass(frozen=True)
+class FileParts:
+    """The parts of a dataset on disk.
+
+    Attributes:
+        train: the images to train on.
+        test: those that accuracies are reported for.
+        validation: those that the best epoch is chosen on; None where that is up to --validation.
+        test_name: what the reported part calls itself.
+        others: how many files of which kinds lie there and are no images.
+    """
+
+    train: Files
+    test: Files
+    validation: Files | None = None
+    test_name: str = "test"
+    others: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def all(self) -> tuple[Files, ...]:
+        """Those that there are."""
+        return tuple(part for part in (self.train, self.test, self.validation) if part is not None)
+
+    def without(self, paths: Collection[str]) -> FileParts:
+        """All but these images."""
+        validation = self.validation.without(paths) if self.validation else None
+        return replace(self, train=self.train.without(paths), test=self.test.without(paths), validation=validation)
+
 
 class Dataset(ABC):
     """A dataset below ``data_dir``. Making one reads nothing; ``info`` reads no pixels."""
@@ -98,11 +132,15 @@ class FileDataset(Dataset):
     """A dataset that is read from image files by worker processes.
 
     The two transforms may draw from torch's global generator, which the loader seeds for each image and restores.
+
+    ``damaged``: images that are left out, and what is wrong with them; ``info`` describes the others.
     """
 
+    damaged: Mapping[str, str] = MappingProxyType({})
+
     @abstractmethod
-    def load(self) -> tuple[Files, Files]:
-        """The training and the test part. Raises UsageError when the files are missing or damaged."""
+    def load(self) -> FileParts:
+        """All images, ``damaged`` ones too. Raises UsageError when files are missing."""
 
     @abstractmethod
     def train_transform(self) -> Transform:

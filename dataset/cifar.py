@@ -10,6 +10,17 @@ from torchvision import datasets
 from dataset.base import DatasetInfo, MemoryDataset, Split, dataset_dict, to_labels
 from dataset.files import Source, provide, reading
 
+FINE_LABELS = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard
+    lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+    pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark
+    shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
+    television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+"""CIFAR-100's classes in label order."""
+
 
 class Cifar(MemoryDataset):
     """What the two have in common; ``reader`` is torchvision's class."""
@@ -63,4 +74,4 @@ class Cifar100(Cifar):
     @property
     def info(self) -> DatasetInfo:
         mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-        return DatasetInfo("cifar100", 100, 32, mean, std, padding=4, flip=True)
+        return DatasetInfo("cifar100", 100, 32, mean, std, padding=4, flip=True, classes=tuple(FINE_LABELS.split()))

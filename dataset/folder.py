@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 from torchvision.transforms import v2
 
-from dataset.base import DatasetInfo, FileDataset, Files, Transform, dataset_dict, to_labels
-from dataset.files import one_line
-from helper.errors import UsageError
+from dataset.base import DatasetInfo, FileDataset, FileParts, Transform, dataset_dict
+from dataset.tree import images_below, read_tree, training_classes
+from helper.names import recorded
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,21 +28,20 @@ class Folder(FileDataset):
 
     @property
     def info(self) -> DatasetInfo:
-        classes = tuple(class_names(self.name, part_of(self.name, self.tree(), ("train",))))
+        folders = training_classes(self.name, self.tree())
+        classes = tuple(recorded(name) for name in folders)
         mean, std = IMAGENET_MEAN, IMAGENET_STD
-        return DatasetInfo(self.name, len(classes), 224, mean, std, 0, True, classes, self.identity(classes))
+        return DatasetInfo(self.name, len(classes), 224, mean, std, 0, True, classes, self.identity(folders))
 
-    def identity(self, classes: Sequence[str]) -> str:
+    def identity(self, folders: Sequence[str]) -> str:
         """Six letters of a checksum of the classes and of how many training images each has, wherever they lie."""
         train = self.tree() / "train"
-        counts = [f"{name} {sum(1 for _ in os.scandir(train / name))}" for name in classes]
-        return sha256("\n".join(counts).encode()).hexdigest()[:6]
+        counts = {name: sum(path not in self.damaged for path in images_below(train / name)[0]) for name in folders}
+        lines = [b"%s %d" % (os.fsencode(name), count) for name, count in counts.items()]
+        return sha256(b"\n".join(lines)).hexdigest()[:6]
 
-    def load(self) -> tuple[Files, Files]:
-        train = part_of(self.name, self.tree(), ("train",))
-        test = part_of(self.name, self.tree(), ("val", "test"))
-        check_same_classes(self.name, train, test)
-        return list_images(self.name, train), list_images(self.name, test)
+    def load(self) -> FileParts:
+        return read_tree(self.name, self.tree())
 
     def train_transform(self) -> Transform:
         return v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()])
@@ -64,44 +62,3 @@ class ImageNet(Folder):
     def tree(self) -> Path:
         below = self.data_dir / "imagenet"
         return below if below.is_dir() or not (self.data_dir / "train").is_dir() else self.data_dir
-
-
-def part_of(name: str, tree: Path, choices: tuple[str, ...]) -> Path:
-    """The first of the folders ``choices`` that the tree has; UsageError when it has none of them."""
-    for choice in choices:
-        if (tree / choice).is_dir():
-            return tree / choice
-    missing = " or ".join(str(tree / choice) for choice in choices)
-    raise UsageError(
-        f"--dataset {name}: no folder {missing}. "
-        "point --data_dir to images that are kept as train/<class>/* and val/<class>/*"
-    )
-
-
-def class_names(name: str, part: Path) -> list[str]:
-    """The classes of a part in label order; UsageError when there are none."""
-    try:
-        return find_classes(part)[0]
-    except FileNotFoundError as error:
-        raise UsageError(f"--dataset {name}: {part} holds no class folders") from error
-
-
-def check_same_classes(name: str, train: Path, test: Path) -> None:
-    """UsageError when the two parts do not have the same classes."""
-    differing = set(class_names(name, train)) ^ set(class_names(name, test))
-    if differing:
-        first = min(differing)
-        there, absent = (train, test) if (train / first).is_dir() else (test, train)
-        raise UsageError(
-            f"--dataset {name}: {train} and {test} must have the same classes, "
-            f"but {first!r} is in {there.name} and not in {absent.name} ({len(differing)} differ)"
-        )
-
-
-def list_images(name: str, part: Path) -> Files:
-    """All images of a part, sorted by class and path; UsageError when a class has none."""
-    try:
-        images = make_dataset(part, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        raise UsageError(f"--dataset {name}: {part}: {one_line(error)}") from error
-    return Files(tuple(path for path, _ in images), to_labels([label for _, label in images]))

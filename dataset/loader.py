@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 
-from dataset.base import Dataset, DatasetInfo, FileDataset, Files, MemoryDataset, Split, dataset_dict
+from dataset.base import Dataset, DatasetInfo, FileDataset, FileParts, Files, MemoryDataset, Split, dataset_dict
+from dataset.checking import damaged_among, listed
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
 from dataset.order import ALONE, Shard, hold_out
 from dataset.stream import StreamLoader
@@ -44,26 +45,42 @@ class TrainLoader(Loader, Protocol):
 
 @dataclass(frozen=True)
 class Loaders:
-    """``validation`` is the held-out part of the training set, None when nothing is held out."""
+    """What a run reads.
+
+    ``validation``: what the best epoch is chosen on, a part of its own or held out of the training set; None where that
+    is ``test``. ``test_name``, ``validation_name``: what people call them. ``sizes``: one line that says how many
+    classes and images there are; ``notes``: lines about images that are left out.
+    """
 
     info: DatasetInfo
     train: TrainLoader
     validation: Loader | None
     test: Loader
+    test_name: str = "test"
+    validation_name: str = "validation"
+    sizes: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def find(name: str, data_dir: Path | str) -> Dataset:
-    """The dataset called ``name`` in any case; UsageError for a name that is not registered."""
-    return dataset_dict[name.lower()](Path(data_dir))
+def find(name: str, data_dir: Path | str, skip_damaged: bool = False) -> Dataset:
+    """The dataset called ``name`` in any case, of which ``skip_damaged`` leaves out the images that cannot be read.
+
+    Raises:
+        UsageError: the name is not registered.
+    """
+    dataset = dataset_dict[name.lower()](Path(data_dir))
+    if skip_damaged and isinstance(dataset, FileDataset):
+        dataset.damaged = damaged_among(paths_of(dataset.load().all), dataset.data_dir)
+    return dataset
 
 
-def info_of(name: str, data_dir: Path | str = "data") -> DatasetInfo:
+def info_of(name: str, data_dir: Path | str = "data", skip_damaged: bool = False) -> DatasetInfo:
     """The description of a dataset, without reading its images.
 
     Raises:
         UsageError: unknown name, or the classes are read from a folder tree and it is not there.
     """
-    return find(name, data_dir).info
+    return find(name, data_dir, skip_damaged).info
 
 
 def get_loaders(
@@ -76,6 +93,8 @@ def get_loaders(
     num_workers: int = 4,
     eval_batch_size: int | None = None,
     shard: Shard = ALONE,
+    skip_damaged: bool = False,
+    test_only: bool = False,
 ) -> Loaders:
     """Make the loaders of a dataset, downloading it when it is not there.
 
@@ -89,6 +108,8 @@ def get_loaders(
         num_workers: processes that read images; datasets in memory need none.
         eval_batch_size: of validation and test; as ``batch_size`` when None.
         shard: this process's number and how many there are; each gets its part of every batch and of the test set.
+        skip_damaged: leave out image files that cannot be read, instead of refusing.
+        test_only: the other parts are not asked for, so that their image files need not be looked at.
 
     Raises:
         UsageError: unknown name, missing or damaged files, ``batch_size`` or ``validation`` out of range.
@@ -100,9 +121,12 @@ def get_loaders(
     if not 0 <= validation < 1:
         raise UsageError(f"--validation: must be at least 0 and below 1, got {validation}")
     device = torch.device(device)
-    dataset = find(name, data_dir)
+    dataset = find(name, data_dir, skip_damaged)
     if isinstance(dataset, FileDataset):
-        return file_loaders(dataset, batch_size, device, seed, validation, num_workers, eval_batch_size, shard)
+        parts, notes = readable(dataset, skip_damaged, test_only)
+        return file_loaders(
+            dataset, parts, batch_size, device, seed, validation, num_workers, eval_batch_size, shard, notes
+        )
     if isinstance(dataset, MemoryDataset):
         return memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard)
     raise TypeError(f"{type(dataset).__name__} must derive from MemoryDataset or FileDataset")
@@ -112,6 +136,39 @@ def check_at_least(option: str, value: int, least: int) -> None:
     """UsageError when an option is too small."""
     if value < least:
         raise UsageError(f"{option}: must be at least {least}, got {value}")
+
+
+def paths_of(parts: Sequence[Files]) -> list[str]:
+    """Where all their images lie."""
+    return [path for part in parts for path in part.paths]
+
+
+def readable(dataset: FileDataset, skip_damaged: bool, test_only: bool) -> tuple[FileParts, tuple[str, ...]]:
+    """A dataset's images, and lines about those that are left out.
+
+    Raises:
+        UsageError: images cannot be read and are not to be skipped, or none are left of a class.
+    """
+    parts, tree = dataset.load(), dataset.data_dir
+    notes = []
+    if parts.others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(parts.others.items()))
+        notes.append(f"{tree}: left out: {kinds}")
+    if not skip_damaged:
+        damaged = damaged_among(paths_of([parts.test] if test_only else parts.all), tree)
+        if damaged:
+            raise UsageError(
+                f"--data_dir: {tree}: {listed(damaged, tree)}; mend or remove them, or --skip_damaged goes on without"
+            )
+    elif dataset.damaged:
+        notes.append(f"{tree}: --skip_damaged leaves out what is damaged: {listed(dataset.damaged, tree)}")
+        parts = parts.without(dataset.damaged)
+        left = parts.train.labels.bincount(minlength=dataset.info.num_classes)
+        if not left.all() or not all(len(part.paths) for part in parts.all):
+            raise UsageError(
+                f"--skip_damaged: {tree}: nothing is left of a class or part; {listed(dataset.damaged, tree)}"
+            )
+    return parts, tuple(notes)
 
 
 def memory_loaders(
@@ -134,11 +191,13 @@ def memory_loaders(
         train=MemoryTrainLoader(train, info, batch_size, device, seed, views, shard),
         validation=MemoryEvalLoader(part_of(held_out, shard), info, eval_batch_size, device) if held_out else None,
         test=MemoryEvalLoader(part_of(test, shard), info, eval_batch_size, device),
+        sizes=sizes(info, train, held_out, "validation", test, "test"),
     )
 
 
 def file_loaders(
     dataset: FileDataset,
+    parts: FileParts,
     batch_size: int,
     device: torch.device,
     seed: int,
@@ -146,11 +205,17 @@ def file_loaders(
     num_workers: int,
     eval_batch_size: int,
     shard: Shard,
+    notes: tuple[str, ...],
 ) -> Loaders:
     """Loaders that read image files in worker processes."""
     info, transform = dataset.info, dataset.test_transform()
-    train, test = dataset.load()
-    train, held_out = divide(train, validation, seed, batch_size)
+    if parts.validation is not None and validation:
+        raise UsageError(
+            f"--validation: {dataset.data_dir} has a folder val to choose the best epoch on, beside test; "
+            "leave the option out"
+        )
+    train, held_out = divide(parts.train, validation, seed, batch_size)
+    chosen_on, chosen_name = (held_out, "validation") if parts.validation is None else (parts.validation, "val")
 
     def in_order(files: Files) -> StreamLoader:
         files = part_of(files, shard)
@@ -161,9 +226,22 @@ def file_loaders(
         train=StreamLoader(
             train, info, dataset.train_transform(), batch_size, device, seed, num_workers, train=True, shard=shard
         ),
-        validation=in_order(held_out) if held_out else None,
-        test=in_order(test),
+        validation=in_order(chosen_on) if chosen_on else None,
+        test=in_order(parts.test),
+        test_name=parts.test_name,
+        validation_name=chosen_name,
+        sizes=sizes(info, train, chosen_on, chosen_name, parts.test, parts.test_name),
+        notes=notes,
     )
+
+
+def sizes(info: DatasetInfo, train: Part, chosen_on: Part | None, chosen_name: str, test: Part, test_name: str) -> str:
+    """``cifar100: 100 classes, 50000 images to train on, 10000 to test on``; parts of other names with their names."""
+    counts = [f"{info.num_classes} classes", f"{len(train.labels)} images to train on"]
+    if chosen_on is not None:
+        counts.append(f"{len(chosen_on.labels)} to choose the best epoch on ({chosen_name})")
+    counts.append(f"{len(test.labels)} to test on" + (f" ({test_name})" if test_name != "test" else ""))
+    return f"{info.name}: {', '.join(counts)}"
 
 
 def part_of(part: Part, shard: Shard) -> Part:

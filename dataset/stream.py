@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.utils.data
-from PIL import Image
 from torch import Tensor
 
 from dataset.base import DatasetInfo, Files, Transform
+from dataset.files import one_line
 from dataset.memory import Normalise
 from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_order, generator
+from dataset.pictures import read_picture
 from helper.batch import Batch, ViewSpace
 from helper.errors import UsageError
 
@@ -49,10 +50,9 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int] | Unreadable]):
         epoch, index = place
         path = os.fsdecode(self.paths[index])
         try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
-            return Unreadable(path, str(error))
+            image = read_picture(path)
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            return Unreadable(path, one_line(error))
         state = torch.default_generator.get_state()
         try:  # the transforms know no other generator than the global one
             torch.default_generator.manual_seed(derive_seed(self.seed, Purpose.AUGMENT, epoch, index))

@@ -27,7 +27,8 @@ def start(device: torch.device) -> None:
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if rank() > 0:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 the first process speaks for all, to the end
+            # the first process speaks for all, to the end
+            sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
 
 
 def stop() -> None:

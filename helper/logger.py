@@ -6,6 +6,7 @@ That package cannot be imported beside protobuf ≥ 3.21, so ``torch.utils.tenso
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,9 +28,22 @@ class Logger:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.folder = folder
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         with self._writing():
-            self._writer = SummaryWriter(str(folder), purge_step=first_step)
+            self._writer = SummaryWriter(str(self._reachable(folder)), purge_step=first_step)
         self.flush()
+
+    def _reachable(self, folder: Path) -> Path:
+        """The folder, or a link to it where its name is no UTF-8, which tensorboard cannot take."""
+        try:
+            str(folder).encode()
+            return folder
+        except UnicodeEncodeError:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._scratch = tempfile.TemporaryDirectory()  # until the last point is written
+            link = Path(self._scratch.name) / "tensorboard"
+            link.symlink_to(folder.absolute())
+            return link
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -54,3 +68,5 @@ class Logger:
         """Close the file; what could not be written has been said."""
         with contextlib.suppress(OSError):
             self._writer.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()

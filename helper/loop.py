@@ -110,6 +110,7 @@ class Fit:
         recipe: where the learning rate drops unless the options say so.
         rates: factors of the learning rate of children of ``task.trained``; 1 for those not named.
         keep_all: whether ``best.pth`` holds all of ``task.trained``, since more than ``network`` is used in the end.
+        test_name, validation_name: what people call the two sets; on record they are ``test_…`` and ``validation_…``.
     """
 
     task: Task
@@ -127,6 +128,8 @@ class Fit:
     recipe: Recipe = PUBLISHED
     rates: Mapping[str, float] = field(default_factory=dict)
     keep_all: bool = False
+    test_name: str = "test"
+    validation_name: str = "validation"
 
     def __post_init__(self) -> None:
         opt = self.opt
@@ -219,8 +222,13 @@ class Fit:
 
     @property
     def chosen_on(self) -> str:
-        """What the best epoch is chosen on."""
+        """What the best epoch is chosen on, as on record."""
         return "validation" if self.validation else "test"
+
+    @property
+    def chosen_name(self) -> str:
+        """The same, as people call it."""
+        return self.validation_name if self.validation else self.test_name
 
     def _train(self, epoch: int, rate: float, signals: Signals) -> dict[str, float]:
         for group in self.optimizer.param_groups:
@@ -400,7 +408,7 @@ class Fit:
         self.logger.flush()
         tqdm.write(
             f"epoch {row['epoch']:3d}/{self.opt.epochs}  loss {row['train_loss']:.4f}  "
-            f"train {row['train_accuracy']:.2f} %  {self.chosen_on} {row[f'{self.chosen_on}_accuracy']:.2f} %  "
+            f"train {row['train_accuracy']:.2f} %  {self.chosen_name} {row[f'{self.chosen_on}_accuracy']:.2f} %  "
             f"lr {row['learning_rate']:.2g}  {row['images_per_second']:.0f} images/s  "
             f"left {clock(self.seconds / row['epoch'] * (self.opt.epochs - row['epoch']))}"
         )
@@ -413,7 +421,8 @@ class Fit:
         result = {
             "last": self._scores(rows[-1]),
             "best": self._scores(rows[self.best["epoch"] - 1]),
-            "best_chosen_on": self.chosen_on,
+            "best_chosen_on": self.chosen_name,
+            "reported_on": self.test_name,
             "seed": self.seed,
             "epochs": self.opt.epochs,
             "hours": self.seconds / 3600,

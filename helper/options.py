@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from helper.errors import UsageError, unknown
+from helper.names import local
 from helper.registry import Registry
 
 Values = dict[str, Any]
@@ -183,17 +184,17 @@ class Options(argparse.ArgumentParser):
     def _config_words(self, path: Path) -> list[str]:
         """What one would type to get the options in a ``parameters.json``."""
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UsageError(f"--config: cannot read {str(path)!r} ({error})") from None
         if not isinstance(values, dict):
             raise UsageError(f"--config: {str(path)!r} holds no options")
         known = {action.dest: action for action in self._actions if action.dest != "help"}
-        words = []
+        words: list[str] = []
         for name, value in values.items():
             if name not in known:
                 raise UsageError(f"--config: {str(path)!r} holds {name!r}, which is no option of this script")
-            words += _words(known[name], value)
+            words += map(local, _words(known[name], value))
         return words
 
     def _refuse(self, word: str) -> NoReturn:

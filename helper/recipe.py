@@ -77,6 +77,12 @@ def _add_data(options: Options, datasets: Mapping[str, object]) -> None:
         help="what to train on",
     )
     add("--data_dir", type=Path, default=Path("data"), named=False, help="where datasets lie or are downloaded to")
+    add(
+        "--skip_damaged",
+        action="store_true",
+        named=False,
+        help="leave out image files that cannot be read, instead of refusing them",
+    )
     add("--batch_size", type=positive_int, default=64, help="images in a training step")
     add(
         "--validation",

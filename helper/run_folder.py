@@ -17,6 +17,7 @@ from typing import Any
 
 from helper import checkpoint
 from helper.errors import UsageError
+from helper.names import recorded
 
 
 class RunFolder:
@@ -156,7 +157,7 @@ class RunFolder:
             UsageError: it cannot be written.
         """
         try:
-            with self.metrics.open("a") as file:
+            with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -168,7 +169,7 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """What :meth:`write_json` wrote, or None."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def write_json(self, name: str, content: Any) -> None:
         """Write ``content`` whole or not at all.
@@ -201,7 +202,7 @@ class RunFolder:
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` beside ``path``, flush it to the disk, then rename."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -212,13 +213,13 @@ def parameters_of(opt: argparse.Namespace) -> dict[str, Any]:
     """Every option in the form that ``--config`` reads."""
     leave_out = {"config", "resume", "overwrite", "evaluate"}
     plain = {name: value for name, value in vars(opt).items() if name not in leave_out}
-    return json.loads(json.dumps(plain, default=str))
+    return json.loads(recorded(json.dumps(plain, default=str, ensure_ascii=False)))
 
 
 def provenance() -> dict[str, Any]:
     """What a reader needs to repeat a run: the command, the revision, versions and machine."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": recorded(shlex.join(["python", *sys.argv])),
         "git_revision": _git_revision(),
         "versions": {
             "python": platform.python_version(),

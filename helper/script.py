@@ -10,6 +10,7 @@ from pathlib import Path
 
 from helper import distributed
 from helper.errors import UsageError
+from helper.names import print_any_name
 from helper.stopping import RESUME_ME, Stopped
 
 HOLD_BACK = 2.0
@@ -22,6 +23,7 @@ def run_script(main: Callable[[Sequence[str]], None]) -> None:
     Bad input becomes one line on stderr and exit code 2; a run that was stopped and can go on, exit code 75 and a file
     ``RESUME_ME_FILE``, if the environment names one: torchrun keeps the exit codes of its processes to itself.
     """
+    print_any_name()
     try:
         main(sys.argv[1:])
     except UsageError as error:

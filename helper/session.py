@@ -18,6 +18,7 @@ from helper.errors import UsageError
 from helper.evaluation import evaluate
 from helper.lone_values import lone_values
 from helper.loop import Fit, Task, seed_everything
+from helper.nearest import nothing_to_resume
 from helper.precision import autocast
 from helper.recipe import PUBLISHED, Recipe, check, device_of, precision_of, seed_of
 from helper.run_folder import RunFolder, parameters_of
@@ -60,15 +61,19 @@ class Session:
         self.precision = precision_of(opt, self.device)
         if opt.compile:
             require_compiler(self.device)
-        self.info = info_of(opt.dataset, opt.data_dir)
+        self.info = info_of(opt.dataset, opt.data_dir, skip_damaged=opt.skip_damaged)
         self.dataset: str = "@".join(filter(None, (opt.dataset, self.info.identity)))
         seed_everything(seed_of(opt))
 
     @cached_property
     def loaders(self) -> Any:
-        """Batches on the device; UsageError where the dataset is missing or damaged."""
+        """Batches on the device, of which it is said how many images there are.
+
+        Raises:
+            UsageError: the dataset is missing or damaged.
+        """
         opt = self.opt
-        return self._get_loaders(
+        loaders = self._get_loaders(
             opt.dataset,
             data_dir=opt.data_dir,
             batch_size=opt.batch_size if opt.evaluate is None else 1,  # the training images are not asked for
@@ -78,7 +83,13 @@ class Session:
             num_workers=opt.num_workers,
             eval_batch_size=EVAL_BATCH if self.info.image_size <= 96 else opt.batch_size,
             shard=(distributed.rank(), distributed.size()),
+            skip_damaged=opt.skip_damaged,
+            test_only=opt.evaluate is not None,
         )
+        for line in (*loaders.notes, "" if opt.evaluate else loaders.sizes):
+            if line:
+                print(line, flush=True)
+        return loaders
 
     def example(self) -> torch.Tensor:
         """Black images ``[2, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
@@ -186,7 +197,10 @@ class Session:
         keep_all: bool,
     ) -> dict[str, Any]:
         opt = self.opt
-        if state is not None:
+        if state is None and opt.resume is not None:
+            ignored = MAY_DIFFER - {"epochs"}
+            print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
+        elif state is not None:
             position = state.get("position")
             where = f"step {position['step']} of epoch {state['epoch'] + 1}" if position else f"epoch {state['epoch']}"
             print(f"{run.path}: resuming after {where}", flush=True)
@@ -206,6 +220,8 @@ class Session:
             recipe=recipe,
             rates=rates,
             keep_all=keep_all,
+            test_name=loaders.test_name,
+            validation_name=loaders.validation_name,
         )
         result = fit()
         print(f"{run.path}: {describe(result)}")
@@ -222,13 +238,16 @@ class Session:
         network.eval()
         scores = self.test(lambda images: {"network": network(images)})["network"]
         print(
-            f"{path}: {arch} on {self.opt.dataset}: accuracy {scores['accuracy']:.2f} %, "
+            f"{path}: {arch} on {self.opt.dataset}, {self.loaders.test_name}: accuracy {scores['accuracy']:.2f} %, "
             f"top-5 {scores['accuracy5']:.2f} %, cross-entropy {scores['loss']:.4f}"
         )
 
 
 MAY_DIFFER = frozenset(
-    {"epochs", "checkpoint_minutes", "save_dir", "data_dir", "device", "gpu_id", "num_workers", "teacher_cache_gb"}
+    {
+        *("epochs", "checkpoint_minutes", "save_dir", "data_dir", "skip_damaged"),
+        *("device", "gpu_id", "num_workers", "teacher_cache_gb"),
+    }
 )
 """Options in which a run may differ from the one that it goes on from."""
 
@@ -265,8 +284,10 @@ def check_earlier(opt: argparse.Namespace, dataset: str) -> None:
 def describe(result: Mapping[str, Any]) -> str:
     """Last and best accuracy in words."""
     last, best, on = result["last"], result["best"], result["best_chosen_on"]
-    text = f"last epoch {last['epoch']}: {last['test_accuracy']:.2f} %" if "test_accuracy" in last else ""
-    return f"{text}; best epoch {best['epoch']}, chosen on the {on} set: {best['test_accuracy']:.2f} %"
+    reported = result.get("reported_on", "test")
+    where = "" if reported == on else f" on the {reported} set"
+    text = f"last epoch {last['epoch']}: {last['test_accuracy']:.2f} %{where}" if "test_accuracy" in last else ""
+    return f"{text}; best epoch {best['epoch']}, chosen on the {on} set: {best['test_accuracy']:.2f} %{where}"
 
 
 def folder_name(parts: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from helper import checkpoint
 from helper.errors import UsageError
 from helper.frozen import freeze
+from helper.names import local, recorded
 from helper.teacher_cache import TeacherCache, weights_checksum
 
 
@@ -43,7 +44,8 @@ def chosen_teachers(
     Raises:
         UsageError: none is listed, fewer than ``--teacher_num``, or an architecture is unknown.
     """
-    files = [_parse(text, known) for text in given] if given else [TeacherFile(arch, Path(p)) for arch, p in listed]
+    own = [TeacherFile(arch, Path(local(path))) for arch, path in listed]
+    files = [_parse(text, known) for text in given] if given else own
     if not files:
         raise UsageError(f"--dataset: setting.py lists no teachers for {dataset}; add them, or give --teachers")
     source = "--teachers" if given else "setting.py"
@@ -109,8 +111,8 @@ def fingerprint(files: Sequence[TeacherFile]) -> str:
     archs = [file.arch for file in files]
     kinds = "+".join(f"{archs.count(arch)}x{arch}" for arch in dict.fromkeys(archs))
     kinds = kinds if len(kinds) <= 60 else f"{len(files)}xmixed"
-    digest = sha256("\n".join(f"{file.arch} {file.path.as_posix()}" for file in files).encode())
-    return f"{kinds}@{digest.hexdigest()[:6]}"
+    told = recorded("\n".join(f"{file.arch} {file.path.as_posix()}" for file in files))
+    return f"{kinds}@{sha256(told.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
 
 
 class Teachers:

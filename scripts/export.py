@@ -26,6 +26,7 @@ from dataset import info_of
 from helper import checkpoint
 from helper.cost import parameter_count
 from helper.errors import UsageError
+from helper.names import local
 from helper.options import natural
 from helper.script import run_script
 from models import model_dict
@@ -73,7 +74,7 @@ def read_run(run: Path, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
         UsageError: the folder holds none, or they are damaged.
     """
     try:
-        parameters = json.loads((run / "parameters.json").read_text())
+        parameters = json.loads((run / "parameters.json").read_text(encoding="utf-8"))
         return parameters, checkpoint.load(run / f"{which}.pth")
     except (OSError, ValueError, checkpoint.Damaged) as error:
         raise UsageError(f"{run}: no run with parameters.json and {which}.pth ({error})") from None
@@ -170,7 +171,7 @@ def main(arguments: Sequence[str]) -> None:
     """Write one network and check it."""
     opt = options().parse_args(arguments)
     parameters, state = read_run(opt.run, opt.checkpoint)
-    size = info_of(parameters["dataset"], Path(parameters["data_dir"])).image_size
+    size = info_of(parameters["dataset"], Path(local(parameters["data_dir"]))).image_size
     example = torch.zeros(2, 3, size, size)
     network = chosen_network(opt, state, "method" in parameters, example)
     write, suffix = WRITERS[opt.format]

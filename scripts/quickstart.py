@@ -13,6 +13,7 @@ from pathlib import Path
 
 import setting
 from ensemble import ensemble_dict
+from helper.names import print_any_name
 from helper.teachers import TeacherFile, training_command
 from online import online_dict
 from scripts import report
@@ -55,6 +56,7 @@ def train(command: str, started: float) -> Path:
         env=environment,
         capture_output=True,
         text=True,
+        errors="surrogateescape",  # names of files
     )
     if done.returncode:
         raise SystemExit(f"python {command}: failed\n{done.stdout}{done.stderr}")
@@ -89,4 +91,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print_any_name()
     main()

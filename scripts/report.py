@@ -20,6 +20,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
+from helper.names import print_any_name
 from scripts.reporting import tables
 from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import page
@@ -74,7 +75,7 @@ def write_tables(groups: Sequence[Group], out: Path) -> str:
     write_records(tables.runs_of(groups), out)
     tables.write_runs(groups, out / "runs.csv")
     text = tables.markdown(groups)
-    (out / "table.md").write_text(text)
+    (out / "table.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     return text
 
 
@@ -88,7 +89,7 @@ def write_figures(groups: Sequence[Group], out: Path) -> None:
             plt.close(figure)
     commands = {each.label: each.first.command for each in groups}
     html = page(out.resolve().name, tables.all_tables(groups), tables.notes(groups), commands, out)
-    (out / "index.html").write_text(html)
+    (out / "index.html").write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -96,7 +97,7 @@ def main(words: Sequence[str] | None = None) -> None:
     opt = arguments(words)
     if opt.readme:
         for path in texts(ROOT):
-            path.write_text(filled_in(path.read_text(), ROOT / "results"))
+            path.write_text(filled_in(path.read_text(encoding="utf-8"), ROOT / "results"), encoding="utf-8")
     if opt.out is not None:
         groups = group(find_runs(opt))
         text = write_tables(groups, opt.out)
@@ -105,4 +106,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_name()
     main()

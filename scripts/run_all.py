@@ -93,6 +93,7 @@ class Runs:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
+                errors="surrogateescape",  # names of files
                 start_new_session=True,  # a Ctrl-C reaches it once, from here
             )
             self.processes.add(process)

@@ -22,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="try every fault of tests/faults many times")
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of images is not the user's."""
+    monkeypatch.setattr("dataset.checking.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+
+
 @pytest.fixture
 def loss_options() -> Callable[..., argparse.Namespace]:
     """The options that ``train_student.Distillation`` reads; keyword arguments replace the defaults."""

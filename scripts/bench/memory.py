@@ -123,7 +123,7 @@ def reset_peak(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)  # give back what the preparations left
-    RESET.write_text("5")
+    RESET.write_text("5", encoding="utf-8")
     return resident("VmRSS")
 
 
@@ -134,7 +134,7 @@ def peak_memory(device: torch.device) -> int:
 
 def resident(field: str) -> int:
     """A figure of this process as Linux reports it, in bytes."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+    found = re.search(rf"^{field}:\s+(\d+) kB$", STATUS.read_text(encoding="utf-8"), re.MULTILINE)
     assert found, field
     return 1024 * int(found[1])
 

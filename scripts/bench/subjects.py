@@ -10,7 +10,7 @@ import argparse
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
@@ -123,7 +123,8 @@ def random_loaders(
     name: str, *, batch_size: int, device: torch.device, seed: int, shard: Shard, **_: object
 ) -> Loaders:
     """What ``dataset.get_loaders`` returns, with few random images in place of the dataset's."""
-    return memory_loaders(RandomImages(POOL * batch_size), batch_size, device, seed, 0.0, batch_size, shard)
+    loaders = memory_loaders(RandomImages(POOL * batch_size), batch_size, device, seed, 0.0, batch_size, shard)
+    return replace(loaders, sizes="")  # nothing to tell
 
 
 def session_of(opt: argparse.Namespace) -> Session:

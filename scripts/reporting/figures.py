@@ -83,13 +83,19 @@ def draw_curves(groups: Sequence[Group]) -> Figure:
         layout="constrained",
     )
     for (left, right), family in zip(grid, families, strict=True):
-        series = [(each.label, each, f"{each.first.result['best_chosen_on']}_accuracy") for each in family]
+        series = [(each.label, each, chosen_by(each)) for each in family]
         draw_series(left, series, legend=False)
         draw_series(right, series)
         left.set_ylabel(f"{chosen_on(family)} accuracy (%){bands(family)}", fontsize=9)
         right.set_title("the last third", fontsize=9)
         zoom(right, series)
     return figure
+
+
+def chosen_by(each: Group) -> str:
+    """The metric that the best epoch is chosen by."""
+    held_out = "validation_accuracy"
+    return held_out if held_out in each.names() else "test_accuracy"
 
 
 def zoom(axes: Axes, series: Sequence[Series]) -> None:

@@ -32,7 +32,7 @@ class Published:
 @cache
 def lines() -> list[dict[str, str]]:
     """The file's lines, the preferred ones first."""
-    with FILE.open(newline="") as file:
+    with FILE.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "top1_acc" and row["options"]]
     return sorted(rows, key=lambda row: row["preferred"] != "yes")
 

@@ -45,7 +45,7 @@ def table_of(folder: Path, title: str) -> str:
 
 def part(path: Path) -> str:
     """The table of one file."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     table = Table("", "", ["method", "last epoch", "best epoch", "seeds", "epochs", "images/s"])
     for label in dict.fromkeys(row["method"] for row in rows):

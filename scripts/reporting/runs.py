@@ -144,7 +144,7 @@ def default_options(kind: str, words: tuple[str, ...]) -> dict[str, Any]:
 def runs_in(folder: Path) -> list[Run]:
     """The runs that an earlier report has kept in ``folder``, or the finished run whose folder it is, if any."""
     if (folder / RECORDS).is_file():
-        lines = map(json.loads, (folder / RECORDS).read_text().splitlines())
+        lines = map(json.loads, (folder / RECORDS).read_text(encoding="utf-8").splitlines())
         return [Run(Path(line["folder"]), line["parameters"], line["result"], line["metrics"]) for line in lines]
     run = read_run(folder)
     return [run] if run else []
@@ -163,8 +163,10 @@ def read_run(folder: Path) -> Run | None:
     """The run in ``folder``; None if it is not finished."""
     if not (folder / "result.json").is_file():
         return None
-    parameters, result = (json.loads((folder / name).read_text()) for name in ("parameters.json", "result.json"))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    parameters, result = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("parameters.json", "result.json")
+    )
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return Run(folder, parameters, result, rows)
 
 

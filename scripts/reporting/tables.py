@@ -46,7 +46,7 @@ class Table:
 def write_runs(groups: Sequence[Group], path: Path) -> None:
     """A line per run."""
     rows = [csv_row(each.label, run) for each in groups for run in each.runs]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -98,8 +98,8 @@ def all_tables(groups: Sequence[Group]) -> list[Table]:
 def accuracy_table(groups: Sequence[Group]) -> Table:
     """Last and best, and the paired difference to the default weighting."""
     words = (
-        f"Test accuracy in %, mean ± standard deviation over seeds; the best epoch is chosen on the "
-        f"{chosen_on(groups)} set. "
+        f"{reported_on(groups).capitalize()} accuracy in %, mean ± standard deviation over seeds; "
+        f"the best epoch is chosen on the {chosen_on(groups)} set. "
     )
     header = ["method", "last epoch", "best epoch", f"last − {baseline_name()}", "seeds", "epochs", "images/s", "hours"]
     table = Table("Accuracy", words, header)
@@ -118,8 +118,13 @@ def accuracy_table(groups: Sequence[Group]) -> Table:
     return table
 
 
+def reported_on(groups: Sequence[Group]) -> str:
+    """``test``, ``val`` or both: what the accuracies are of."""
+    return " or ".join(sorted({run.result.get("reported_on", "test") for each in groups for run in each.runs}))
+
+
 def chosen_on(groups: Sequence[Group]) -> str:
-    """``test``, ``validation`` or both."""
+    """``test``, ``val``, ``validation`` or several of them."""
     return " or ".join(sorted({run.result["best_chosen_on"] for each in groups for run in each.runs}))
 
 

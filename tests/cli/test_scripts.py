@@ -39,7 +39,8 @@ def test_process_that_trains(tmp_path: Path) -> None:
     words = f"train_teacher.py --model resnet8 --dataset digits --epochs 1 --batch_size 648 --save_dir {tmp_path}"
     done = python(*words.split())
     assert (done.returncode, done.stderr) == (0, ""), "quiet where there is no terminal"
-    epoch, last = done.stdout.splitlines()
+    sizes, epoch, last = done.stdout.splitlines()
+    assert sizes == "digits: 10 classes, 1297 images to train on, 500 to test on"
     assert epoch.startswith("epoch   1/1  loss ")
     assert "images/s" in epoch
     folder = tmp_path / "teachers" / "resnet8-digits-batch_size=648-epochs=1-trial=0"

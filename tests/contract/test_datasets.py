@@ -568,11 +568,13 @@ def test_folder_with_an_empty_class(own_tree: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_image_that_cannot_be_read(own_tree: Path, workers: int) -> None:
+    """One that is damaged after all have been checked."""
+    loader = get_loaders("folder", own_tree, batch_size=4, num_workers=workers).test
     spoilt = own_tree / "val" / "dog" / "0.png"
     spoilt.write_bytes(spoilt.read_bytes()[:1000])
     message = ""
     try:  # pytest.raises would keep the frames, and with them the workers, alive in a cycle: slow to collect
-        everything(get_loaders("folder", own_tree, batch_size=4, num_workers=workers).test)
+        everything(loader)
     except UsageError as error:
         message = str(error)
     assert f"{spoilt} cannot be read" in message

@@ -166,6 +166,28 @@ def test_no_checkpoint_is_trusted(path: Path) -> None:
             assert ast.unparse(node) not in ("pickle.load", "pickle.Unpickler", "yaml.load"), f"line {node.lineno}"
 
 
+def opens_text(call: ast.Call) -> bool:
+    """Whether it opens a file as text: ``open``, ``path.open``, ``read_text``, ``write_text``."""
+    function = call.func
+    if isinstance(function, ast.Attribute) and function.attr in ("read_text", "write_text"):
+        return True
+    modes = [each.value for each in call.args if isinstance(each, ast.Constant) and re.match("[rwax]", str(each.value))]
+    if any("b" in str(mode) for mode in modes):
+        return False
+    of_a_path = isinstance(function, ast.Attribute) and function.attr == "open"
+    newline = any(keyword.arg == "newline" for keyword in call.keywords)
+    return (isinstance(function, ast.Name) and function.id == "open") or (of_a_path and (bool(modes) or newline))
+
+
+@each_file
+def test_text_is_utf_8(path: Path) -> None:
+    """Whatever the terminal's language."""
+    for node in nodes(path):
+        if isinstance(node, ast.Call) and opens_text(node):
+            said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert said.get("encoding") == "'utf-8'", f"line {node.lineno}"
+
+
 def text_files() -> list[Path]:
     """Everything that is ours to read: no data, no caches, nothing hidden but the checks."""
     return [

@@ -248,6 +248,7 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
 }
 KEEPING: dict[str, list[str]] = {
     "data_dir": ["--data_dir", "/elsewhere"],
+    "skip_damaged": ["--skip_damaged"],  # without it, damaged images are refused
     "save_dir": ["--save_dir", "elsewhere"],
     "resume": ["--resume"],
     "checkpoint_minutes": ["--checkpoint_minutes", "1"],

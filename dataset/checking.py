@@ -1,0 +1,113 @@
+"""Which image files cannot be read: found before training, and remembered, so that it costs nothing the next time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b, sha256
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.pictures import fault_of
+from helper import distributed
+
+THREADS = 16
+"""They wait for the disk most of the time."""
+
+AT_ONCE = 2048
+"""Files looked at between two words to the other processes, which would not wait for ever."""
+
+MOST_NAMES = 20
+"""Damaged images named in a message."""
+
+
+def damaged_among(paths: Sequence[str], tree: Path) -> dict[str, str]:
+    """The images that cannot be read, and why. Among several processes the first looks, and tells the others.
+
+    Args:
+        paths: the images.
+        tree: the folder that they lie in.
+    """
+    found: dict[str, str] = {}
+    search = _search(paths, tree)
+    while (some := distributed.from_first(lambda: next(search, None))) is not None:
+        found |= some
+    return found
+
+
+def _search(paths: Sequence[str], tree: Path) -> Iterator[dict[str, str]]:
+    """The damaged ones among the next files, until there are no more."""
+    memory = cache_folder() / "images" / f"{sha256(os.fsencode(tree.absolute())).hexdigest()[:16]}.npy"
+    known = _recall(memory)
+    before = len(known)
+    bar = tqdm(total=len(paths), desc="checking images", unit=" images", leave=False, disable=not sys.stderr.isatty())
+    try:
+        with bar, ThreadPoolExecutor(THREADS) as pool:
+            for first in range(0, len(paths), AT_ONCE):
+                some = paths[first : first + AT_ONCE]
+                shares = [some[thread::THREADS] for thread in range(THREADS)]
+                marks = {path: mark for share in pool.map(_marks, shares) for path, mark in share.items()}
+                new = [path for path in some if marks[path] not in known]
+                faults = dict(zip(new, pool.map(fault_of, new), strict=True))
+                known.update(mark for path in new if faults[path] is None and (mark := marks[path]) is not None)
+                bar.update(len(some))
+                yield {path: fault for path, fault in faults.items() if fault is not None}
+    finally:
+        if len(known) > before:
+            _remember(known, memory)
+
+
+def _marks(paths: Sequence[str]) -> dict[str, int | None]:
+    """Path, size and time of each file as one number; None where there is no file."""
+    here, marks = os.getcwdb(), dict[str, int | None]()
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            marks[path] = None
+            continue
+        name = os.path.join(here, os.fsencode(path))
+        described = b"%s\0%d\0%d" % (name, status.st_size, status.st_mtime_ns)
+        marks[path] = int.from_bytes(blake2b(described, digest_size=8).digest(), "big")
+    return marks
+
+
+def cache_folder() -> Path:
+    """Where this collection keeps what it can find out again."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        base = Path(os.devnull)
+    return base / "ensemble-distillation"
+
+
+def _recall(memory: Path) -> set[int]:
+    """The marks of files that were whole; none where nothing is kept."""
+    try:
+        return set(np.load(memory, allow_pickle=False).tolist())
+    except (OSError, ValueError, EOFError):
+        return set()
+
+
+def _remember(known: set[int], memory: Path) -> None:
+    """Keep the marks, whole or not at all; where nothing can be written, the next run looks again."""
+    with contextlib.suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=memory.parent) as scratch:
+            partial = Path(scratch) / memory.name
+            np.save(partial, np.array(sorted(known), dtype=np.uint64))
+            os.replace(partial, memory)
+
+
+def listed(damaged: Mapping[str, str], tree: Path) -> str:
+    """``3 images cannot be read: train/a/3.png (empty), …``."""
+    names = [f"{os.path.relpath(path, tree)} ({fault})" for path, fault in damaged.items()]
+    rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    count = "1 image" if len(names) == 1 else f"{len(names)} images"
+    return f"{count} cannot be read: {', '.join(names[:MOST_NAMES])}{rest}"
