@@ -106,7 +106,7 @@ def load(path: Path, allowed: Sequence[Any] = ()) -> dict[str, Any]:
 
 def _not_unpickled(message: str) -> Damaged:
     """What torch's refusal means."""
-    if not re.search(r"global|reduce|instantiate|build|new object", message.partition("Please file an issue")[0], re.I):
+    if not re.search(r"global|reduce|instantiate|build", message.partition("Please file an issue")[0], re.I):
         return Damaged("it is no checkpoint or is damaged")
     found = re.search(r"GLOBAL (\S+)", message)
     return Untrusted(f"it needs unpickling of code, which is not trusted{f': {found[1]}' if found else ''}")

@@ -118,16 +118,19 @@ def read(path: Path) -> dict[str, Any]:
         Damaged: it is something else, is damaged, or would run code; the message then has the command that makes it
             loadable.
     """
-    what = _something_else(path)
-    if what:
-        raise Damaged(what)
-    if safetensors.recognised(path):
-        tensors, metadata = safetensors.read(path)
-        return {**metadata, "state_dict": tensors}
+    try:
+        what = _something_else(path)
+        if what:
+            raise Damaged(what)
+        if safetensors.recognised(path):
+            tensors, metadata = safetensors.read(path)
+            return {**metadata, "state_dict": tensors}
+    except OSError as error:
+        raise Damaged(f"it cannot be read ({error.strerror})") from None
     try:
         return checkpoint.load(path, ALLOWED)
     except Untrusted as error:
-        raise Untrusted(f"{error}{_network_object(path)}. {conversion(path)}") from None
+        raise Untrusted(f"{error}{_whole_module(path)}. {conversion(path)}") from None
     except Damaged:
         protocol = _pickle_of(path)[1:2]
         if protocol > b"\x02":
@@ -182,33 +185,50 @@ def _something_else(path: Path) -> str:
 
 
 def _other_archive(path: Path) -> str:
-    """What a zip archive is that torch.save did not write; empty for one that it did."""
-    if not zipfile.is_zipfile(path):
+    """What a zip archive is that torch.save did not write; empty for one that it did, and for a damaged one."""
+    if not _is_archive(path):
         return "it is damaged: it ends too early, as after a download or copy that was cut off"
-    with zipfile.ZipFile(path) as archive:
-        names = {name.rpartition("/")[2] for name in archive.namelist()}
+    names = {name.rpartition("/")[2] for name in _members(path)}
     if "constants.pkl" in names:
         return f"it is a TorchScript archive, which holds code. {conversion(path)}"
-    if "data.pkl" in names:
+    if "data.pkl" in names or not names:
         return ""
     if {"config.json", "model.weights.h5"} <= names:
         return "it is a model of Keras; only weights for PyTorch can be read"
     if "archive_format" in names:
         return "it is a program of torch.export; give the checkpoint that it was made from"
-    if names and all(name.endswith(".npy") for name in names):
+    if all(name.endswith(".npy") for name in names):
         return "it holds arrays of NumPy (.npz), not a checkpoint"
     return "it is a zip archive, not a checkpoint; unpack it first"
 
 
-def _network_object(path: Path) -> str:
+def _whole_module(path: Path) -> str:
     """Says so where the pickle holds modules of torch rather than their weights."""
-    return ", in a whole network object" if b"ctorch.nn.modules." in _pickle_of(path) else ""
+    return ", of a module that was saved whole" if b"ctorch.nn.modules." in _pickle_of(path) else ""
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether it is a zip archive that is complete, if perhaps damaged."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
+def _members(path: Path, suffix: str = "") -> dict[str, bytes]:
+    """The names in a zip archive, and what those with a suffix hold; nothing where it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                name: archive.read(name) if suffix and name.endswith(suffix) else b"" for name in archive.namelist()
+            }
+    except Exception:  # zipfile raises many kinds for damaged bytes
+        return {}
 
 
 def _pickle_of(path: Path) -> bytes:
     """The bytes of the pickle in a file of torch.save; nothing where there is none."""
-    if not zipfile.is_zipfile(path):
-        content = path.read_bytes()
-        return content[len(LEGACY) :] if content.startswith(LEGACY) else b""
-    with zipfile.ZipFile(path) as archive:
-        return next((archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")), b"")
+    if _is_archive(path):
+        return next(filter(None, _members(path, "data.pkl").values()), b"")
+    content = path.read_bytes()
+    return content[len(LEGACY) :] if content.startswith(LEGACY) else b""

@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise Damaged("it is damaged: a .safetensors file that ends within its header")
     try:
         header = json.loads(content[8 : 8 + length])
-        metadata = header.pop("__metadata__", None) or {}
+        metadata = dict(header.pop("__metadata__", None) or {})
         places = sorted(_place(name, **entry) for name, entry in header.items())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise Damaged("it is damaged: the header of this .safetensors file cannot be read") from None
@@ -60,7 +60,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def _place(name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[int, int, str, str, list[int]]:
     begin, end = data_offsets
-    return begin, end, name, dtype, [*shape]
+    return begin, end, name, str(dtype), [*shape]
 
 
 def _tensors(content: memoryview, places: list[tuple[int, int, str, str, list[int]]]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -73,18 +73,16 @@ def chosen_teachers(
 def _parse(text: str, known: Mapping[str, Callable[..., nn.Module]]) -> TeacherFile:
     """``path:arch``, or a path whose checkpoint or folder says the architecture; ``@key`` behind either."""
     head, _, tail = text.rpartition(":")
-    if head and tail in known:
-        return TeacherFile(tail, *located(head))
-    rest, _, key = text.rpartition("@")
-    path, _, arch = rest.rpartition(":")
-    if not Path(text).exists() and "/" not in key and (Path(rest).is_file() or Path(path).is_file() or arch in known):
-        return replace(_parse(rest, known), key=key)
-    if head and not Path(text).exists():
-        raise UsageError(f"--teachers: {text!r}: unknown architecture {tail!r}; see models/__init__.py")
-    file, _ = located(text)
-    if not file.is_file():
-        raise UsageError(f"--teachers: there is no checkpoint {str(file)!r}")
-    return TeacherFile(_arch_of(file, known), file)
+    arch, _, key = tail.partition("@")
+    if head and arch in known and not Path(text).exists():
+        path, inner = located(head)
+        return TeacherFile(arch, path, key or inner)
+    path, inner = located(text)
+    if head and not path.exists():
+        raise UsageError(f"--teachers: {text!r}: unknown architecture {arch!r}; see models/__init__.py")
+    if not path.is_file():
+        raise UsageError(f"--teachers: there is no checkpoint {str(path)!r}")
+    return TeacherFile(_arch_of(path, known), path, inner)
 
 
 def _arch_of(path: Path, known: Mapping[str, Callable[..., nn.Module]]) -> str:

@@ -27,6 +27,9 @@ AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?|shadow)(?:[._]|$)", r
 INNER = re.compile(r"(?:(?<=\.)|^)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
 """What torch's own wrappers put into names, wherever the wrapped module is."""
 
+MANY = 12
+"""Keys that a message lists at most."""
+
 DEPTH = 4
 """Dictionaries within dictionaries that are looked into."""
 
@@ -105,10 +108,11 @@ def architecture(state: Mapping[str, Any], known: Mapping[str, Callable[..., nn.
     if not isinstance(said, str):
         return None
     names = [name for name in known if name.lower() in (said.lower(), f"torchvision/{said.lower()}")]
-    if is_ours(state) or names == [said]:
+    if said in known and (is_ours(state) or names == [said]):
         return said
-    fitting = [name for name in sorted(names, key=lambda name: name != said) if _resembles(state, known[name])]
-    return fitting[0] if fitting else said if said in names else None
+    names.sort(key=lambda name: name != said)
+    closest = said if said in known else None  # whose misfit loading it will explain
+    return next((name for name in names if _resembles(state, known[name])), closest)
 
 
 def is_ours(state: Mapping[str, Any]) -> bool:
@@ -148,11 +152,11 @@ def _mappings(state: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[tuple
 
 def _prefixes(names: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """What may stand before the network's own names: nothing, and what stands before at least half as many as any."""
-    counts: Counter[str] = Counter()
+    counts = Counter({"": 0})
     for name in names:
-        parts = name.split(".")
-        counts.update(f"{'.'.join(parts[:n])}." for n in range(1, len(parts)) if ".".join(parts[n:]) in own)
-    return ["", *(prefix for prefix, count in counts.items() if 2 * count >= max(counts.values()))]
+        parts = [f"{part}." for part in name.split(".")]
+        counts.update("".join(parts[:n]) for n in range(len(parts)) if "".join(parts[n:])[:-1] in own)
+    return [prefix for prefix, count in counts.items() if not prefix or 2 * count >= max(counts.values())]
 
 
 # ---- which weights
@@ -164,7 +168,7 @@ def _chosen(
     """The weights that fit, and a line where there was a choice; UsageError where none do."""
     found = list(_found(state, own))
     if key is not None:
-        found = _under(what, found, key)
+        found = _under(what, found, key, own)
     elif is_ours(state):
         found = [each for each in found if each.key.partition(".")[0] == "model"]
     if not found:
@@ -187,12 +191,14 @@ def _preferred(what: str, fitting: Sequence[Found]) -> tuple[Found, list[str]]:
     return first, [f"{what}: of {names} the first is taken; …@KEY after the path takes another"]
 
 
-def _under(what: str, found: Sequence[Found], key: str) -> list[Found]:
+def _under(what: str, found: Sequence[Found], key: str, own: Mapping[str, Tensor]) -> list[Found]:
     """Those that ``key`` or a part of it names."""
     chosen = [each for each in found if f".{key}." in f".{each.key}."]
     if not chosen:
-        keys = ", ".join(dict.fromkeys(repr(each.key) for each in found if each.key)) or "none"
-        raise UsageError(f"{what} has no weights under {key!r}; the keys found are {keys}")
+        alike = [each.key for each in found if each.weights.keys() & own.keys()] or [each.key for each in found]
+        keys = ", ".join(map(repr, filter(None, alike[:MANY]))) or "none"
+        more = ", …" if len(alike) > MANY else ""
+        raise UsageError(f"{what} has no weights under {key!r}; the keys found are {keys}{more}")
     return chosen
 
 
@@ -292,29 +298,30 @@ def _as_trained(what: str, weights: Weights, own: Mapping[str, Tensor]) -> Weigh
 
 def _compare_labels(what: str, state: Mapping[str, Any], labels: Labels) -> list[str]:
     """Refuse weights that are known to be for other classes; returns a line where that is likely."""
-    said = state.get("dataset")
+    dataset = state.get("dataset")
     if is_ours(state):
-        if state["num_classes"] != labels.num_classes:
+        count, classes = state["num_classes"], state.get("classes")
+        if count != labels.num_classes:
             raise UsageError(
-                f"{what} was trained for {state['num_classes']} classes, the dataset has {labels.num_classes} classes"
+                f"{what} was trained on {dataset!r} for {count} classes, the dataset has {labels.num_classes} classes"
             )
-        if state.get("classes") and labels.classes:
-            _require_same(what, str(said), state["classes"], labels.dataset, labels.classes)
+        if labels.classes and isinstance(classes, list) and len(classes) == count:
+            _require_same(what, repr(dataset), [str(name) for name in classes], labels.dataset, labels.classes)
             return []
-    if not isinstance(said, str) or _letters(said) == _letters(labels.dataset):
+    if not isinstance(dataset, str) or _letters(dataset) == _letters(labels.dataset):
         return []
-    return [f"{what} was trained on {said}, not on {labels.dataset}; whether its classes mean the same is not known"]
+    return [f"{what} was trained on {dataset!r}, not on {labels.dataset!r}; its classes may be others"]
 
 
 def _require_same(what: str, dataset: str, theirs: Sequence[str], our_dataset: str, ours: Sequence[str]) -> None:
     """UsageError where the same label means another class."""
-    differing = [k for k, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]]
+    differing = [k for k, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]]
     if differing:
         k = differing[0]
         how = "in another order" if sorted(theirs) == sorted(ours) else f"{len(differing)} of them"
         raise UsageError(
             f"{what} was trained on other classes, {how}: {k} is {theirs[k]!r} of {dataset}, but {ours[k]!r} of "
-            f"{our_dataset} here"
+            f"{our_dataset!r} here"
         )
 
 
