@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from dataset import dataset_dict, get_loaders, info_of
-from helper import checkpoint
 from helper.batch import Batch
 from helper.cost import mac_count, parameter_count
 from helper.meters import Scalars, accuracy
@@ -24,6 +23,7 @@ from helper.recipe import Recipe, add_recipe
 from helper.script import run_script
 from helper.session import Session
 from helper.teachers import TeacherFile, fingerprint
+from helper.weights import located
 from models import model_dict
 from online import OnlineMethod, Peers, online_dict
 
@@ -126,12 +126,12 @@ def main(arguments: Sequence[str]) -> None:
         return
     changed = parser.changed(opt, leave_out=("model", "dataset", "method", "trial", "start"))
     if opt.start:
-        changed.append(f"start={fingerprint([TeacherFile(opt.model, opt.start)])}")
+        changed.append(f"start={fingerprint([TeacherFile(opt.model, *located(opt.start))])}")
     run = session.run_folder("online", [opt.method, opt.model, session.dataset, *changed, f"trial={opt.trial}"])
     if run is None:
         return
     if opt.start:
-        checkpoint.load_network(peers.networks[0], opt.start, opt.model, session.info.num_classes, "--start")
+        session.load(peers.networks[0], opt.start, opt.model, "--start")
     task = PeerTraining(peers, method, session.example(), opt.epochs)
     notes = {
         "method": opt.method,

@@ -229,7 +229,13 @@ def options() -> Options:
     add("--model_s", type=one_of("--model_s", model_dict), default="resnet8", help="any name of models.model_dict")
     add("--pretrained", action="store_true", help="start from torchvision's ImageNet weights (torchvision/… only)")
     add("--teacher_num", type=positive_int, default=None, help="the first so many teachers; all, unless given")
-    add("--teachers", nargs="+", metavar="PATH[:ARCH]", default=None, help="checkpoints to use instead of setting.py's")
+    add(
+        "--teachers",
+        nargs="+",
+        metavar="PATH[:ARCH][@KEY]",
+        default=None,
+        help="checkpoints to use instead of setting.py's; KEY where one holds several",
+    )
     add = parser.section("loss r·CE + a·L_kd + b·L_feat")
     add("-r", "--gamma", type=weight, default=1.0, help="weight of the cross-entropy with the labels")
     add("-a", "--alpha", type=weight, default=1.0, help="weight of the softened KL to the teachers' logits")
@@ -313,7 +319,10 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
     for k, file in enumerate(files):
         print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %  {file.arch}  {file.path}")
     print(f"their ensemble: {scores['ensemble']['accuracy']:.2f} %", flush=True)
-    described = [{"arch": file.arch, "path": str(file.path), **scores[str(k)]} for k, file in enumerate(files)]
+    described = [
+        {"arch": file.arch, "path": str(file.path), **({"key": file.key} if file.key else {}), **scores[str(k)]}
+        for k, file in enumerate(files)
+    ]
     return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
 
 
@@ -350,7 +359,7 @@ def main(arguments: Sequence[str]) -> None:
         setting.TEACHERS.get(opt.dataset, []), opt.teachers, opt.teacher_num, opt.dataset, model_dict
     )
     source = "--teachers" if opt.teachers else "setting.py"
-    opt.teachers = [f"{file.path}:{file.arch}" for file in files]  # on record, whatever setting.py says later
+    opt.teachers = [str(file) for file in files]  # on record, whatever setting.py says later
     kind = distill_dict[opt.distill]
     method = ensemble_dict[opt.ensemble_method](**parser.hyperparameters(opt, "ensemble_method"))
     check(opt, kind, method, len(files))
@@ -361,7 +370,7 @@ def main(arguments: Sequence[str]) -> None:
     # The student first: its initial weights depend on the seed alone, whoever teaches it.
     student = session.build(opt.model_s, pretrained=opt.pretrained)
     example = session.example()
-    teachers, notes = load_teachers(files, session.build, session.info.num_classes, example, session.precision)
+    teachers, notes = load_teachers(files, session.build, session.labels, example, session.precision)
     with autocast(session.device, session.precision):
         adapters = make_adapters(kind, parser.hyperparameters(opt, "distill"), student, teachers, example)
     for note in notes:

@@ -156,7 +156,7 @@ def _add_run(options: Options) -> None:
         default=None,
         metavar="CHECKPOINT",
         named=False,
-        help="only print the test accuracy of this checkpoint",
+        help="only print the test accuracy of this checkpoint, or of a run folder's last one",
     )
 
 

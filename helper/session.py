@@ -22,6 +22,7 @@ from helper.nearest import nothing_to_resume
 from helper.precision import autocast
 from helper.recipe import PUBLISHED, Recipe, check, device_of, precision_of, seed_of
 from helper.run_folder import RunFolder, parameters_of
+from helper.weights import Labels, load_network, located
 
 DEFAULT_RATE = 0.05
 """Of models that do not ask for another one with an attribute ``learning_rate``."""
@@ -63,6 +64,7 @@ class Session:
             require_compiler(self.device)
         self.info = info_of(opt.dataset, opt.data_dir, skip_damaged=opt.skip_damaged)
         self.dataset: str = "@".join(filter(None, (opt.dataset, self.info.identity)))
+        self.labels = Labels(opt.dataset, self.info.num_classes, self.info.classes)
         seed_everything(seed_of(opt))
 
     @cached_property
@@ -215,7 +217,13 @@ class Session:
             precision=self.precision,
             state=state,
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
-            about={"arch": arch, "num_classes": self.info.num_classes, "dataset": opt.dataset, "images": self.dataset},
+            about={
+                "arch": arch,
+                "num_classes": self.info.num_classes,
+                "classes": list(self.info.classes) if self.info.classes else None,
+                "dataset": opt.dataset,
+                "images": self.dataset,
+            },
             notes=notes,
             recipe=recipe,
             rates=rates,
@@ -232,9 +240,16 @@ class Session:
         with uncompiled(self.opt.compile):
             return evaluate(predict, self.loaders.test, self.device, self.precision)
 
-    def print_evaluation(self, network: nn.Module, arch: str, path: Path) -> None:
-        """Load ``path`` into ``network`` and print its test accuracy."""
-        checkpoint.load_network(network, path, arch, self.info.num_classes, "--evaluate")
+    def load(self, network: nn.Module, given: Path, arch: str, option: str) -> Path:
+        """Load the checkpoint ``PATH[@KEY]`` into ``network`` and print what is to be said of it; returns its path."""
+        path, key = located(given)
+        for note in load_network(network, path, arch, self.labels, option, key).notes:
+            print(note)
+        return path
+
+    def print_evaluation(self, network: nn.Module, arch: str, given: Path) -> None:
+        """Load the checkpoint ``PATH[@KEY]`` into ``network`` and print its test accuracy."""
+        path = self.load(network, given, arch, "--evaluate")
         network.eval()
         scores = self.test(lambda images: {"network": network(images)})["network"]
         print(

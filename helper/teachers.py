@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -11,19 +11,26 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from helper import checkpoint
+from helper import foreign
+from helper.checkpoint import Damaged
 from helper.errors import UsageError
 from helper.frozen import freeze
 from helper.names import local, recorded
 from helper.teacher_cache import TeacherCache, weights_checksum
+from helper.weights import Labels, architecture, load_network, located
 
 
 @dataclass(frozen=True)
 class TeacherFile:
-    """One teacher: its architecture and its checkpoint."""
+    """One teacher: its architecture, its checkpoint, and which of several weights in it."""
 
     arch: str
     path: Path
+    key: str | None = None
+
+    def __str__(self) -> str:
+        """As ``--teachers`` takes it."""
+        return f"{self.path}:{self.arch}" + (f"@{self.key}" if self.key else "")
 
 
 def chosen_teachers(
@@ -31,21 +38,24 @@ def chosen_teachers(
     given: Sequence[str] | None,
     teacher_num: int | None,
     dataset: str,
-    known: Collection[str],
+    known: Mapping[str, Callable[..., nn.Module]],
 ) -> list[TeacherFile]:
     """The teachers that the options choose.
 
     Args:
-        listed: of ``setting.py`` for the dataset: ``(architecture, path)``.
-        given: ``--teachers path[:arch] …``, which override the list.
+        listed: of ``setting.py`` for the dataset: ``(architecture, path[@key])``.
+        given: ``--teachers path[:arch][@key] …``, which override the list.
         teacher_num: how many of them, from the first; None means all.
-        known: the architectures that exist.
+        known: the architectures that exist, and what builds them.
 
     Raises:
         UsageError: none is listed, fewer than ``--teacher_num``, or an architecture is unknown.
     """
-    own = [TeacherFile(arch, Path(local(path))) for arch, path in listed]
-    files = [_parse(text, known) for text in given] if given else own
+    files = (
+        [_parse(text, known) for text in given]
+        if given
+        else [TeacherFile(arch, *located(local(path))) for arch, path in listed]
+    )
     if not files:
         raise UsageError(f"--dataset: setting.py lists no teachers for {dataset}; add them, or give --teachers")
     source = "--teachers" if given else "setting.py"
@@ -61,25 +71,38 @@ def chosen_teachers(
     return files[:teacher_num]
 
 
-def _parse(text: str, known: Collection[str]) -> TeacherFile:
-    """``path:arch``, or a path whose checkpoint or folder says the architecture."""
+def _parse(text: str, known: Mapping[str, Callable[..., nn.Module]]) -> TeacherFile:
+    """``path:arch``, or a path whose checkpoint or folder says the architecture; ``@key`` behind either."""
     head, _, tail = text.rpartition(":")
-    if head and tail in known:
-        return TeacherFile(tail, Path(head))
-    path = Path(text)
+    arch, _, key = tail.partition("@")
+    if head and arch in known and not Path(text).exists():
+        path, inner = located(head)
+        return TeacherFile(arch, path, key or inner)
+    path, inner = located(text)
     if head and not path.exists():
-        raise UsageError(f"--teachers: {text!r}: unknown architecture {tail!r}; see models/__init__.py")
+        raise UsageError(f"--teachers: {text!r}: unknown architecture {arch!r}; see models/__init__.py")
     if not path.is_file():
-        raise UsageError(f"--teachers: there is no checkpoint {text!r}")
+        raise UsageError(f"--teachers: there is no checkpoint {str(path)!r}")
+    return TeacherFile(_arch_of(path, known), path, inner)
+
+
+def _arch_of(path: Path, known: Mapping[str, Callable[..., nn.Module]]) -> str:
+    """The architecture that a checkpoint or its folder says."""
     try:
-        stored = checkpoint.load(path).get("arch")
-    except checkpoint.Damaged as error:
-        raise UsageError(f"--teachers: {text!r} cannot be loaded: {error}") from None
+        state = foreign.read(path)
+    except Damaged as error:
+        raise UsageError(f"--teachers: {str(path)!r} cannot be loaded: {error}") from None
     # The originals name the folder: resnet32x4_vanilla, wrn_40_2_cifar100_lr_0.05…
     named = [name for name in known if path.parent.name.startswith(name)]
-    if not stored and not named:
-        raise UsageError(f"--teachers: {text!r} does not say its architecture; write {text}:ARCH")
-    return TeacherFile(stored or max(named, key=len), path)
+    arch = architecture(state, known) or max(named, key=len, default=None)
+    if arch is None:
+        said = state.get("arch")
+        named_otherwise = isinstance(said, str) and said
+        says = (
+            f"calls itself {said!r}, which fits no network here" if named_otherwise else "does not say its architecture"
+        )
+        raise UsageError(f"--teachers: {str(path)!r} {says}; write {path}:ARCH")
+    return arch
 
 
 def require_files(files: Sequence[TeacherFile], dataset: str, source: str) -> None:
@@ -111,8 +134,9 @@ def fingerprint(files: Sequence[TeacherFile]) -> str:
     archs = [file.arch for file in files]
     kinds = "+".join(f"{archs.count(arch)}x{arch}" for arch in dict.fromkeys(archs))
     kinds = kinds if len(kinds) <= 60 else f"{len(files)}xmixed"
-    told = recorded("\n".join(f"{file.arch} {file.path.as_posix()}" for file in files))
-    return f"{kinds}@{sha256(told.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+    lines = (f"{file.arch} {file.path.as_posix()}" + (f"@{file.key}" if file.key else "") for file in files)
+    told = recorded("\n".join(lines)).encode("utf-8", "surrogateescape")
+    return f"{kinds}@{sha256(told).hexdigest()[:6]}"
 
 
 class Teachers:
@@ -163,7 +187,7 @@ def as_autocast(images: torch.Tensor) -> torch.Tensor:
 def load_teachers(
     files: Sequence[TeacherFile],
     build: Callable[[str], nn.Module],
-    num_classes: int,
+    labels: Labels,
     images: torch.Tensor,
     precision: str,
 ) -> tuple[Teachers, list[str]]:
@@ -172,22 +196,23 @@ def load_teachers(
     Args:
         files: where they lie.
         build: architecture → network, on the device.
-        num_classes: of their logits.
+        labels: what their logits have to stand for.
         images: ``[B, 3, H, W]`` of any content and of the dataset's size.
         precision: of ``--precision``, see :func:`helper.frozen.freeze`.
 
     Returns:
-        the teachers, and a line for each that was not trained to its end.
+        the teachers, and lines on what the user should know of them.
 
     Raises:
-        UsageError: a checkpoint is missing, damaged, of another architecture or class count.
+        UsageError: a checkpoint is missing, damaged, of another architecture or for other classes.
     """
     networks, checksums, notes = [], [], []
     for file in files:
         network = build(file.arch)
-        about = checkpoint.load_network(network, file.path, file.arch, num_classes, "setting.py or --teachers")
+        about, said = load_network(network, file.path, file.arch, labels, "setting.py or --teachers", file.key)
+        notes += said
         epoch, epochs = about.get("epoch"), about.get("epochs")
-        if file.path.name.startswith("last") and epochs and epoch != epochs:
+        if file.path.name.startswith("last") and isinstance(epochs, int) and epoch != epochs:
             notes.append(f"{file.path}: trained for {epoch} of {epochs} epochs only")
         checksums.append(weights_checksum(network))
         networks.append(freeze(network, images, precision))

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     listed = setting.TEACHERS.get(opt.dataset, [])
     files = chosen_teachers(listed, opt.teachers, opt.teacher_num, opt.dataset, model_dict)
     require_files(files, opt.dataset, "--teachers" if opt.teachers else "setting.py")
-    teachers, _ = load_teachers(files, session.build, session.info.num_classes, session.example(), session.precision)
+    teachers, _ = load_teachers(files, session.build, session.labels, session.example(), session.precision)
     train_student.attach_cache(opt, teachers, files, session)
     loader = session.loaders.train
     batches = all_batches(loader, opt.batch_size) if opt.all_views else batches_of_run(loader, opt.epochs)

@@ -207,9 +207,7 @@ class Offline:
 
     def _load(self) -> Teachers:
         session = self.session
-        return load_teachers(self.files, session.build, session.info.num_classes, session.example(), session.precision)[
-            0
-        ]
+        return load_teachers(self.files, session.build, session.labels, session.example(), session.precision)[0]
 
     def raw_teachers(self) -> list[nn.Module]:
         """The networks as their training left them."""

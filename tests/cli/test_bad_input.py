@@ -20,6 +20,7 @@ import train_student
 import train_teacher
 from helper.session import Session
 from helper.teachers import TeacherFile, training_command
+from models import model_dict
 
 pytestmark = pytest.mark.usefixtures("little_data")
 
@@ -207,7 +208,7 @@ def test_missing_teacher_on_the_command_line(save_dir: Path, tmp_path: Path, giv
 
 def bad_checkpoint(path: Path, kind: str, good: Path) -> None:
     """Write a checkpoint with something wrong."""
-    state: dict[str, Any] = {"arch": "resnet8", "num_classes": 10, "model": weights(good.parent)}
+    state: dict[str, Any] = {"arch": "resnet8", "num_classes": 10, "dataset": "digits", "model": weights(good.parent)}
     if kind == "truncated":
         path.write_bytes(good.read_bytes()[:5000])
     elif kind == "flipped bit":
@@ -224,7 +225,7 @@ def bad_checkpoint(path: Path, kind: str, good: Path) -> None:
         state["model"]["fc.weight"] = torch.zeros(100, 64)
         torch.save({"model": state["model"]}, path)
     elif kind == "architecture":
-        torch.save({**state, "arch": "resnet20"}, path)
+        torch.save({**state, "arch": "resnet20", "model": model_dict["resnet20"](num_classes=10).state_dict()}, path)
     elif kind == "silent architecture":
         del state["model"]["fc.bias"]
         torch.save({"model": state["model"]}, path)

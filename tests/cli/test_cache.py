@@ -108,7 +108,7 @@ def test_losses_on_maps_go_on_without(tmp_path: Path, teachers: str) -> None:
 def test_data_with_countless_views_is_refused(tmp_path: Path, teachers: str) -> None:
     for part in ("train", "val"):
         for label in range(10):
-            folder = tmp_path / "data" / part / f"class{label}"
+            folder = tmp_path / "data" / part / str(label)  # the teachers' classes
             folder.mkdir(parents=True)
             Image.new("RGB", (40, 40)).save(folder / "image.png")
     words = f"--dataset folder --data_dir {tmp_path / 'data'} --batch_size 2 --num_workers 0 --teacher_num 1"

@@ -17,14 +17,16 @@ import torch
 import torchvision
 from torch import nn
 
-from helper import checkpoint
-from helper.checkpoint import Damaged, load, load_network, load_newest, previous, save
+from helper import checkpoint, foreign
+from helper.checkpoint import Damaged, load, load_newest, previous, save
 from helper.errors import UsageError
 from helper.run_folder import RunFolder
 from helper.teachers import TeacherFile, chosen_teachers, load_teachers
+from helper.weights import Labels, load_network
 from models import model_dict
 
 CLASSES = 4
+LABELS = Labels("digits", CLASSES)
 
 
 def network(name: str = "resnet8", num_classes: int = CLASSES, seed: int = 0) -> nn.Module:
@@ -74,7 +76,7 @@ def test_round_trip(path: Path) -> None:
         torch.equal(a, optimizer.state[p]["momentum_buffer"]) for a, p in zip(momentum, mine.parameters(), strict=True)
     )
     other = network(seed=1)
-    rest = load_network(other, path, "resnet8", CLASSES, "--evaluate")
+    rest = load_network(other, path, "resnet8", LABELS, "--evaluate").about
     assert same(other.state_dict(), mine.state_dict())
     assert rest["hours"] == 0.5
     assert torch.load(path, weights_only=True)["hours"] == 0.5  # plain torch reads it too
@@ -255,7 +257,7 @@ def test_checkpoints_of_others_load(path: Path, form: str, archive: bool) -> Non
     theirs = network(seed=1)
     torch.save(forms(theirs.state_dict())[form], path, _use_new_zipfile_serialization=archive)
     mine = network(seed=2)
-    load_network(mine, path, "resnet8", CLASSES, "--evaluate")
+    load_network(mine, path, "resnet8", LABELS, "--evaluate")
     assert same(mine.state_dict(), theirs.state_dict())
 
 
@@ -265,7 +267,7 @@ def test_imagenet_checkpoints_of_torchvision_load(path: Path) -> None:
     theirs = torchvision.models.resnet18(num_classes=CLASSES)
     torch.save({"epoch": 90, "model": theirs.state_dict(), "best_acc": torch.tensor(69.8)}, path)
     mine = network("torchvision/resnet18")
-    load_network(mine, path, "torchvision/resnet18", CLASSES, "--teachers")
+    load_network(mine, path, "torchvision/resnet18", LABELS, "--teachers")
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(mine.eval()(images), theirs.eval()(images))
 
@@ -292,7 +294,7 @@ def test_code_in_a_checkpoint_is_not_run(path: Path, archive: bool) -> None:
         torch.save(state, path, _use_new_zipfile_serialization=archive)
         with pytest.raises(Damaged, match="unpickling of code, which is not trusted"):
             load(path)
-        message = error_of(load_network, network(), path, "resnet8", CLASSES, "--evaluate")
+        message = error_of(load_network, network(), path, "resnet8", LABELS, "--evaluate")
         assert message.startswith("--evaluate: ")
         path.write_bytes(pickle.dumps(state))
         with pytest.raises(Damaged):
@@ -306,18 +308,28 @@ def test_code_in_a_checkpoint_is_not_run(path: Path, archive: bool) -> None:
 def test_the_allowance_for_namespaces_ends_with_the_call(path: Path) -> None:
     allowed = set(torch.serialization.get_safe_globals())
     torch.save({"opt": argparse.Namespace(a=1)}, path)
-    load(path)
+    foreign.read(path)
     assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+def ours(model: nn.Module, **changes: Any) -> dict[str, Any]:
+    """What a training script writes."""
+    about = {"arch": "resnet8", "num_classes": CLASSES, "classes": None, "dataset": "digits", "precision": "fp32"}
+    return {**about, "model": model.state_dict(), "epoch": 1, **changes}
 
 
 WRONG: dict[str, tuple[Any, str]] = {
     "missing": (None, "there is no checkpoint"),
-    "another arch, declared": ({"model": {}, "arch": "vgg8"}, "vgg8.*resnet8"),
+    "another arch, declared": (lambda: ours(network("vgg8"), arch="vgg8"), "holds a vgg8, not a resnet8"),
+    "another arch, by its own name": (
+        lambda: {"model": network("vgg8").state_dict(), "arch": "VGG"},
+        "is not a resnet8: .*; it calls itself 'VGG'",
+    ),
     "another arch": (lambda: {"model": network("resnet14").state_dict()}, "is not a resnet8.*missing.*extra"),
     "another width": (lambda: {"model": network("resnet8x4").state_dict()}, "does not fit a resnet8|is not a resnet8"),
     "another class count": (lambda: {"model": network(num_classes=7).state_dict()}, "4 classes: 'fc.*7"),
     "another class count, declared": (
-        lambda: {"model": network(num_classes=7).state_dict(), "num_classes": 7},
+        lambda: ours(network(num_classes=7), num_classes=7),
         "7 classes, the dataset has 4",
     ),
     "no weights": ({"epoch": 3}, "holds no weights"),
@@ -330,15 +342,13 @@ WRONG: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("what", list(WRONG))
 def test_what_does_not_fit_is_explained(path: Path, what: str) -> None:
     content, pattern = WRONG[what]
-    if what == "another arch, declared":
-        content = {"model": network("vgg8").state_dict(), "arch": "vgg8"}
-    elif callable(content):
+    if callable(content):
         content = content()
     if content is not None:
         torch.save(content, path)
     mine = network()
     before = {name: value.clone() for name, value in mine.state_dict().items()}
-    message = error_of(load_network, mine, path, "resnet8", CLASSES, "--evaluate")
+    message = error_of(load_network, mine, path, "resnet8", LABELS, "--evaluate")
     assert message.startswith("--evaluate: ")
     assert str(path) in message
     assert re.search(pattern, message)
@@ -360,7 +370,7 @@ def test_teachers_say_their_own_architecture(tmp_path: Path) -> None:
     given = [*files[:2], f"{files[2]}:resnet8"]
     chosen = chosen_teachers([], given, None, "digits", model_dict)
     assert [file.arch for file in chosen] == ["vgg8", "resnet8x4", "resnet8"]
-    teachers, notes = load_teachers(chosen, network, CLASSES, torch.zeros(2, 3, 32, 32), "fp32")
+    teachers, notes = load_teachers(chosen, network, LABELS, torch.zeros(2, 3, 32, 32), "fp32")
     assert (len(teachers), notes) == (3, [])
     assert not any(parameter.requires_grad for one in teachers.networks for parameter in one.parameters())
     assert chosen_teachers([], given, 2, "digits", model_dict) == chosen[:2]
@@ -381,5 +391,5 @@ def test_teachers_say_their_own_architecture(tmp_path: Path) -> None:
 def test_unfinished_teachers_are_named(tmp_path: Path) -> None:
     path = tmp_path / "last.pth"
     save({"model": network().state_dict(), "epoch": 3, "epochs": 10}, path)
-    _, notes = load_teachers([TeacherFile("resnet8", path)], network, CLASSES, torch.zeros(2, 3, 32, 32), "fp32")
+    _, notes = load_teachers([TeacherFile("resnet8", path)], network, LABELS, torch.zeros(2, 3, 32, 32), "fp32")
     assert notes == [f"{path}: trained for 3 of 10 epochs only"]
