@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from helper import checkpoint
+from helper.stopping import SIGNALS, signals
 from models import model_dict
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers with all threads each would fight for the cores
@@ -20,6 +22,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers with all threads each
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--faults``: the full form of tests/faults."""
     parser.addoption("--faults", action="store_true", help="try every fault of tests/faults many times")
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_signals() -> Iterator[None]:
+    """Scripts that are called in this process set their own, and leave them."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signals.received = None
 
 
 @pytest.fixture
