@@ -152,9 +152,9 @@ class StreamLoader:
             yield Batch(self.normalise(images), target)
 
     def _from_workers(self) -> Iterator[tuple[Tensor, Tensor] | Unreadable]:
-        with starting_readers():
-            batches = iter(self.batches)
         try:
+            with starting_readers():
+                batches = iter(self.batches)
             yield from batches
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):
