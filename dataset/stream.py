@@ -21,7 +21,8 @@ from dataset.memory import Normalise
 from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_order, generator
 from dataset.pictures import read_picture
 from helper.batch import Batch, ViewSpace
-from helper.errors import UsageError
+from helper.errors import InputError
+from helper.stopping import ReadersLost, in_readers, starting_readers
 
 Place = tuple[int, int]  # epoch and image: the epoch travels with the index, since workers outlive epochs
 
@@ -103,7 +104,8 @@ class StreamLoader:
         shard: this process's part of each training batch.
 
     Raises:
-        UsageError: while iterating, when an image cannot be read.
+        InputError: while iterating, when an image cannot be read.
+        ReadersLost: likewise, when a worker was killed.
     """
 
     views: ViewSpace | None = None  # crops of any size and place
@@ -132,6 +134,7 @@ class StreamLoader:
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             generator=generator(seed, Purpose.WORKERS),  # else the loader draws from the global one
+            worker_init_fn=in_readers(),
         )
 
     def __len__(self) -> int:
@@ -142,11 +145,22 @@ class StreamLoader:
         self.sampler.epoch, self.sampler.start = epoch, start
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.batches:
+        for batch in self._from_workers():
             if isinstance(batch, Unreadable):
-                raise UsageError(f"--data_dir: {batch.path} cannot be read ({batch.reason})")
+                raise InputError(f"--data_dir: {batch.path} cannot be read ({batch.reason})")
             images, target = (part.to(self.device, non_blocking=True) for part in batch)
             yield Batch(self.normalise(images), target)
+
+    def _from_workers(self) -> Iterator[tuple[Tensor, Tensor] | Unreadable]:
+        try:
+            with starting_readers():
+                batches = iter(self.batches)
+            yield from batches
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            hint = "the memory may be full: try a smaller --num_workers"
+            raise ReadersLost(f"a process that reads images was killed ({hint})") from None
 
 
 def collate(samples: list[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:

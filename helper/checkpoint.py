@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,32 @@ def save(state: Mapping[str, Any], path: Path) -> None:
     Raises:
         UsageError: it cannot be written; what was there stays.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        with zipfile.ZipFile(partial) as archive:
-            if archive.testzip():
-                raise OSError(None, "what was written differs when it is read again")
+        with written_beside(path) as partial:
+            with partial.open("wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            with zipfile.ZipFile(partial) as archive:
+                if archive.testzip():
+                    raise OSError(None, "what was written differs when it is read again")
+            if path.exists():
+                _keep(path)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch's writer makes RuntimeErrors of some
-        partial.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise UsageError(f"{path} cannot be written ({reason}); the one before is kept, --resume goes on") from None
-    if path.exists():
-        _keep(path)
-    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A file that takes the place of ``path`` when it is whole, and goes when something comes in between."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _keep(path: Path) -> None:

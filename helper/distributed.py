@@ -5,11 +5,9 @@ Everything here also works, and does nothing, in a process that is alone.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from helper.errors import UsageError
-from helper.stopping import Stopped
 
 Result = TypeVar("Result")
 
@@ -141,22 +138,6 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
     """Overwrite the tensors with those of the first process."""
     for tensor in tensors if size() > 1 else ():
         dist.broadcast(tensor, 0)
-
-
-@contextlib.contextmanager
-def losses_said(advice: str) -> Iterator[None]:
-    """Turn the error that follows when another process has ended into one line.
-
-    Raises:
-        Stopped: with the advice.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if size() > 1 and re.search(r"connection|peer|timed? ?out|nccl|gloo|socket", str(error), re.I):
-            reason = str(error).strip().splitlines()[-1][:120]
-            raise Stopped(f"another process of this run has ended or cannot be reached ({reason}); {advice}") from None
-        raise
 
 
 def share_of(count: int) -> slice:

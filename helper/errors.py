@@ -10,6 +10,10 @@ class UsageError(Exception):
     """Bad input: the scripts print its single line and leave with exit code 2, before anything is written."""
 
 
+class InputError(UsageError):
+    """An image cannot be read; raised between two batches, so that what is trained can be saved first."""
+
+
 def unknown(what: str, value: str, choices: Iterable[str]) -> UsageError:
     """The error for ``value`` not being one of ``choices``: names ``what``, the nearest choice and all of them."""
     names = [str(choice) for choice in choices]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from helper import checkpoint, distributed
 from helper.batch import Batch
 from helper.compiling import begin_step, uncompiled
-from helper.errors import UsageError
+from helper.errors import InputError, UsageError
 from helper.evaluation import evaluate
 from helper.logger import Logger
 from helper.meters import FirstBad, Means, Scalars
@@ -28,11 +28,11 @@ from helper.precision import autocast
 from helper.progress import clock, progress
 from helper.recipe import PUBLISHED, Recipe, lr_drops, seed_of
 from helper.run_folder import RunFolder, provenance
-from helper.stopping import Signals, Stopped
+from helper.stopping import Asked, Looks, ReadersLost, Stopped, interruptible, losses_said, signals
 from helper.sync_bn import synchronise
 
 LOOK = 50
-"""Every so many steps it is looked whether the loss is finite, whether to save, and whether another process stops."""
+"""Every so many steps at most it is looked whether the loss is finite, whether to save, and whether a process stops."""
 
 
 class Loader(Protocol):
@@ -147,6 +147,7 @@ class Fit:
             self._restore(self.state)
         self.forward: nn.Module = Step(self.task, self.device, self.precision)
         self.logger: Logger | None = None
+        self.looks = Looks(LOOK)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         opt, groups = self.opt, self._parameter_groups()
@@ -186,36 +187,49 @@ class Fit:
         """Train until the last epoch and write the result.
 
         Raises:
-            UsageError: the loss is no longer finite, the memory or the disk is full; the last good checkpoint stays.
-            Stopped: a signal asked for it, or another process is lost.
+            UsageError: the loss is no longer finite, the memory or the disk is full, or an image cannot be read; the
+                last good checkpoint stays.
+            Stopped: a signal asked for it, or a process is lost.
         """
         if distributed.is_first():
             self.logger = Logger(self.run.path / "tensorboard", self.epoch + 1)
         self.saved_at = time.monotonic()
         try:
-            with Signals() as signals, distributed.losses_said(f"{self.run.path}: --resume goes on"):
+            signals.hold()
+            with losses_said(f"{self.run.path}: --resume goes on"):
                 while self.epoch < self.opt.epochs:
-                    self._epoch(self.epoch + 1, signals)
-                    self._answer(signals, f"after epoch {self.epoch}")
-            return self._finish()
+                    self._epoch(self.epoch + 1)
+                    self._answer()
+                return self._finish()
+        except (Asked, ReadersLost) as reason:
+            raise Stopped(self._said(reason)) from None
+        except InputError as error:
+            raise UsageError(self._said(error)) from None
         finally:
             if self.logger:
                 self.logger.close()
 
-    def _epoch(self, epoch: int, signals: Signals) -> None:
+    def _epoch(self, epoch: int) -> None:
         started, self.epoch_started = time.perf_counter(), time.perf_counter()
-        steps = len(self.train) - (self.position["step"] if self.position else 0)
+        before = self.position or {"step": 0}
+        steps = len(self.train) - before["step"]
         rate = self.learning_rate * self.opt.lr_decay_rate ** sum(epoch > drop for drop in self.drops)
-        trained = self._train(epoch, rate, signals)
-        train_seconds = time.perf_counter() - started
-        held_out = {f"{self.chosen_on}_{name}": value for name, value in self._evaluate(self.validation or self.test)}
+        means = self._train(epoch, rate)
+        speed = steps * self.opt.batch_size / (time.perf_counter() - started) if steps else before.get("speed", 0.0)
+        trained = Means.read_together({"": means})[""]
+        try:
+            scores = self._evaluate(self.validation or self.test)
+        except (Asked, InputError, ReadersLost) as reason:
+            if isinstance(reason, Asked) or distributed.size() == 1:
+                self._save_position(len(self.train), means, speed)
+            raise
         self.seconds += time.perf_counter() - started
         row = {
             "epoch": epoch,
             "learning_rate": rate,
             **{f"train_{name}": value for name, value in trained.items()},
-            **held_out,
-            "images_per_second": steps * self.opt.batch_size / train_seconds,
+            **{f"{self.chosen_on}_{name}": value for name, value in scores},
+            "images_per_second": speed,
             "seconds": self.seconds,
         }
         self._save_epoch(epoch, row)
@@ -230,25 +244,32 @@ class Fit:
         """The same, as people call it."""
         return self.validation_name if self.validation else self.test_name
 
-    def _train(self, epoch: int, rate: float, signals: Signals) -> dict[str, float]:
+    def _train(self, epoch: int, rate: float) -> Means:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)  # resumed from before there were factors
         self.connect(epoch)
         start, means, bad = self._begin(epoch)
         self.train.set_epoch(epoch, start)
         self.task.trained.train()
-        title, each = f"epoch {epoch}/{self.opt.epochs}", self.opt.batch_size
-        with progress(self.train, title, len(self.train) * each, start * each, each) as batches:
-            for step, batch in enumerate(batches, start + 1):
-                scalars = self.step(batch, epoch)
-                means.add(scalars, len(batch.target))
-                bad.look({name: value for name, value in scalars.items() if name.startswith("loss")}, step)
-                batches.show(means)
-                if step % LOOK == 0 or (signals.received and distributed.size() == 1):
-                    self._look(epoch, step, means, bad, signals)
+        self.looks.begin(start)
+        title, each, done = f"epoch {epoch}/{self.opt.epochs}", self.opt.batch_size, start
+        try:
+            with progress(self.train, title, len(self.train) * each, start * each, each) as batches:
+                for step, batch in enumerate(batches, start + 1):
+                    scalars = self.step(batch, epoch)
+                    means.add(scalars, len(batch.target))
+                    bad.look({name: value for name, value in scalars.items() if name.startswith("loss")}, step)
+                    batches.show(means)
+                    if self.looks.due(step) and step < len(self.train):  # there follows the evaluation, which looks
+                        self._look(epoch, step, means, bad)
+                    done = step
+        except (InputError, ReadersLost):  # no batch came
+            if done and distributed.size() == 1:  # others would be waiting for this one, within a step
+                self._refuse(bad, epoch)
+                self._save_position(done, means)
+            raise
         self._refuse(bad, epoch)
-        self.position = None
-        return Means.read_together({"": means})[""]
+        return means
 
     def connect(self, epoch: int) -> None:
         """Let the processes, if there are several, exchange gradients; they are told whether all weights get one."""
@@ -317,15 +338,31 @@ class Fit:
 
     def _kept(self) -> str:
         """What is not lost."""
-        return f"the checkpoint of epoch {self.epoch} is kept" if self.epoch else "there is no checkpoint yet"
+        return f"the checkpoint of {self._where()} is kept" if self._where() else "there is no checkpoint yet"
 
-    def _look(self, epoch: int, step: int, means: Means, bad: FirstBad, signals: Signals) -> None:
-        """Stop at a loss that is not finite; save where it is time to, or where a signal asks for it."""
+    def _where(self) -> str:
+        """Up to where the run is saved; empty where it is not."""
+        if self.position:
+            return f"step {self.position['step']} of epoch {self.epoch + 1}"
+        return f"epoch {self.epoch}" if self.epoch else ""
+
+    def _said(self, reason: BaseException) -> str:
+        """Why the run ends here, and what comes of it."""
+        if not self._where():
+            return f"{reason}; {self._kept()}"
+        return f"{reason}: {self.run.path} is saved after {self._where()}; --resume goes on from there"
+
+    def _look(self, epoch: int, step: int, means: Means, bad: FirstBad) -> None:
+        """Stop at a loss that is not finite or where a signal asks for it; save where it is time to."""
         self._refuse(bad, epoch)
-        due = time.monotonic() - self.saved_at > self.opt.checkpoint_minutes * 60
-        if any(distributed.gather(due or signals.received is not None)):
+        asked = self.looks.asked()
+        if asked:
             self._save_position(step, means)
-        self._answer(signals, f"after step {step} of epoch {epoch}")
+            raise asked
+        due = time.monotonic() - self.saved_at > self.opt.checkpoint_minutes * 60
+        if any(distributed.gather(due)):
+            self._save_position(step, means)
+        self.looks.done(step)
 
     def _refuse(self, bad: FirstBad, epoch: int) -> None:
         found = bad.read()
@@ -336,17 +373,17 @@ class Fit:
                 f"{self._kept()}; try a smaller --learning_rate"
             )
 
-    def _answer(self, signals: Signals, where: str) -> None:
-        """Stop if any process was told to; the state has been saved."""
-        received = [each for each in distributed.gather(signals.received) if each]
-        if received and self.epoch < self.opt.epochs:
-            raise Stopped(f"{received[0]}: {self.run.path} is saved {where}; --resume goes on from there")
+    def _answer(self) -> None:
+        """Stop after an epoch, which is saved, if any process was told to."""
+        asked = self.looks.asked()
+        if asked and self.epoch < self.opt.epochs:
+            raise asked
 
     def _evaluate(self, loader: Loader) -> list[tuple[str, float]]:
         distributed.copy_from_first(self.task.trained.buffers())
         self.task.trained.eval()
         with uncompiled(self.opt.compile):
-            scores = evaluate(self.task.predict, loader, self.device, self.precision)
+            scores = evaluate(self.task.predict, interruptible(loader, LOOK), self.device, self.precision)
         main = next(iter(scores))
         return [
             ("_".join(part for part in (which if which != main else "", name) if part), value)
@@ -358,7 +395,7 @@ class Fit:
         """Record an epoch that is done; the checkpoint last, so that a run that is cut off here repeats the epoch."""
         self.accuracy = row[f"{self.chosen_on}_accuracy"]
         is_best = self.best is None or self.accuracy > self.best["accuracy"]
-        self.epoch = epoch
+        self.epoch, self.position = epoch, None
         if is_best:
             self.best = {"epoch": epoch, "accuracy": self.accuracy}
         if not distributed.is_first():
@@ -369,10 +406,10 @@ class Fit:
             checkpoint.save({**self._network(), **everything}, self.run.best)
         self._save(self.seconds)
 
-    def _save_position(self, step: int, means: Means) -> None:
-        """Save in the middle of an epoch."""
-        generators = distributed.gather(get_generators(self.device))
-        self.position = {"step": step, "means": distributed.gather(means.state()), "generators": generators}
+    def _save_position(self, step: int, means: Means, speed: float = 0.0) -> None:
+        """Save in the middle of an epoch; ``speed`` in images per second where it is trained and not evaluated."""
+        generators, sums = distributed.gather(get_generators(self.device)), distributed.gather(means.state())
+        self.position = {"step": step, "means": sums, "generators": generators, "speed": speed}
         if distributed.is_first():
             self._save(self.seconds + time.perf_counter() - self.epoch_started)
 
@@ -449,7 +486,8 @@ class Fit:
         if isinstance(self.task, Comparing):
             self.task.trained.eval()
             with uncompiled(self.opt.compile):
-                compared = evaluate(self.task.compare, self.test, self.device, self.precision)
+                images = interruptible(self.test, LOOK)
+                compared = evaluate(self.task.compare, images, self.device, self.precision)
             scores += [(name, values[""]) for name, values in compared.items()]
         return {f"test_{name}": value for name, value in scores}
 

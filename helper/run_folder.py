@@ -52,7 +52,8 @@ class RunFolder:
         Raises:
             UsageError: it needs ``--resume`` or ``--overwrite``.
         """
-        started = self.metrics.exists() or self.last.exists()
+        recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
+        started = recorded or self.last.exists() or checkpoint.previous(self.last).exists()
         if started and not self.finished and not resume and not overwrite:
             raise UsageError(f"{self.path} holds an unfinished run; continue it with --resume, or --overwrite it")
 
@@ -119,9 +120,8 @@ class RunFolder:
         """Take over another run's metrics and checkpoints, the last one last: with that this run has begun."""
         # a run that was cut off in its first epoch has but that one
         for source in (path for path in (earlier.metrics, earlier.best, earlier.last) if path.exists()):
-            partial = self.path / f"{source.name}.partial"
-            shutil.copyfile(source, partial)
-            os.replace(partial, self.path / source.name)
+            with checkpoint.written_beside(self.path / source.name) as partial:
+                shutil.copyfile(source, partial)
 
     def _cut_metrics(self, epoch: int) -> None:
         """Drop lines that a cut off run wrote after its last checkpoint.
@@ -201,12 +201,10 @@ class RunFolder:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` beside ``path``, flush it to the disk, then rename."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with checkpoint.written_beside(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def parameters_of(opt: argparse.Namespace) -> dict[str, Any]:

@@ -69,4 +69,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, stopped="what has been filled is kept; the same command goes on")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from helper import checkpoint
+from helper.stopping import SIGNALS, signals
 from models import model_dict
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers with all threads each would fight for the cores
@@ -26,6 +28,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered of images is not the user's."""
     monkeypatch.setattr("dataset.checking.cache_folder", lambda: tmp_path_factory.getbasetemp() / "cache")
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_signals() -> Iterator[None]:
+    """Scripts that are called in this process set their own, and leave them."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signals.received = None
 
 
 @pytest.fixture

@@ -62,6 +62,9 @@ class Test:
         self.images, self.target = images[part], target[part]
         self.num_images = len(self.target)
 
+    def __len__(self) -> int:
+        return len(self.images.split(4))
+
     def __iter__(self) -> Iterator[Batch]:
         for images, target in zip(self.images.split(4), self.target.split(4), strict=True):
             yield Batch(images, target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,12 @@ from torch import nn
 import train_teacher
 from helper import checkpoint, loop
 from helper.batch import Batch
-from helper.errors import UsageError
+from helper.errors import InputError, UsageError
 from helper.loop import Fit, rescaled_drops
 from helper.meters import FirstBad, Means, accuracy
 from helper.run_folder import RunFolder
-from helper.stopping import Signals, Stopped
+from helper.script import run_script
+from helper.stopping import RESUME_ME, SIGNALS, Looks, ReadersLost, Signals, Stopped, signals
 
 CLASSES, BATCH, STEPS = 4, 8, 5
 
@@ -108,6 +111,7 @@ def test_micro_batches_are_the_whole_batch(parts: int, tmp_path: Path) -> None:
 def test_a_position_within_an_epoch_is_resumed_bitwise(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    signals.hear("")
     straight = Linear()
     fit_of(tmp_path / "a", straight)()
     cut = Linear()
@@ -125,6 +129,7 @@ def test_a_position_within_an_epoch_is_resumed_bitwise(
     with pytest.raises(Stopped, match=f"SIGTERM: .*b is saved after step {step} of epoch 2; --resume goes on"):
         fit()
     assert checkpoint.load(tmp_path / "b" / "last.pth")["position"]["step"] == step
+    signals.hear("")
     resumed = Linear()
     second = fit_of(tmp_path / "b", resumed)
     second()
@@ -147,20 +152,166 @@ def test_time_passes_and_the_middle_of_an_epoch_is_saved(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Fit, "_save_position", counted)
     fit_of(tmp_path / "a", Linear(), "--checkpoint_minutes", "1e-9")()
-    assert saved == [2, 4, 2, 4]
+    assert saved == [1, 3, 2, 4], "the first step shows how long one takes"
     fit_of(tmp_path / "b", Linear())()
     assert len(saved) == 4
 
 
-def test_signals_are_only_held_while_training() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with Signals() as signals:
-        assert signals.received is None
-        signal.raise_signal(signal.SIGUSR1)
-        assert signals.received == "SIGUSR1"
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_ends_a_script_and_is_remembered_by_a_run(number: signal.Signals) -> None:
+    heard = Signals()
+    heard.hear("nothing had been trained")
+    with pytest.raises(Stopped, match=f"{number.name}: nothing had been trained"):
+        signal.raise_signal(number)
+    assert heard.broke_off
+    heard.hear("")
+    heard.hold()
+    signal.raise_signal(number)
+    signal.raise_signal(signal.SIGTERM)
+    assert heard.received == number.name
+    assert not heard.broke_off
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_a_library_has_swallowed_is_not_forgotten() -> None:
+    heard = Signals()
+    heard.hear("")
+    with contextlib.suppress(Stopped):
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        heard.hold()
+
+
+def test_nohup_is_heard() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    heard = Signals()
+    heard.hear("")
+    signal.raise_signal(signal.SIGHUP)
+    assert heard.received is None
+
+
+def test_what_a_library_makes_of_a_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def main(_: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Stopped:
+            raise ImportError("a module that was half imported") from None
+
+    monkeypatch.setenv("RESUME_ME_FILE", str(tmp_path / "resume"))
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert end.value.code == RESUME_ME
+    said = capsys.readouterr().err
+    assert said.endswith(": SIGTERM: nothing had been trained yet; the same command starts it again\n")
+    assert said.count("\n") == 1
+    assert (tmp_path / "resume").exists()
+
+
+def test_slow_steps_are_looked_at_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    looks, looked = Looks(50), []
+    for step in range(1, 300):
+        now += 0.01 if step < 150 else 1.0
+        if looks.due(step):
+            looked.append((step, now))
+            looks.done(step)
+    assert [step for step, _ in looked[:4]] == [1, 51, 101, 151]
+    late = [step for step, _ in looked if step > 260]
+    assert all(after - before == 5 for before, after in itertools.pairwise(late))
+
+
+class Hung(Linear):
+    """Is told to end in a call of ``predict`` or ``compare``."""
+
+    def __init__(self, at: int, what: str) -> None:
+        super().__init__()
+        self.calls, self.at, self.what = 0, at, what
+
+    def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.called("predict", images)
+
+    def compare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"close": self.called("compare", images)["network"].amax(1)}
+
+    def called(self, what: str, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if what == self.what:
+            self.calls += 1
+            if self.calls == self.at:
+                signal.raise_signal(signal.SIGTERM)
+        return {"network": self.trained["network"](images)}
+
+
+@pytest.mark.parametrize(
+    ("at", "what", "where"),
+    [
+        (2, "predict", f"step {STEPS} of epoch 1"),
+        (STEPS, "predict", "epoch 1"),
+        (STEPS + 1, "predict", f"step {STEPS} of epoch 2"),
+        (2, "compare", "epoch 2"),
+    ],
+)
+def test_an_evaluation_is_broken_off_and_repeated(at: int, what: str, where: str, tmp_path: Path) -> None:
+    straight = fit_of(tmp_path / "a", Hung(0, ""))()
+    signals.hear("")
+    cut = Hung(at, what)
+    with pytest.raises(Stopped, match=f"SIGTERM: .*b is saved after {where}; --resume goes on"):
+        fit_of(tmp_path / "b", cut)()
+    assert cut.calls == at, "at once"
+    signals.hear("")
+    resumed = Hung(0, "")
+    again = fit_of(tmp_path / "b", resumed)()
+    assert len(resumed.seen) == (STEPS if where.endswith("epoch 1") else 0), "no step is repeated"
+    assert again["last"] == straight["last"]
+    assert again["best"] == straight["best"]
+    assert again["images_per_second"] > 0
+    rows = [RunFolder(tmp_path / name).read_metrics() for name in "ab"]
+    for mine, theirs in zip(*rows, strict=True):
+        for name in ("epoch", "train_loss", "train_accuracy", "test_accuracy", "learning_rate"):
+            assert mine[name] == theirs[name]
+
+
+class Broken(Data):
+    """Its images cannot be read from a batch on; ``error`` is what it raises."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        super().__init__()
+        self.at, self.error = at, error
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, batch in enumerate(super().__iter__(), self.start + 1):
+            if number == self.at:
+                raise self.error
+            yield batch
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("error", [InputError("a.png cannot be read"), ReadersLost("memory")], ids=["image", "reader"])
+def test_what_cannot_be_read_costs_no_step(part: str, error: InputError | ReadersLost, tmp_path: Path) -> None:
+    straight = Linear()
+    fit_of(tmp_path / "a", straight)()
+    fit = fit_of(tmp_path / "b", Linear())
+    setattr(fit, part, Broken(3, error))
+    step = 2 if part == "train" else STEPS
+    expected = UsageError if isinstance(error, UsageError) else Stopped
+    with pytest.raises(expected, match=f"{error}: .*b is saved after step {step} of epoch 1; --resume goes on"):
+        fit()
+    resumed = Linear()
+    fit_of(tmp_path / "b", resumed)()
+    assert len(resumed.seen) == 2 * STEPS - step
+    assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_nothing_is_saved_where_nothing_is_trained(tmp_path: Path) -> None:
+    fit = fit_of(tmp_path, Linear())
+    fit.train = Broken(1, InputError("a.png cannot be read"))
+    with pytest.raises(UsageError, match=r"a\.png cannot be read; there is no checkpoint yet"):
+        fit()
+    assert not (tmp_path / "last.pth").exists()
+    RunFolder(tmp_path).check(resume=False, overwrite=False)  # the same command starts it
 
 
 class Explodes(Linear):

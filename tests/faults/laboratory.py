@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import select
 import shlex
 import signal
@@ -18,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dataset.digits import Digits
 
 PROGRAM = Path(__file__).with_name("small_digits.py")
 EPOCHS = 3
@@ -65,6 +69,12 @@ class Process:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+
+    @property
+    def listens(self) -> bool:
+        """Whether it has set its handlers."""
+        caught = re.search(r"^SigCgt:\s*(\w+)$", read(Path(f"/proc/{self.pid}/status")), re.M)
+        return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
     @property
     def said(self) -> str:
@@ -124,17 +134,19 @@ class Torchrun:
 
     process: subprocess.Popen[bytes]
     log: Path
+    resume_me: Path
 
     @classmethod
     def start(cls, words: str, save_dir: Path, log: Path) -> Torchrun:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
         launcher += ["--master_addr", "127.0.0.1", "--master_port", str(free_port()), str(PROGRAM)]
-        command = [*launcher, *shlex.split(f"{words} {COMMON}"), "--save_dir", str(save_dir), "--resume"]
+        script, *options = shlex.split(words)
+        command = [*launcher, script, *shlex.split(COMMON), *options, "--save_dir", str(save_dir), "--resume"]
+        resume_me = log.with_suffix(".resume")
+        environment = {**os.environ, **ENVIRONMENT, "RESUME_ME_FILE": str(resume_me)}
         with log.open("ab") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=file, env={**os.environ, **ENVIRONMENT}, start_new_session=True
-            )
-        return cls(process, log)
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+        return cls(process, log, resume_me)
 
     def ends_within(self, seconds: float) -> bool:
         try:
@@ -230,8 +242,16 @@ def differences(expected: Path, save_dir: Path) -> list[str]:
         found.append("metrics.jsonl")
     results = [json.loads((each / "result.json").read_text()) for each in (expected, folder)]
     found += [f"result.json: {which}" for which in ("last", "best") if results[0][which] != results[1][which]]
-    found += [f"{path.name} remains" for path in save_dir.rglob("*.partial")]
-    return found + [f"TensorBoard's {tag}" for tag, steps in curves(folder) if steps != in_epochs(folder, tag)]
+    return (
+        found
+        + left_in(save_dir)
+        + [f"TensorBoard's {tag}" for tag, steps in curves(folder) if steps != in_epochs(folder, tag)]
+    )
+
+
+def left_in(save_dir: Path) -> list[str]:
+    """Halves of files."""
+    return [f"{path.name} remains" for path in save_dir.rglob("*.partial")]
 
 
 def in_epochs(folder: Path, name: str) -> list[int]:
@@ -284,10 +304,23 @@ class Laboratory:
         return Torchrun.start(self.filled(words, save_dir), save_dir, self.base / f"{self._made}.log")
 
     def filled(self, words: str, save_dir: Path) -> str:
-        """``TEACHERS`` and ``CACHE`` become paths."""
+        """``TEACHERS``, ``PICTURES`` and ``CACHE`` become paths."""
         if "TEACHERS" in words:
             words = words.replace("TEACHERS", " ".join(str(path) for path in self.teachers()))
+        if "PICTURES" in words:
+            words = words.replace("PICTURES", str(self.pictures()))
         return words.replace("CACHE", f"{save_dir}.cache")
+
+    def pictures(self) -> Path:
+        """Digits in image files."""
+        folder = self.base / "pictures"
+        if not folder.exists():
+            for part, count in zip(Digits(Path()).load(), (96, 50), strict=True):
+                below = folder / ("test" if (folder / "train").exists() else "train")
+                below.mkdir(parents=True)
+                for i, (image, label) in enumerate(zip(part.images[:count], part.labels.tolist(), strict=False)):
+                    Image.fromarray(image.numpy()).save(below / f"{label}-{i}.png")
+        return folder
 
     def teachers(self) -> Sequence[Path]:
         archs = ("resnet8", "wrn_16_1")

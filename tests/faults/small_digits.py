@@ -19,10 +19,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
+from torchvision.transforms import v2
 
 import train_online
 import train_student
 import train_teacher
+from dataset.base import DatasetInfo, FileDataset, Files, Transform, dataset_dict
 from dataset.digits import Digits
 from helper import loop
 from helper.script import run_script
@@ -30,6 +32,26 @@ from helper.script import run_script
 MAINS = {f"{module.__name__}.py": module.main for module in (train_teacher, train_student, train_online)}
 TRAIN, TEST, LOOK = 96, 50, 2
 WRITES = ("open", "os.rename", "os.remove", "os.mkdir", "os.link")
+
+
+@dataset_dict.register("pictures")
+class Pictures(FileDataset):
+    """Files ``train|test/<label>-*.png``, which processes read."""
+
+    info = DatasetInfo("pictures", 10, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0, True)
+
+    def load(self) -> tuple[Files, Files]:
+        return self.part("train"), self.part("test")
+
+    def part(self, name: str) -> Files:
+        paths = sorted((self.data_dir / name).iterdir())
+        return Files(tuple(map(str, paths)), torch.tensor([int(path.name[0]) for path in paths]))
+
+    def train_transform(self) -> Transform:
+        return v2.RandomHorizontalFlip()
+
+    def test_transform(self) -> Transform:
+        return v2.Identity()
 
 
 def shrink() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -16,11 +17,23 @@ import time
 from pathlib import Path
 
 import pytest
-from laboratory import Laboratory, Process, Tally, differences, equal, flip, folder_in, free_port
+from laboratory import (
+    Laboratory,
+    Process,
+    Tally,
+    Torchrun,
+    descendants,
+    differences,
+    equal,
+    flip,
+    folder_in,
+    free_port,
+    left_in,
+)
 
 from helper import checkpoint
 from helper.run_folder import RunFolder
-from helper.stopping import RESUME_ME
+from helper.stopping import RESUME_ME, SIGNALS
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "train_teacher.py --model resnet8"
@@ -29,6 +42,8 @@ CAMKD = "train_student.py --model_s resnet8 --teachers TEACHERS --distill inter 
 OKDDIP = "train_online.py --method OKDDip --model resnet8"
 CACHED = f"{AEKD} --teacher_cache CACHE"
 RUNS = {"teacher": TEACHER, "AEKD": AEKD, "CAMKD with adapters": CAMKD, "OKDDip": OKDDIP, "filling a cache": CACHED}
+READING = "--dataset pictures --data_dir PICTURES --num_workers 2 --validation 0.2"
+TEACHER_READING, AEKD_READING = f"{TEACHER} {READING}", f"{AEKD} {READING}"
 SHORT = {"AEKD": 0, "teacher": 1, "OKDDip": 1, "CAMKD with adapters": 2, "filling a cache": 1}
 """Kills of each in the short form."""
 
@@ -42,12 +57,8 @@ def dice(what: str) -> random.Random:
 
 def where(said: str) -> tuple[int, int]:
     """Epoch and step that a run went on from, as it said."""
-    within, after = (
-        re.findall(pattern, said) for pattern in (r"after step (\d+) of epoch (\d+)", r"after epoch (\d+)")
-    )
-    if within:
-        return int(within[-1][1]) - 1, int(within[-1][0])
-    return (int(after[-1]), 0) if after else (0, 0)
+    step, epoch = (re.findall(r"after (?:step (\d+) of )?epoch (\d+)", said) or [("", "0")])[-1]
+    return (int(epoch) - 1, int(step)) if step else (int(epoch), 0)
 
 
 def one_line(process: Process, code: int, *words: str) -> list[str]:
@@ -233,6 +244,90 @@ def test_signal(number: signal.Signals, laboratory: Laboratory, full: bool, tall
         tally.add(problems + ([] if where(process.said) == reached else [f"{where(process.said)}, saved {reached}"]))
 
 
+@pytest.mark.parametrize("target", ["group", "main", "reader"])
+@pytest.mark.parametrize("words", [AEKD_READING, CACHED], ids=["reading", "cache"])
+def test_signal_at_any_moment(words: str, target: str, laboratory: Laboratory, full: bool, tally: Tally) -> None:
+    """From the first line of the script to its end, several on the way; twice, where that is not a second Ctrl-C."""
+    if words == CACHED and (target == "reader" or not full):
+        pytest.skip("it has no readers" if target == "reader" else "in the full form")
+    rng, tries = dice(f"{target} {words}"), 4 * len(SIGNALS) if full else 1
+    expected = laboratory.undisturbed(words)
+    while tally.tried < tries:
+        save_dir, here = laboratory.fresh(), 0
+        problems: list[str] = []
+        while True:
+            process, number = laboratory.start(words, save_dir), rng.choice(SIGNALS)
+            await_handlers(process, target == "reader")
+            if tally.tried + here < tries and not process.ends_within(rng.uniform(0, expected.seconds)):
+                tell(process, target, number, number != signal.SIGINT and rng.random() < 0.5)
+                here += 1
+            if process.wait() != RESUME_ME:
+                problems += finished(process, expected.folder, save_dir)
+                break
+            problems += one_line(process, RESUME_ME, number.name) + left_in(save_dir)
+            problems += ["a reader's signal ended it"] if target == "reader" else []
+        tally.add(problems, here)
+
+
+def await_handlers(process: Process, readers: bool) -> None:
+    """Until the script has begun, or has processes that read for it."""
+    while not (process.listens and (descendants(process.pid) or not readers)) and not process.ends_within(0.005):
+        pass
+
+
+def tell(process: Process, target: str, number: signal.Signals, twice: bool) -> None:
+    """Send a signal."""
+    for _ in range(1 + twice):
+        readers = descendants(process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            if target == "group":
+                os.killpg(process.pid, number)
+            elif target == "main" or not readers:
+                os.kill(process.pid, number if target == "main" else 0)
+            else:
+                os.kill(readers[-1], number)
+        time.sleep(0.02)
+
+
+def test_killed_reader(laboratory: Laboratory, full: bool, tally: Tally) -> None:
+    """As the kernel does where there is no memory left: it is said, saved, and goes on."""
+    rng, words = dice("reader"), TEACHER_READING
+    for _ in range(10 if full else 1):
+        save_dir, process = laboratory.begun(words, rng)
+        readers = descendants(process.pid)
+        if not readers:  # it was about to end
+            process.wait()
+            continue
+        os.kill(rng.choice(readers), signal.SIGKILL)
+        if process.wait() == 0:  # nobody asked it for more
+            continue
+        problems = one_line(process, RESUME_ME, "was killed", "--num_workers", str(folder_in(save_dir)), "--resume")
+        problems += left_in(save_dir)
+        reached = where(process.said)
+        again = laboratory.start(words, save_dir)
+        problems += finished(again, laboratory.undisturbed(words).folder, save_dir)
+        tally.add(problems + ([] if where(again.said) == reached else [f"{where(again.said)}, saved {reached}"]))
+
+
+def test_unreadable_image(laboratory: Laboratory, full: bool, tally: Tally) -> None:
+    """A picture is damaged while the run reads: it is named, all is saved, and with the picture mended it goes on."""
+    rng, words, tries = dice("image"), TEACHER_READING, 10 if full else 1
+    expected = laboratory.undisturbed(words)
+    while tally.tried < tries:
+        save_dir = laboratory.fresh()
+        picture = rng.choice(sorted(laboratory.pictures().glob("*/*.png")))
+        whole, process = picture.read_bytes(), laboratory.start(words, save_dir)
+        process.ends_within(rng.uniform(0, expected.seconds))
+        picture.write_bytes(whole[:20])
+        process.wait()
+        picture.write_bytes(whole)
+        if process.code == 0:  # it had been read for the last time
+            tally.add(differences(expected.folder, save_dir), 0)
+            continue
+        problems = one_line(process, 2, f"{picture} cannot be read") + left_in(save_dir)
+        tally.add(problems + laboratory.finish(words, save_dir))
+
+
 def test_stopped_and_continued(laboratory: Laboratory, full: bool, tally: Tally) -> None:
     """SIGSTOP, and SIGCONT later: nothing comes of it."""
     rng = dice("stop")
@@ -247,11 +342,11 @@ def test_stopped_and_continued(laboratory: Laboratory, full: bool, tally: Tally)
 # ---- several processes
 
 
-def pair(laboratory: Laboratory, save_dir: Path) -> list[Process]:
+def pair(laboratory: Laboratory, save_dir: Path, words: str = AEKD) -> list[Process]:
     """A run of two processes, as ``torchrun`` would start it."""
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
-    return [laboratory.start(AEKD, save_dir, environment=group | rank) for rank in ranks]
+    return [laboratory.start(words, save_dir, environment=group | rank) for rank in ranks]
 
 
 def test_lost_process(laboratory: Laboratory, undisturbed_pair: tuple[Path, float], full: bool, tally: Tally) -> None:
@@ -302,6 +397,59 @@ def test_killed_pair(laboratory: Laboratory, undisturbed_pair: tuple[Path, float
         codes = [process.wait() for process in processes]
         problems = [] if codes == [0, 0] else [f"exit codes {codes}: {processes[0].said[-500:]}"]
         tally.add(problems or differences(expected, save_dir), here)
+
+
+def test_told_pair(laboratory: Laboratory, full: bool, tally: Tally) -> None:
+    """Both of two are told, or one, at a random moment: all is saved, and they go on."""
+    rng, words, tries = dice("told pair"), AEKD_READING, 6 * len(SIGNALS) if full else 1
+    whole = laboratory.fresh()
+    started = time.monotonic()
+    assert [process.wait() for process in pair(laboratory, whole, words)] == [0, 0]
+    seconds = time.monotonic() - started
+    while tally.tried < tries:
+        save_dir, here = laboratory.fresh(), 0
+        problems: list[str] = []
+        while True:
+            processes, number = pair(laboratory, save_dir, words), rng.choice(SIGNALS)
+            for process in processes:
+                await_handlers(process, False)
+            if tally.tried + here < tries and not processes[0].ends_within(rng.uniform(0, seconds)):
+                for process in rng.choice([processes, processes[:1], processes[1:]]):
+                    tell(process, "group", number, number != signal.SIGINT)
+                here += 1
+            codes = [process.wait() for process in processes]
+            if RESUME_ME not in codes:
+                problems += differences(folder_in(whole), save_dir) if codes == [0, 0] else [processes[0].said]
+                break
+            problems += [problem for each in processes for problem in one_line(each, RESUME_ME)] + left_in(save_dir)
+        tally.add(problems, here)
+
+
+def test_told_torchrun(laboratory: Laboratory, full: bool, tally: Tally) -> None:
+    """The agent passes on what it is told; that its processes can go on, they say in a file."""
+    if not full:
+        pytest.skip("in the full form")
+    rng, words = dice("told torchrun"), AEKD_READING
+    expected = laboratory.undisturbed(words, torchrun=True)
+    for number in SIGNALS:
+        save_dir, process = laboratory.fresh(), None
+        while process is None or process.ends_within(rng.uniform(0.4, 1) * expected.seconds):
+            process = laboratory.start_torchrun(words, save_dir)
+        tell_all(process, number)
+        ended = process.wait()
+        problems = [] if ended == 0 or process.resume_me.exists() else [f"exit code {ended}: {process.said[-500:]}"]
+        ours = [line for line in process.said.splitlines() if number.name + ":" in line and "--resume" in line]
+        problems += left_in(save_dir) + (["loop.py"] if "loop.py" in process.said or len(ours) > 1 else [])
+        resumed = laboratory.start_torchrun(words, save_dir)
+        problems += [] if resumed.wait() == 0 else [resumed.said[-500:]]
+        tally.add(problems or differences(expected.folder, save_dir))
+
+
+def tell_all(process: Torchrun, number: signal.Signals) -> None:
+    """Slurm tells every process of a step. SIGUSR1, which torchrun does not know, goes to those who train."""
+    for pid in process.workers if number == signal.SIGUSR1 else [process.process.pid, *process.workers]:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, number)
 
 
 def test_killed_torchrun(laboratory: Laboratory, full: bool, tally: Tally) -> None:
