@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, is_grad_enabled, nn
 
@@ -22,8 +23,9 @@ class Subsampling:
     weight: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        # without a gradient of the weights, as in evaluation and export, it stays one operation
-        if input.device.type != "cpu" or not (self.weight.requires_grad and is_grad_enabled()):
+        learns = self.weight.requires_grad and is_grad_enabled()
+        # without a gradient of the weights, as in evaluation and for exporters, it stays one operation
+        if input.device.type != "cpu" or not learns or torch.jit.is_tracing():
             return super().forward(input)  # type: ignore[misc]
         stride, self.stride = self.stride, (1, 1)
         try:
