@@ -65,6 +65,8 @@ def _keep(path: Path) -> None:
     """Make ``path`` the previous one too; it stays where it is, if the file system has hard links."""
     link = previous(path).with_name(previous(path).name + ".partial")
     link.unlink(missing_ok=True)
+    if previous(path).exists() and path.samefile(previous(path)):
+        return  # a crash came right after this; renaming one link to the other would do nothing
     try:
         os.link(path, link)
     except OSError:

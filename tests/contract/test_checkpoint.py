@@ -146,6 +146,7 @@ def test_a_crash_while_saving_costs_nothing(path: Path, call: int, monkeypatch: 
     assert not notes
     save(small(4), path)
     assert value_of(load_newest(path)[0]) == 4
+    assert sorted(file.name for file in path.parent.iterdir()) == ["last.pth", "last.pth.previous"]
 
 
 def tensor_bytes(path: Path) -> range:
