@@ -198,11 +198,11 @@ class RunFolder:
             ) from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path``, flush it to the disk, then rename."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``content`` beside ``path``, flush it to the disk, then rename."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
