@@ -1,17 +1,27 @@
-"""What several test files share: one thread per worker, the student's objective, and a run that takes seconds."""
+"""What several test files share: nothing of a person's, one thread per worker, and a run that takes seconds."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from helper import checkpoint
 from models import model_dict
+
+# What somebody wrote into setting.py is theirs: the tests have teachers of their own, none of which is there.
+SETTING = ModuleType("setting")
+SETTING.TEACHERS = {  # type: ignore[attr-defined]
+    "cifar100": [("resnet32x4", f"save/teachers/resnet32x4-cifar100-trial={k}/last.pth") for k in range(3)],
+    "digits": [("resnet14", f"save/teachers/resnet14-digits-epochs=10-trial={k}/last.pth") for k in range(3)],
+}
+sys.modules["setting"] = SETTING
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers with all threads each would fight for the cores
     torch.set_num_threads(1)
@@ -20,6 +30,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers with all threads each
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--faults``: the full form of tests/faults."""
     parser.addoption("--faults", action="store_true", help="try every fault of tests/faults many times")
+
+
+@pytest.fixture(scope="session")
+def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with no ``save``, ``data`` or ``results`` in it."""
+    return tmp_path_factory.mktemp("nowhere")
+
+
+@pytest.fixture(autouse=True)
+def _away_from_runs(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths lead to nothing that a person has made."""
+    monkeypatch.chdir(nowhere)
 
 
 @pytest.fixture
