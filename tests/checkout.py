@@ -11,27 +11,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ("train_*.py", "README.md", "LICENSE", "CITATION.cff", "requirements.txt", "pyproject.toml")
-FOLDERS = ("helper", "models", "distiller_zoo", "ensemble", "online", "dataset", "scripts", "tests", ".ci")
-"""Where all files count as ours where git does not know better, as in a downloaded archive."""
 
 
 @cache
-def own_files(root: Path = ROOT) -> list[Path]:
-    """Every file of the collection but ``setting.py``, which belongs to whoever works here."""
-    files = in_git(root)
-    if files is None:
-        inside = (path for folder in FOLDERS for path in (root / folder).rglob("*"))
-        files = [*(path for pattern in SHIPPED for path in root.glob(pattern)), *inside]
-    return sorted(path for path in files if path.is_file() and path.suffix != ".pyc" and path != root / "setting.py")
+def own_files() -> list[Path]:
+    """What git tracks here, but for ``setting.py``, which belongs to whoever works here.
 
-
-def in_git(root: Path) -> list[Path] | None:
-    """What git tracks in ``root``; None where it is no checkout."""
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
-    return [root / name for name in listed.stdout.split("\0") if name] if listed.returncode == 0 else None
+    Nothing where this is no checkout, as in a downloaded archive: then nobody can tell.
+    """
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return []
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    paths = (ROOT / name for name in listed.stdout.split("\0") if name not in ("", "setting.py"))
+    return sorted(path for path in paths if path.is_file())
 
 
 def own_names(registry: Mapping[str, Any]) -> set[str]:
@@ -45,4 +37,4 @@ def defined_in(entry: Any) -> Path:
 
 
 if __name__ == "__main__":
-    print(*(path.relative_to(ROOT) for path in own_files() if path.suffix == ".py"), sep="\n")
+    print("\n".join(str(path.relative_to(ROOT)) for path in own_files() if path.suffix == ".py"))

@@ -153,13 +153,29 @@ def test_quick_start_stops_at_a_failure() -> None:
 
 # ---- shell scripts, in a copy, with a Python that only notes what it is asked for
 
-TOOLS = ("sh", "basename", "cat", "chmod", "cksum", "cp", "cut", "date", "dirname", "mkdir", "mktemp", "rm", "sed")
+TOOLS = (
+    "sh",
+    "basename",
+    "cat",
+    "chmod",
+    "cksum",
+    "cp",
+    "cut",
+    "date",
+    "dirname",
+    "mkdir",
+    "mktemp",
+    "rm",
+    "sed",
+    "tr",
+)
 STUB = r"""#!/bin/sh
 echo "$*" >>"$STUB_LOG"
 case "$*" in
 "${STUB_FAILS:-nothing}"*) echo "broken" >&2; exit 3 ;;
 *--dry-run*) exit "${STUB_MISSING:-0}" ;;
 *whl/cpu*) exit 1 ;;
+tests/checkout.py) printf '%s' "${STUB_FILES-train_teacher.py tests/conftest.py}" | tr ' ' '\n' ;;
 "-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
 esac
 """
@@ -240,9 +256,17 @@ def test_arguments_reach_pytest(checkout: Checkout) -> None:
     assert checkout.run("test.sh", "-k", "options").returncode == 0
     (pytest_call,) = checkout.calls_of("-m pytest")
     assert pytest_call.endswith(" -k options")
-    assert checkout.calls_of("-m ruff check")
-    assert checkout.calls_of("-m ruff format --check")
-    assert checkout.calls_of("-m mypy")
+    assert checkout.calls_of("-m ruff check train_teacher.py tests/conftest.py")
+    assert checkout.calls_of("-m ruff format --check train_teacher.py tests/conftest.py")
+    assert checkout.calls_of("-m mypy")[0].endswith(" train_teacher.py")
+
+
+def test_where_our_files_are_not_known_none_is_checked(checkout: Checkout) -> None:
+    done = checkout.run("test.sh", STUB_FILES="")
+    assert done.returncode == 0
+    assert "without ruff and mypy" in done.stdout
+    assert [call.split()[1] for call in checkout.calls if call.startswith("-m")][-1] == "pytest"
+    assert not checkout.calls_of("-m ruff")
 
 
 @pytest.mark.parametrize("tool", ["ruff check", "ruff format", "mypy", "pytest"])
@@ -305,6 +329,7 @@ def test_other_systems_are_refused(checkout: Checkout, system: str) -> None:
     assert not checkout.calls
 
 
+@pytest.mark.skipif(not PROGRAMS, reason="not a git checkout: which programs are ours is not known")
 def test_native_windows_is_refused_by_every_program() -> None:
     """By its first import of ``helper``, which is before that of any module which Windows lacks."""
     modules = [".".join(program.relative_to(ROOT).with_suffix("").parts) for program in PROGRAMS]

@@ -324,3 +324,16 @@ def test_a_new_method_is_a_class_and_a_registration(
     assert row["train_weight_0"] + row["train_weight_1"] == pytest.approx(1)
     assert (run / "result.json").exists()
     assert "their ensemble" in capsys.readouterr().out
+
+
+def test_weights_that_cancel_out_have_no_unit_scale(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Opposed(Loudest):
+        def total(self, teacher_num: int) -> float:
+            return 0
+
+    monkeypatch.setattr(ensemble_dict, "_entries", {**ensemble_dict._entries, "OPPOSED": Opposed})
+    with pytest.raises(UsageError, match=r"^--kd_scale: unit .* of OPPOSED sum to 0; choose released$"):
+        train_student.main([*tiny, "--ensemble_method", "OPPOSED", "--kd_scale", "unit"])
+    assert not (tmp_path / "save").exists()
