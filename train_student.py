@@ -333,6 +333,10 @@ def check(opt: argparse.Namespace, kind: type[Distiller], method: EnsembleMethod
         UsageError: naming the option.
     """
     method.check(teacher_num)
+    if opt.kd_scale == "unit" and teacher_num > 1 and method.total(teacher_num) == 0:
+        raise UsageError(
+            f"--kd_scale: unit makes weights sum to 1, but those of {opt.ensemble_method} sum to 0; choose released"
+        )
     if opt.beta > 0 and not kind.feature_level:
         raise UsageError(f"-b: {opt.beta:g} weighs a loss on feature maps, which --distill {opt.distill} does not have")
     if opt.feat_start_epoch is not None and not (kind.feature_level and opt.beta > 0):

@@ -49,7 +49,7 @@ class FeatureDistiller(Distiller):
         self.teacher_shape = _map_shape(teacher_shapes, layer, "teacher")
 
     def adapt(self, student_map: torch.Tensor) -> torch.Tensor:
-        """Student map ``[B, C, H, W]`` → the teacher's shape ``[B, C_t, H_t, W_t]``."""
+        """Student map ``[B, C, H, W]`` → what is compared; the teacher's shape where it ``feeds_head``."""
         raise NotImplementedError
 
     def distance(self, adapted: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:

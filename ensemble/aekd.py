@@ -29,6 +29,8 @@ class AEKD(EnsembleMethod):
     """
 
     constant = True
+    symmetric = nonnegative = True
+    differentiable = False
 
     def __init__(
         self,
@@ -48,6 +50,9 @@ class AEKD(EnsembleMethod):
                 f"-C: {self.C:g} leaves no weights that sum to 1 for {teacher_num} teachers; "
                 f"choose from {1 / teacher_num:.4f} (1/K, the average) to 1"
             )
+
+    def total(self, teacher_num: int) -> float:
+        return 1
 
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
         return self._solved(teachers, self.solve)

@@ -11,6 +11,12 @@ from ensemble.base import EnsembleMethod, TeacherLosses, ensemble_dict
 class AverageLoss(EnsembleMethod):
     """``w_k = 1/K``."""
 
+    symmetric = nonnegative = True
+    differentiable = False
+
+    def total(self, teacher_num: int) -> float:
+        return 1
+
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
         losses = teachers.losses
         return torch.full_like(losses[:, 0], 1 / losses.shape[0])

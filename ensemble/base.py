@@ -56,7 +56,8 @@ class EnsembleMethod:
     """K teachers → weights.
 
     Keyword-only arguments of a subclass's constructor are its hyperparameters: the command line offers them as flags.
-    A subclass answers :meth:`weights`; the rest has defaults.
+    A subclass answers :meth:`weights`; the rest has defaults. What it promises (``symmetric``, ``nonnegative``,
+    ``differentiable``, :meth:`total`) the contract tests hold it to; they ask for nothing that it does not promise.
     """
 
     released_division: ClassVar[bool] = False
@@ -66,6 +67,12 @@ class EnsembleMethod:
 
     Then what led to the gradients need not be kept in memory.
     """
+    symmetric: ClassVar[bool] = False
+    """Whether the same teachers in another order get the same weights in that order: no chance, no favourites."""
+    nonnegative: ClassVar[bool] = False
+    """Whether no weight is below 0."""
+    differentiable: ClassVar[bool | None] = None
+    """Whether, at the feature level, a gradient flows through the weights to the student; None: sometimes."""
 
     def check(self, teacher_num: int) -> None:
         """Refuse hyperparameters that make no sense for so many teachers, before anything is trained.
@@ -73,6 +80,10 @@ class EnsembleMethod:
         Raises:
             UsageError: naming the option, its value and the valid range.
         """
+
+    def total(self, teacher_num: int) -> float | None:
+        """What :meth:`weights` sum to over K ≥ 2 teachers, for every sample; None: not always the same."""
+        return None
 
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
         """Weights ``[K]``, or ``[K, B]`` where each sample has its own; called for K ≥ 2."""
@@ -93,7 +104,7 @@ def weigh(method: EnsembleMethod, teachers: TeacherLosses, kd_scale: str) -> tor
         method: any entry of ``ensemble_dict``, constructed.
         teachers: K ≥ 1 teachers' losses.
         kd_scale: ``released`` divides by K where the authors' code does; ``unit`` makes every method's weights sum
-            to 1, so that equal ``-a`` and ``-b`` mean equal strength.
+            to 1, so that equal ``-a`` and ``-b`` mean equal strength; it needs a sum other than 0.
 
     Returns:
         ``[K]`` or ``[K, B]``; ones for a single teacher, whatever the method.

@@ -18,6 +18,10 @@ class CAMKD(EnsembleMethod):
     """
 
     released_division = True
+    symmetric = nonnegative = differentiable = True
+
+    def total(self, teacher_num: int) -> float:
+        return 1
 
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
         logits = full_precision(teachers.logits)  # [K, B, C]

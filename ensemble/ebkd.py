@@ -19,6 +19,11 @@ class EBKD(EnsembleMethod):
     """
 
     released_division = True
+    symmetric = nonnegative = True
+    differentiable = False
+
+    def total(self, teacher_num: int) -> float:
+        return teacher_num - 1
 
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
         log_p = F.log_softmax(full_precision(teachers.logits.detach()), dim=-1)  # [K, B, C]

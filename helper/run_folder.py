@@ -199,10 +199,10 @@ class RunFolder:
             ) from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path``, flush it to the disk, then rename."""
-    with checkpoint.written_beside(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``content`` beside ``path``, flush it to the disk, then rename."""
+    with checkpoint.written_beside(path) as partial, partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 

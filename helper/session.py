@@ -217,13 +217,7 @@ class Session:
             precision=self.precision,
             state=state,
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
-            about={
-                "arch": arch,
-                "num_classes": self.info.num_classes,
-                "classes": list(self.info.classes) if self.info.classes else None,
-                "dataset": opt.dataset,
-                "images": self.dataset,
-            },
+            about=self.about(arch),
             notes=notes,
             recipe=recipe,
             rates=rates,
@@ -234,6 +228,20 @@ class Session:
         result = fit()
         print(f"{run.path}: {describe(result)}")
         return result
+
+    def about(self, arch: str) -> dict[str, Any]:
+        """What every checkpoint says of its network, so that it can be used where the images are not."""
+        info = self.info
+        return {
+            "arch": arch,
+            "num_classes": info.num_classes,
+            "dataset": self.opt.dataset,
+            "images": self.dataset,
+            "classes": info.classes and list(info.classes),
+            "image_size": info.image_size,
+            "mean": list(info.mean),
+            "std": list(info.std),
+        }
 
     def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
         """Scores of named predictions on the test set, see :func:`helper.loop.evaluate`."""

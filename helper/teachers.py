@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -111,21 +112,28 @@ def require_files(files: Sequence[TeacherFile], dataset: str, source: str) -> No
     if missing:
         commands = "\n".join(f"  {training_command(file, dataset)}" for file in missing)
         what = ", ".join(str(file.path) for file in missing)
-        raise UsageError(f"{source}: there is no {what}; train it with\n{commands}")
+        elsewhere = any(run_prefix(file, dataset) is None for file in missing)
+        how = f"train it, and name its last.pth in {source}:" if elsewhere else "train it with"
+        raise UsageError(f"{source}: there is no {what}; {how}\n{commands}")
+
+
+def run_prefix(file: TeacherFile, dataset: str) -> str | None:
+    """What the name of its run folder begins with, if ``train_teacher.py`` would have named that folder so."""
+    prefix = f"{file.arch.replace('/', '.')}-{dataset}-"
+    return prefix if file.path.parent.name.startswith(prefix) else None
 
 
 def training_command(file: TeacherFile, dataset: str) -> str:
-    """The command whose run folder holds ``file``: the folder's name spells the options out."""
+    """The command whose run folder holds ``file``: its name spells the options out. For other folders, a plain one."""
     command = f"python train_teacher.py --model {file.arch} --dataset {dataset}"
-    prefix = f"{file.arch.replace('/', '.')}-{dataset}-"
-    folder = file.path.parent.name
-    if not folder.startswith(prefix):
-        return f"{command} --trial 0   # then write its last.pth into setting.py"
-    words = re.split(r"-(?=[A-Za-z_]+(?:=|-|$))", folder.removeprefix(prefix))
+    prefix = run_prefix(file, dataset)
+    if prefix is None:
+        return f"{command} --trial 0"
+    words = re.split(r"-(?=[A-Za-z_]+(?:=|-|$))", file.path.parent.name.removeprefix(prefix))
     options = [f"--{word.replace('=', ' ', 1)}" for word in words]
     kind = file.path.parent.parent
     if kind.name == "teachers" and kind.parent != Path("save"):
-        options.append(f"--save_dir {kind.parent}")
+        options.append(f"--save_dir {shlex.quote(str(kind.parent))}")
     return " ".join([command, *options])
 
 

@@ -5,13 +5,16 @@ python -m scripts.export save/online/BOC-resnet20-cifar100-trial=0 --student 3
 
 ``torch`` is a program of ``torch.export`` (read with ``torch.export.load(file).module()``), ``onnx`` needs the packages
 onnx, onnxscript and onnxruntime. Either takes images ``[B, 3, H, W]`` of any number, normalised as in training, and
-returns logits ``[B, C]``; both are read again and compared with the trained network.
+returns logits ``[B, C]``; both are read again and compared with the trained network. Either says how it wants its
+images and what its classes are called: in ``about.json`` among the program's extra files, in the graph's metadata as
+JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,11 +31,18 @@ from helper.cost import parameter_count
 from helper.errors import UsageError
 from helper.names import local
 from helper.options import natural
+from helper.run_folder import write_atomically
 from helper.script import run_script
 from models import model_dict
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit."""
+
+LAYOUT = "NCHW, RGB, (value / 255 - mean) / std"
+"""Of the images that an exported network takes."""
+
+ABOUT = ("classes", "image_size", "mean", "std")
+"""What a checkpoint says of the images; those of earlier versions do not."""
 
 
 class Ensemble(nn.Module):
@@ -114,15 +124,37 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
     return task.peers.networks[opt.student]
 
 
-def write_torch(network: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
-    """Write a ``torch.export`` program; returns what is read back."""
-    batch = torch.export.Dim("batch")
-    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: batch},)), path)
-    return torch.export.load(path).module()
+def about_images(opt: argparse.Namespace, parameters: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """``ABOUT`` of the run's images, and their ``layout``: as the checkpoint says, else from the dataset.
+
+    Raises:
+        UsageError: the checkpoint does not say, and the dataset is not here.
+    """
+    about = {name: state[name] for name in ABOUT if name in state}
+    if missing := ", ".join(name for name in ABOUT if name not in state):
+        source = f"--dataset {parameters['dataset']}"
+        try:
+            info = info_of(parameters["dataset"], Path(local(parameters["data_dir"])))
+        except UsageError as error:
+            raise UsageError(f"{opt.run}: its checkpoint does not say {missing}; asking {source}: {error}") from None
+        print(f"{opt.run}: its checkpoint, of an earlier version, does not say {missing}; taken from {source}")
+        about = {name: getattr(info, name) for name in ABOUT} | about
+    return {**about, "layout": LAYOUT}
 
 
-def write_onnx(network: nn.Module, example: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
-    """Write an ONNX graph with input ``images`` and output ``logits``; returns what onnxruntime reads back.
+def torch_program(
+    network: nn.Module, example: Tensor, about: dict[str, Any]
+) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    """A ``torch.export`` program, and what is read back of it."""
+    file, extra = io.BytesIO(), {"about.json": json.dumps(about)}
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, file, extra_files=extra)
+    file.seek(0)
+    return file.getvalue(), torch.export.load(file).module()
+
+
+def onnx_graph(network: nn.Module, example: Tensor, about: dict[str, Any]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    """An ONNX graph with input ``images`` and output ``logits``, and what onnxruntime reads back of it.
 
     Raises:
         UsageError: a package is missing.
@@ -130,21 +162,23 @@ def write_onnx(network: nn.Module, example: Tensor, path: Path) -> Callable[[Ten
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"--format onnx: needs {', '.join(missing)}; pip install {' '.join(missing)}")
+    import onnx
     import onnxruntime
 
-    torch.onnx.export(
+    program: Any = torch.onnx.export(
         network,
         (example,),
-        path,
         input_names=["images"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         dynamo=True,
-        external_data=False,
         verbose=False,
     )
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    graph = program.model_proto
+    onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in about.items()})
+    content = graph.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 @torch.no_grad()
@@ -164,20 +198,37 @@ def check_outputs(network: nn.Module, written: Callable[[Tensor], Tensor], examp
     return worst
 
 
-WRITERS = {"torch": (write_torch, ".pt2"), "onnx": (write_onnx, ".onnx")}
+FORMATS = {"torch": (torch_program, ".pt2"), "onnx": (onnx_graph, ".onnx")}
+
+
+def write(path: Path, content: bytes) -> None:
+    """Make the file, and the folder that it is to lie in; whatever lay there stays until all is written.
+
+    Raises:
+        UsageError: that cannot be.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise UsageError(f"--out: {path} cannot be written: {error.strerror}") from None
 
 
 def main(arguments: Sequence[str]) -> None:
     """Write one network and check it."""
     opt = options().parse_args(arguments)
+    if opt.out is not None and opt.out.is_dir():
+        raise UsageError(f"--out: {opt.out} is a folder; name the file")
     parameters, state = read_run(opt.run, opt.checkpoint)
-    size = info_of(parameters["dataset"], Path(local(parameters["data_dir"]))).image_size
-    example = torch.zeros(2, 3, size, size)
+    about = about_images(opt, parameters, state)
+    example = torch.zeros(2, 3, about["image_size"], about["image_size"])
     network = chosen_network(opt, state, "method" in parameters, example)
-    write, suffix = WRITERS[opt.format]
+    convert, suffix = FORMATS[opt.format]
     name = "ensemble" if opt.ensemble else "network" if opt.student is None else f"peer_{opt.student}"
     path = opt.out or opt.run / f"{opt.checkpoint}_{name}{suffix}"
-    worst = check_outputs(network, write(network, example, path), example)
+    content, written = convert(network, example, about)
+    worst = check_outputs(network, written, example)
+    write(path, content)
     print(f"{path}: {parameter_count(network):,} parameters; logits differ by {worst:.0e} of the largest")
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Three small teachers, a student under each ensemble method and peers under each online one, on scikit-learn's digits:
 # about 4 minutes on 2 cores.
-# The table and figures go to results/quickstart/. Run again, it continues where it stopped.
+# The tables and figures go to results/quickstart/. Run again, it continues where it stopped.
 set -eu
 cd -- "$(dirname -- "$0")/.."
 . scripts/setup.sh

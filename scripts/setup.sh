@@ -15,6 +15,10 @@ die() {
 }
 
 set_up() {
+    case "$(uname -s)" in
+    Linux | Darwin) ;;
+    *) die "$(uname -s) is not supported, Linux and macOS are; on Windows, start it inside WSL" ;;
+    esac
     if [ -n "${VIRTUAL_ENV:-}" ]; then
         environment=$VIRTUAL_ENV
         "$environment/bin/python" -c "$recent" 2>/dev/null ||

@@ -1,12 +1,14 @@
-"""What several test files share: one thread per worker, the student's objective, and a run that takes seconds."""
+"""What several test files share: nothing of a person's, one thread per worker, and a run that takes seconds."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,6 +16,14 @@ import torch
 from helper import checkpoint
 from helper.stopping import SIGNALS, signals
 from models import model_dict
+
+# What somebody wrote into setting.py is theirs: the tests have teachers of their own, none of which is there.
+SETTING = ModuleType("setting")
+SETTING.TEACHERS = {  # type: ignore[attr-defined]
+    "cifar100": [("resnet32x4", f"save/teachers/resnet32x4-cifar100-trial={k}/last.pth") for k in range(3)],
+    "digits": [("resnet14", f"save/teachers/resnet14-digits-epochs=10-trial={k}/last.pth") for k in range(3)],
+}
+sys.modules["setting"] = SETTING
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers with all threads each would fight for the cores
     torch.set_num_threads(1)
@@ -38,6 +48,18 @@ def handlers_of_signals() -> Iterator[None]:
     for number, handler in before.items():
         signal.signal(number, handler)
     signals.received = None
+
+
+@pytest.fixture(scope="session")
+def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with no ``save``, ``data`` or ``results`` in it."""
+    return tmp_path_factory.mktemp("nowhere")
+
+
+@pytest.fixture(autouse=True)
+def _away_from_runs(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths lead to nothing that a person has made."""
+    monkeypatch.chdir(nowhere)
 
 
 @pytest.fixture

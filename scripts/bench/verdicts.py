@@ -57,7 +57,8 @@ class Row(NamedTuple):
         """``ok``, ``missed`` or ``reported``."""
         if self.target is None:
             return "reported"
-        met = self.value >= self.target if self.least else self.value <= self.target
+        value = float(figure(self.value))  # what the line shows
+        met = value >= self.target if self.least else value <= self.target
         return "ok" if met or self.met_anyway else "missed"
 
 

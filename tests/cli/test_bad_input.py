@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 import subprocess
 import sys
 import urllib.error
@@ -15,7 +16,6 @@ import pytest
 import torch
 from tiny_runs import TRAIN, Outcome, call, distil, teach, teach_each_other, weights
 
-import setting
 import train_student
 import train_teacher
 from helper.session import Session
@@ -172,7 +172,8 @@ def test_missing_teachers_come_with_their_commands(
 @pytest.mark.parametrize(
     ("dataset", "arch", "path"),
     [
-        *((dataset, *teacher) for dataset, listed in setting.TEACHERS.items() for teacher in listed),
+        ("cifar100", "resnet32x4", "save/teachers/resnet32x4-cifar100-trial=2/last.pth"),
+        ("digits", "resnet14", "save/teachers/resnet14-digits-epochs=10-trial=1/last.pth"),
         (
             "digits",
             "wrn_16_1",
@@ -195,6 +196,17 @@ def test_printed_commands_make_what_is_missing(
     script, *words = training_command(TeacherFile(arch, Path(path)), dataset).removeprefix("python ").split(" ", 1)
     assert call(train_teacher.main, script, *words).code == 0
     assert folders == [Path(path).parent]
+
+
+def test_a_teacher_of_an_unknown_folder_comes_with_a_command_that_is_one(tmp_path: Path) -> None:
+    """What is printed can be pasted, or taken apart: no comment in it."""
+    arch, path = "resnet8", tmp_path / "my nets" / "mine.pth"
+    outcome = distil(tmp_path / "save", f"--teachers '{path}:{arch}'")
+    line, command = outcome.err.splitlines()
+    assert line.endswith(f"there is no {path}; train it, and name its last.pth in --teachers:")
+    assert command.strip() == training_command(TeacherFile(arch, path), "digits")
+    assert shlex.split(command, comments=True) == shlex.split(command)
+    train_teacher.options().parse(shlex.split(command)[2:])
 
 
 def test_no_teachers_listed(save_dir: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT, own_files
 from tiny_runs import call, few_digits
 
 import train_online
@@ -27,8 +28,7 @@ from scripts import run_all
 from scripts.plan import DEFAULTS, Job, jobs_of, variables
 from scripts.reporting.runs import parser_of
 
-ROOT = Path(__file__).parents[2]
-PRESETS = sorted((ROOT / "scripts" / "presets").glob("*.sh"))
+PRESETS = [path for path in own_files() if path.parent == ROOT / "scripts" / "presets"]
 MAINS = {
     "train_teacher.py": train_teacher.main,
     "train_student.py": train_student.main,

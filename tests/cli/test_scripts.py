@@ -11,20 +11,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from checkout import ROOT, own_files
 from tiny_runs import result
 
 import train_online
 import train_student
 import train_teacher
-from ensemble import EnsembleMethod, ensemble_dict
+from helper.recipe import PUBLISHED, lr_drops
 from helper.script import run_script
 from helper.stopping import RESUME_ME, Stopped
-from online import online_dict
 from scripts import quickstart
 
-ROOT = Path(__file__).parents[2]
-PRESETS = sorted((ROOT / "scripts" / "presets").glob("*.sh"))
-SHELL = [*sorted((ROOT / "scripts").glob("*.sh")), *PRESETS]
+PRESETS = [path for path in own_files() if path.parent == ROOT / "scripts" / "presets"]
+PROGRAMS = [
+    path
+    for path in own_files()
+    if path.parent in (ROOT, ROOT / "scripts") and path.suffix == ".py" and "__main__" in path.read_text()
+]
+SHELL = [path for path in own_files() if path.suffix == ".sh"]
 
 
 def python(*words: str) -> subprocess.CompletedProcess[str]:
@@ -85,42 +89,62 @@ def accepted(command: str) -> None:
     scripts[script].options().parse(words)
 
 
-def test_quick_start_covers_every_method_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ensemble_dict._entries, "NEWEST", EnsembleMethod)
-    teachers, (alone, *distilled) = quickstart.teacher_commands(), quickstart.student_commands()
-    online = quickstart.online_commands()
-    assert [command.split()[2] for command in online] == [*online_dict]
-    for command in (*teachers, alone, *distilled, *online):
+def test_quick_start_trains_a_fixed_choice() -> None:
+    """Whatever setting.py lists, and however many methods there are."""
+    alone, *distilled = quickstart.student_commands([Path("a"), Path("b")])
+    lone, *peers = quickstart.online_commands()
+    for command in (*quickstart.TEACHERS, alone, *distilled, lone, *peers):
         accepted(command)
-    assert len(teachers) == 3
-    assert alone.startswith("train_teacher.py --model resnet8 ")
     opts = [train_student.options().parse(command.split()[1:]) for command in distilled]
-    assert [opt.ensemble_method for opt in opts if opt.distill == "kd"] == [*ensemble_dict]
-    assert {(opt.distill, opt.ensemble_method, opt.beta) for opt in opts if opt.beta} == {
-        ("hint", "AVERAGE_LOSS", 100.0),
-        ("inter", "CAMKD", 50.0),
-    }
+    assert all(opt.teachers == ["a/last.pth", "b/last.pth"] for opt in opts)
+    chosen = [(opt.distill, opt.ensemble_method, opt.beta) for opt in opts]
+    assert chosen[4:] == [("hint", "AVERAGE_LOSS", 100), ("inter", "CAMKD", 50)]
+    assert {loss for loss, _, _ in chosen[:4]} == {"kd"}
+    assert len({method for _, method, _ in chosen[:4]}) == 4
+    assert len({command.split()[2] for command in peers}) == 6
+
+
+def test_quick_starts_baselines_follow_the_recipes_of_their_rows() -> None:
+    alone, distilled, *_ = quickstart.student_commands([Path("a")])
+    lone, *others = quickstart.online_commands()
+    (okddip,) = [command for command in others if " OKDDip " in command]  # whose recipe most methods share
+    online = train_online.parse(train_online.options(), okddip.split()[1:])
+    pairs = (
+        (alone, (train_student.options().parse(distilled.split()[1:]), PUBLISHED)),
+        (lone, online),
+    )
+    for command, (theirs, recipe) in pairs:
+        mine = train_teacher.options().parse(command.split()[1:])
+        for name in ("dataset", "epochs", "batch_size", "learning_rate", "weight_decay", "nesterov", "optimizer"):
+            assert getattr(mine, name) == getattr(theirs, name), name
+        assert lr_drops(mine.epochs, mine.lr_decay_epochs, PUBLISHED) == lr_drops(theirs.epochs, None, recipe)
 
 
 def test_quick_start_reports_what_it_trained(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finished = {"train_teacher.py": "teachers", "train_student.py": "students", "train_online.py": "students"}
-    kinds = {script: sorted(runs.glob(f"{kind}/*-trial=0"))[0] for script, kind in finished.items()}
+    kinds = {f"train_{script}.py": kind for script, kind in (("teacher", "teachers"), ("student", "students"))}
+    folders = {script: sorted(runs.glob(f"{kind}/*-trial=0"))[0] for script, kind in kinds.items()}
+    folders["train_online.py"] = next(runs.glob("online/*"))
     asked = []
 
     def train(command: str, _: float) -> Path:
         asked.append(command)
-        return kinds[command.split()[0]]
+        return folders[command.split()[0]]
 
     monkeypatch.chdir(tmp_path)  # restores the directory that main changes
     monkeypatch.setattr(quickstart, "train", train)
     monkeypatch.setattr(quickstart, "OUT", tmp_path / "out")
+    monkeypatch.setattr(quickstart, "ONLINE", tmp_path / "out" / "online")
     quickstart.main()
-    commands = [*quickstart.teacher_commands(), *quickstart.student_commands(), *quickstart.online_commands()]
-    assert sorted(asked) == sorted(commands)
+    students = quickstart.student_commands([folders["train_teacher.py"]] * 3)
+    assert sorted(asked) == sorted([*quickstart.TEACHERS, *students, *quickstart.online_commands()])
+    tables = {part: (tmp_path / "out" / part / "table.md").read_text() for part in ("", "online")}
     assert (tmp_path / "out" / "accuracy.png").exists()
-    assert "resnet8 alone" in capsys.readouterr().out
+    assert all("resnet8 alone" in text for text in tables.values()), "each has its baseline"
+    assert ["online |" in tables[part] for part in tables] == [False, True]
+    out = capsys.readouterr().out
+    assert all(text in out for text in tables.values())
 
 
 def test_quick_start_stops_at_a_failure() -> None:
@@ -130,13 +154,29 @@ def test_quick_start_stops_at_a_failure() -> None:
 
 # ---- shell scripts, in a copy, with a Python that only notes what it is asked for
 
-TOOLS = ("sh", "basename", "cat", "chmod", "cksum", "cp", "cut", "date", "dirname", "mkdir", "mktemp", "rm", "sed")
+TOOLS = (
+    "sh",
+    "basename",
+    "cat",
+    "chmod",
+    "cksum",
+    "cp",
+    "cut",
+    "date",
+    "dirname",
+    "mkdir",
+    "mktemp",
+    "rm",
+    "sed",
+    "tr",
+)
 STUB = r"""#!/bin/sh
 echo "$*" >>"$STUB_LOG"
 case "$*" in
 "${STUB_FAILS:-nothing}"*) echo "broken" >&2; exit 3 ;;
 *--dry-run*) exit "${STUB_MISSING:-0}" ;;
 *whl/cpu*) exit 1 ;;
+tests/checkout.py) printf '%s' "${STUB_FILES-train_teacher.py tests/conftest.py}" | tr ' ' '\n' ;;
 "-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" ;;
 esac
 """
@@ -217,9 +257,17 @@ def test_arguments_reach_pytest(checkout: Checkout) -> None:
     assert checkout.run("test.sh", "-k", "options").returncode == 0
     (pytest_call,) = checkout.calls_of("-m pytest")
     assert pytest_call.endswith(" -k options")
-    assert checkout.calls_of("-m ruff check")
-    assert checkout.calls_of("-m ruff format --check")
-    assert checkout.calls_of("-m mypy")
+    assert checkout.calls_of("-m ruff check train_teacher.py tests/conftest.py")
+    assert checkout.calls_of("-m ruff format --check train_teacher.py tests/conftest.py")
+    assert checkout.calls_of("-m mypy")[0].endswith(" train_teacher.py")
+
+
+def test_where_our_files_are_not_known_none_is_checked(checkout: Checkout) -> None:
+    done = checkout.run("test.sh", STUB_FILES="")
+    assert done.returncode == 0
+    assert "without ruff and mypy" in done.stdout
+    assert [call.split()[1] for call in checkout.calls if call.startswith("-m")][-1] == "pytest"
+    assert not checkout.calls_of("-m ruff")
 
 
 @pytest.mark.parametrize("tool", ["ruff check", "ruff format", "mypy", "pytest"])
@@ -271,6 +319,39 @@ def test_cuda_is_installed_where_there_is_a_gpu(checkout: Checkout) -> None:
 def test_nothing_is_installed_where_all_is_there(checkout: Checkout) -> None:
     assert "installing" not in checkout.run("quickstart.sh", STUB_MISSING="0").stdout
     assert not installs(checkout.calls)
+
+
+@pytest.mark.parametrize("system", ["MINGW64_NT-10.0-19045", "CYGWIN_NT-10.0", "FreeBSD"])
+def test_other_systems_are_refused(checkout: Checkout, system: str) -> None:
+    checkout.add("uname", f"echo {system}")
+    done = checkout.run("quickstart.sh")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"{system} is not supported, Linux and macOS are; on Windows, start it inside WSL" in done.stderr
+    assert not checkout.calls
+
+
+@pytest.mark.skipif(not PROGRAMS, reason="not a git checkout: which programs are ours is not known")
+def test_native_windows_is_refused_by_every_program() -> None:
+    """By its first import of ``helper``, which is before that of any module which Windows lacks."""
+    modules = [".".join(program.relative_to(ROOT).with_suffix("").parts) for program in PROGRAMS]
+    simulated = f"""
+import runpy, sys
+import matplotlib.pyplot, numpy, sklearn.datasets, torch, torch.utils.tensorboard, torchvision, tqdm
+sys.platform = "win32"
+for missing in ("fcntl", "resource"):
+    sys.modules[missing] = None
+for module in {modules}:
+    sys.argv = [module]
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as end:
+        print(end.code)
+"""
+    done = python("-W", "ignore", "-c", simulated)
+    message = "{}: error: native Windows is not supported; start it inside WSL"
+    assert done.stderr.splitlines() == [message.format(module) for module in modules]
+    assert done.stdout.split() == ["2"] * len(modules)
+    assert len(modules) >= 9
 
 
 def test_failed_installation_is_repeated(checkout: Checkout) -> None:

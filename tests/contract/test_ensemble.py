@@ -1,4 +1,4 @@
-"""What every weighting of the teachers promises, by walking ``ensemble_dict``."""
+"""What every weighting of the teachers promises, by walking ``ensemble_dict``: nothing is asked that it does not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEVELS = get_args(Level)
 SCALES = ("released", "unit")
 MANY = [2, 3, 5, 8, 16]
 B, C, N = 6, 5, 40
-# What the released weights sum to (METHODS.md); methods that are not listed may sum to anything.
+# What the released weights sum to (METHODS.md)
 RELEASED_SUMS: dict[str, Callable[[int], float]] = {
     "AVERAGE_LOSS": lambda K: 1,
     "EBKD": lambda K: (K - 1) / K,
@@ -31,6 +31,7 @@ RELEASED_SUMS: dict[str, Callable[[int], float]] = {
     "AEKD": lambda K: 1,
 }
 each_method = pytest.mark.parametrize("name", list(ensemble_dict))
+each_symmetric = pytest.mark.parametrize("name", [name for name, kind in ensemble_dict.items() if kind.symmetric])
 each_level = pytest.mark.parametrize("level", LEVELS)
 
 
@@ -56,10 +57,15 @@ def changed(
     )
 
 
-def assert_usable(weights: Tensor, K: int) -> None:
+def assert_usable(method: EnsembleMethod, weights: Tensor, K: int) -> None:
     assert weights.shape in ((K,), (K, B))
     assert weights.isfinite().all()
-    assert (weights >= 0).all()
+    assert not method.nonnegative or (weights >= 0).all()
+
+
+def scales_of(method: EnsembleMethod, K: int) -> tuple[str, ...]:
+    """``unit`` is for weights that are known to have a sum."""
+    return SCALES if method.total(K) else ("released",)
 
 
 @each_method
@@ -67,23 +73,31 @@ def assert_usable(weights: Tensor, K: int) -> None:
 @pytest.mark.parametrize("K", MANY)
 def test_weights_are_usable_and_sum_as_documented(name: str, level: Level, K: int) -> None:
     method, teachers = ensemble_dict[name](), random_teachers(K, level)
-    for scale in SCALES:
-        weights = weigh(method, teachers, scale)
-        assert_usable(weights, K)
-        total = 1 if scale == "unit" else RELEASED_SUMS.get(name, lambda _, w=weights: w.sum(0))(K)
-        torch.testing.assert_close(weights.sum(0), torch.ones_like(weights[0]) * total)
+    for scale in scales_of(method, K):
+        weights, total = weigh(method, teachers, scale), method.total(K)
+        assert_usable(method, weights, K)
+        if total is not None:
+            total = 1 if scale == "unit" else total / (K if method.released_division else 1)
+            torch.testing.assert_close(weights.sum(0), torch.ones_like(weights[0]) * total)
 
 
-@each_method
-@each_level
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", RELEASED_SUMS)
 @pytest.mark.parametrize("K", MANY)
-def test_the_order_of_the_teachers_does_not_matter(name: str, level: Level, scale: str, K: int) -> None:
+def test_weights_sum_as_released(name: str, K: int) -> None:
+    total = weigh(ensemble_dict[name](), random_teachers(K), "released").sum(0)
+    torch.testing.assert_close(total, torch.ones_like(total) * RELEASED_SUMS[name](K))
+
+
+@each_symmetric
+@each_level
+@pytest.mark.parametrize("K", MANY)
+def test_the_order_of_the_teachers_does_not_matter(name: str, level: Level, K: int) -> None:
     method, teachers = ensemble_dict[name](), random_teachers(K, level)
-    weights = weigh(method, teachers, scale)
-    for order in (torch.arange(K).flip(0), torch.randperm(K, generator=torch.Generator().manual_seed(1))):
-        shuffled = weigh(method, changed(teachers, order=order), scale)
-        torch.testing.assert_close(shuffled, weights[order], rtol=1e-6, atol=1e-8)
+    for scale in scales_of(method, K):
+        weights = weigh(method, teachers, scale)
+        for order in (torch.arange(K).flip(0), torch.randperm(K, generator=torch.Generator().manual_seed(1))):
+            shuffled = weigh(method, changed(teachers, order=order), scale)
+            torch.testing.assert_close(shuffled, weights[order], rtol=1e-6, atol=1e-8)
 
 
 @each_method
@@ -105,13 +119,14 @@ def test_extreme_logits(name: str, level: Level, dtype: torch.dtype, size: float
     K = 4
     teachers = random_teachers(K, level, dtype)
     teachers = changed(teachers, logits=(teachers.logits.sign() * size).to(dtype))
-    for scale in SCALES:
-        weights = weigh(ensemble_dict[name](), teachers, scale)
-        assert_usable(weights, K)
+    method = ensemble_dict[name]()
+    for scale in scales_of(method, K):
+        weights = weigh(method, teachers, scale)
+        assert_usable(method, weights, K)
         assert combine(weights, teachers.losses).isfinite()
 
 
-@each_method
+@each_symmetric
 def test_half_precision_logits_are_weighed_in_full(name: str) -> None:
     half = random_teachers(4, dtype=torch.bfloat16)
     full = changed(half, logits=half.logits.double())
@@ -122,23 +137,25 @@ def test_half_precision_logits_are_weighed_in_full(name: str) -> None:
         torch.testing.assert_close(ensemble_dict[name]().weights(half).double(), expected, rtol=1e-5, atol=1e-6)
 
 
-@each_method
+def assert_equal_parts(method: EnsembleMethod, teachers: TeacherLosses) -> None:
+    weights = method.weights(teachers)
+    torch.testing.assert_close(weights, weights.mean(0).expand_as(weights), rtol=1e-4, atol=1e-12)
+
+
+@each_symmetric
 @each_level
 def test_equal_teachers_count_equally(name: str, level: Level) -> None:
     teachers = random_teachers(5, level)
-    first = torch.zeros(5, dtype=torch.long)
-    weights = weigh(ensemble_dict[name](), changed(teachers, order=first), "unit")
-    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 5), rtol=1e-4, atol=0)
+    assert_equal_parts(ensemble_dict[name](), changed(teachers, order=torch.zeros(5, dtype=torch.long)))
 
 
-@each_method
+@each_symmetric
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_all_teachers_perfectly_certain(name: str, sign: float) -> None:
     """Without any entropy to share out, and all right or all wrong: equal parts."""
-    teachers = random_teachers(4)
+    teachers = changed(random_teachers(4), order=torch.zeros(4, dtype=torch.long))
     certain = sign * 1e4 * torch.nn.functional.one_hot(teachers.target, C).double().expand(4, -1, -1)
-    weights = weigh(ensemble_dict[name](), changed(teachers, certain, torch.ones(4, N)), "unit")
-    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 4), rtol=1e-4, atol=0)
+    assert_equal_parts(ensemble_dict[name](), changed(teachers, certain, torch.ones(4, N)))
 
 
 def test_certain_and_right_teachers_count_more() -> None:
@@ -155,13 +172,13 @@ def test_average_has_one_weight_per_teacher() -> None:
     assert ensemble_dict["AVERAGE_LOSS"]().weights(random_teachers(3)).tolist() == [1 / 3] * 3
 
 
-@each_method
+@pytest.mark.parametrize("name", [name for name, kind in ensemble_dict.items() if kind.differentiable is not None])
 def test_where_gradients_flow_through_weights(name: str) -> None:
-    """CAMKD's feature weights teach the student (released); every other weight is a constant."""
+    """CAMKD's feature weights teach the student (released); a constant does not."""
     plain = random_teachers(3, "feature")
     logits = plain.logits.clone().requires_grad_()
     weights = weigh(ensemble_dict[name](), changed(plain, logits=logits), "released")
-    assert weights.requires_grad == (name == "CAMKD")
+    assert weights.requires_grad == ensemble_dict[name].differentiable
     if weights.requires_grad:
         weights[0].sum().backward()
         assert logits.grad is not None
@@ -295,7 +312,7 @@ def test_a_new_method_is_a_class_and_a_registration(
 ) -> None:
     monkeypatch.setattr(ensemble_dict, "_entries", dict(ensemble_dict._entries))
     ensemble_dict.register("LOUDEST")(Loudest)
-    with pytest.raises(UsageError, match="--sharpness: belongs to --ensemble_method LOUDEST, not to AVERAGE_LOSS"):
+    with pytest.raises(UsageError, match=r"--sharpness: belongs to --ensemble_method LOUDEST\b.*, not to AVERAGE_LOSS"):
         train_student.main([*tiny, "--sharpness", "2"])
     train_student.main([*tiny, "--ensemble_method", "LOUDEST", "--sharpness", "2"])
 
@@ -307,3 +324,16 @@ def test_a_new_method_is_a_class_and_a_registration(
     assert row["train_weight_0"] + row["train_weight_1"] == pytest.approx(1)
     assert (run / "result.json").exists()
     assert "their ensemble" in capsys.readouterr().out
+
+
+def test_weights_that_cancel_out_have_no_unit_scale(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Opposed(Loudest):
+        def total(self, teacher_num: int) -> float:
+            return 0
+
+    monkeypatch.setattr(ensemble_dict, "_entries", {**ensemble_dict._entries, "OPPOSED": Opposed})
+    with pytest.raises(UsageError, match=r"^--kd_scale: unit .* of OPPOSED sum to 0; choose released$"):
+        train_student.main([*tiny, "--ensemble_method", "OPPOSED", "--kd_scale", "unit"])
+    assert not (tmp_path / "save").exists()

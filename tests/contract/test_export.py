@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
+import json
+import os
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from checkout import ROOT
+from PIL import Image
 
 import train_online
 import train_student
@@ -25,6 +31,7 @@ from scripts import export
 TINY = ("--dataset", "digits", "--batch_size", "32", "--device", "cpu", "--epochs", "1")
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 ALONE = ("teacher", "student")
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +156,97 @@ def test_a_network_that_differs_is_refused() -> None:
         ("teacher", ["--ensemble"], "trained a single network"),
         ("nowhere", [], "no run with parameters.json"),
         ("BOC", ["--student", "1", "--leader"], "not allowed with"),
+        ("student", ["--out", "."], "--out: . is a folder; name the file"),
+        ("student", ["--out", f"{__file__}/a.pt2"], r"--out: .*test_export\.py/a\.pt2 cannot be written: "),
     ],
 )
 def test_bad_input_is_one_line(runs: dict[str, Path], name: str, arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         export.main([str(runs.get(name, Path("nowhere"))), *arguments])
     assert "\n" not in str(caught.value)
+
+
+ABOUT = {
+    "image_size": 32,
+    "mean": [0.3057] * 3,
+    "std": [0.3243] * 3,
+    "classes": list("0123456789"),
+    "layout": "NCHW, RGB, (value / 255 - mean) / std",
+}
+
+
+def about_of(path: Path) -> dict[str, object]:
+    """What an exported program says of itself."""
+    extra = {"about.json": ""}
+    torch.export.load(path, extra_files=extra)
+    return json.loads(extra["about.json"])
+
+
+@pytest.mark.parametrize("name", [*ALONE, "BOC"])
+def test_what_is_exported_says_how_it_wants_its_images(
+    runs: dict[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run knows: neither the images nor their dataset are asked. The folder of --out is made."""
+    monkeypatch.setattr(export, "info_of", lambda *_: pytest.fail("the dataset was asked"))
+    path = exported(runs[name], "--out", str(tmp_path / "new" / "folder" / "a.pt2"))
+    assert about_of(path) == ABOUT
+    assert [file.name for file in path.parent.iterdir()] == ["a.pt2"]
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs onnx, onnxscript and onnxruntime")
+@pytest.mark.filterwarnings("default")
+def test_a_graph_says_how_it_wants_its_images(runs: dict[str, Path]) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(exported(runs["student"], "--format", "onnx"))
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert {name: json.loads(value) for name, value in metadata.items() if name in ABOUT} == ABOUT
+
+
+def test_runs_of_earlier_versions_ask_their_dataset(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = checkpoint.load(runs["student"] / "last.pth")
+    old = {name: value for name, value in state.items() if name not in ("classes", "image_size", "mean", "std")}
+    parameters = json.loads((runs["student"] / "parameters.json").read_text())
+    checkpoint.save(old, tmp_path / "last.pth")
+    (tmp_path / "parameters.json").write_text(json.dumps(parameters))
+    export.main([str(tmp_path)])
+    first, _ = capsys.readouterr().out.splitlines()
+    assert first.endswith("does not say classes, image_size, mean, std; taken from --dataset digits")
+    assert about_of(tmp_path / "last_network.pt2") == ABOUT
+
+    elsewhere = {**parameters, "dataset": "folder", "data_dir": str(tmp_path / "gone")}
+    (tmp_path / "parameters.json").write_text(json.dumps(elsewhere))
+    with pytest.raises(UsageError, match=r"does not say classes, image_size, mean, std; .*no folder") as caught:
+        export.main([str(tmp_path)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_write_that_fails_leaves_what_was_there(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "a.pt2"
+    path.write_text("of before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match=r"--out: .*a\.pt2 cannot be written: No space left on device"):
+        export.main([str(runs["student"]), "--out", str(path)])
+    assert path.read_text() == "of before"
+
+
+def test_the_readmes_lines_name_what_is_on_a_photograph(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (lines,) = [text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "photograph.jpg" in text]
+    path = exported(runs["teacher"], "--out", str(tmp_path / "last_network.pt2"))
+    picture = torch.randint(256, (48, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(picture.numpy()).save(tmp_path / "photograph.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(lines, "README.md", "exec"), {})
+    name, share = capsys.readouterr().out.split()
+    assert name in ABOUT["classes"]
+    assert 10 <= int(share.removesuffix("%")) <= 100
+    assert path.exists()

@@ -11,27 +11,29 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from checkout import ROOT, own_files, own_names
 
 from helper.registry import Registry
 
-ROOT = Path(__file__).parents[2]
+if not own_files():
+    pytest.skip("not a git checkout: whose files these are is not known", allow_module_level=True)
+
 METHOD_FOLDERS = ("models", "distiller_zoo", "ensemble", "online", "dataset")
 FOLDERS = ("helper", *METHOD_FOLDERS)
 METHODS = [folder for folder in METHOD_FOLDERS if (ROOT / folder).is_dir()]
-NOT_OURS = {"data", "save", "results"}  # written by runs
-SCRIPTS = sorted(ROOT.glob("train_*.py"))
+SCRIPTS = [path for path in own_files() if path.parent == ROOT and path.name.startswith("train_")]
 TEXT = {".py", ".sh", ".toml", ".md", ".txt", ".yml", ".yaml", ".cff", ".json", ".csv"}
 
 
 def files_of(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+    return [path for path in own_files() if path.suffix == ".py" and path.is_relative_to(ROOT / folder)]
 
 
 @cache
 def registered(folder: str) -> set[str]:
-    """The names in a folder's registries."""
-    module = importlib.import_module(folder)
-    return {name for registry in vars(module).values() if isinstance(registry, Registry) for name in registry}
+    """Our own names in a folder's registries."""
+    registries = vars(importlib.import_module(folder)).values()
+    return set().union(*(own_names(registry) for registry in registries if isinstance(registry, Registry)))
 
 
 @cache
@@ -69,7 +71,7 @@ def ours() -> set[str]:
 
 
 LIBRARY = [path for folder in FOLDERS for path in files_of(folder)]
-PROGRAMS = [ROOT / "setting.py", *SCRIPTS, *files_of("scripts")]
+PROGRAMS = [*SCRIPTS, *files_of("scripts")]
 TESTS = files_of("tests")
 each_file = pytest.mark.parametrize("path", [*LIBRARY, *PROGRAMS], ids=name)
 each_of_all = pytest.mark.parametrize("path", [*LIBRARY, *PROGRAMS, *TESTS], ids=name)
@@ -78,13 +80,15 @@ each_of_all = pytest.mark.parametrize("path", [*LIBRARY, *PROGRAMS, *TESTS], ids
 def test_every_folder_is_known() -> None:
     """A new folder of code needs a rule here, and no registry is overlooked."""
     assert all(registered(folder) for folder in METHODS)
-    found = {path.parent.name for path in ROOT.glob("*/__init__.py")} - NOT_OURS - {"scripts", "tests"}
-    assert found <= set(FOLDERS)
-    assert {path.name for path in ROOT.glob("*.py")} == {"setting.py", *(script.name for script in SCRIPTS)}
+    code = {path.relative_to(ROOT) for path in own_files() if path.suffix == ".py"}
+    assert {path.parts[0] for path in code if len(path.parts) > 1} == {*FOLDERS, "scripts", "tests"}
+    assert {ROOT / path for path in code if len(path.parts) == 1} == set(SCRIPTS)
 
 
-def test_setting_needs_the_standard_library_only() -> None:
-    assert roots_of(ROOT / "setting.py") <= sys.stdlib_module_names
+def test_tests_do_not_read_what_a_person_wrote_into_setting() -> None:
+    """``conftest`` puts teachers of its own in place of theirs."""
+    assert "setting" not in set().union(*map(roots_of, TESTS))
+    assert not hasattr(sys.modules["setting"], "__file__")
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name)
@@ -189,15 +193,13 @@ def test_text_is_utf_8(path: Path) -> None:
 
 
 def text_files() -> list[Path]:
-    """Everything that is ours to read: no data, no caches, nothing hidden but the checks."""
+    """Everything that is ours to read, but for the results of runs."""
     return [
         path
-        for path in sorted(ROOT.rglob("*"))
+        for path in own_files()
         if (path.suffix in TEXT or path.parts[-2:] == (".ci", "run"))
-        and not NOT_OURS & set(path.relative_to(ROOT).parts[:1])
-        and not any(part.startswith(".") and part != ".ci" for part in path.relative_to(ROOT).parts)
-        and path != Path(__file__)
-        and path.is_file()
+        and not path.is_relative_to(ROOT / "results")
+        and path.name not in (Path(__file__).name, "lived_in.py")
     ]
 
 

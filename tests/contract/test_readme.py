@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkout import own_files, own_names
 
 import train_online
 import train_student
@@ -24,9 +25,11 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.fixture
 def _forget() -> Iterator[None]:
-    """Examples register themselves; take that back."""
+    """Examples register themselves, if nobody has followed the README yet; take that back."""
     registries = (distill_dict, ensemble_dict, model_dict, online_dict)
-    before = {id(registry): dict(registry._entries) for registry in registries}
+    before = {id(registry): registry._entries for registry in registries}
+    for registry in registries:
+        registry._entries = {name: entry for name, entry in registry.items() if f'register("{name}")' not in README}
     yield
     for registry in registries:
         registry._entries = before[id(registry)]  # type: ignore[assignment]
@@ -100,6 +103,7 @@ def test_commands_are_accepted(command: str) -> None:
         parser.parse(arguments)
 
 
+@pytest.mark.skipif(not own_files(), reason="not a git checkout: whose methods these are is not known")
 def test_names_in_the_method_tables_are_the_registered_ones() -> None:
     tables = re.findall(r"^\| `(\w+)` \|", README.split("## Methods")[1].split("## Train")[0], re.MULTILINE)
-    assert set(tables) == {*distill_dict, *ensemble_dict, *online_dict}
+    assert set(tables) == own_names(distill_dict) | own_names(ensemble_dict) | own_names(online_dict)
