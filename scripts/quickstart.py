@@ -13,6 +13,8 @@ from pathlib import Path
 
 import setting
 from ensemble import ensemble_dict
+from helper.script import run_script
+from helper.stopping import Stopped, signals
 from helper.teachers import TeacherFile, training_command
 from online import online_dict
 from scripts import report
@@ -21,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 OUT = Path("results/quickstart")
 RECIPE = "--dataset digits --epochs 6 --nesterov --trial 0"
 ONLINE_RECIPE = "--model resnet8 --dataset digits --epochs 3 --batch_size 64 --trial 0"
+RUNNING: set[subprocess.Popen[str]] = set()
 FEATURE_RUNS = (("hint", "AVERAGE_LOSS", 100), ("inter", "CAMKD", 50))  # published: FitNet-MKD and CA-MKD itself
 
 
@@ -49,16 +52,23 @@ def train(command: str, started: float) -> Path:
     say(started, f"python {command}")
     # Networks this small use one core better than two, so that independent runs go side by side.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *shlex.split(command), "--resume"],
         cwd=ROOT,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a Ctrl-C reaches it once, from here
     )
-    if done.returncode:
-        raise SystemExit(f"python {command}: failed\n{done.stdout}{done.stderr}")
-    last = done.stdout.splitlines()[-1]
+    RUNNING.add(process)
+    if signals.received:
+        process.terminate()
+    out, err = process.communicate()
+    RUNNING.discard(process)
+    if process.returncode:
+        raise SystemExit(f"python {command}: failed\n{out}{err}")
+    last = out.splitlines()[-1]
     say(started, last)
     return Path(last.split()[0].removesuffix(":"))
 
@@ -66,7 +76,12 @@ def train(command: str, started: float) -> Path:
 def train_all(commands: Sequence[str], started: float) -> list[Path]:
     """Run the commands, as many at a time as there are cores (at most 4: each takes 1 GB)."""
     with ThreadPoolExecutor(min(4, cores())) as pool:
-        return list(pool.map(lambda command: train(command, started), commands))
+        try:
+            return list(pool.map(lambda command: train(command, started), commands))
+        except Stopped:
+            for process in list(RUNNING):  # they save themselves
+                process.terminate()
+            raise
 
 
 def cores() -> int:
@@ -89,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(lambda _: main(), stopped="what is trained is kept; the same command goes on")
