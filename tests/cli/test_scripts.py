@@ -140,8 +140,7 @@ from scripts import quickstart
 
 run = "train_teacher.py --model resnet8 --dataset digits --epochs 400 --save_dir {tmp_path}"
 quickstart.cores = lambda: 1
-quickstart.teacher_commands = lambda: [run, run + " --trial 1"]
-run_script(lambda _: quickstart.main(), stopped="what is trained is kept")
+run_script(lambda _: quickstart.train_all([run, run + " --trial 1"], 0.0), stopped="what is trained is kept")
 """
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
