@@ -28,7 +28,7 @@ from helper.precision import autocast
 from helper.progress import clock, progress
 from helper.recipe import PUBLISHED, Recipe, lr_drops, seed_of
 from helper.run_folder import RunFolder, provenance
-from helper.stopping import Asked, Looks, ReadersLost, Stopped, interruptible, losses_said, signals
+from helper.stopping import Asked, Looks, ReadersLost, interruptible, losses_said, signals
 from helper.sync_bn import synchronise
 
 LOOK = 50
@@ -191,18 +191,18 @@ class Fit:
                 last good checkpoint stays.
             Stopped: a signal asked for it, or a process is lost.
         """
+        signals.hold()
         if distributed.is_first():
             self.logger = Logger(self.run.path / "tensorboard", self.epoch + 1)
         self.saved_at = time.monotonic()
         try:
-            signals.hold()
             with losses_said(f"{self.run.path}: --resume goes on"):
                 while self.epoch < self.opt.epochs:
                     self._epoch(self.epoch + 1)
                     self._answer()
                 return self._finish()
         except (Asked, ReadersLost) as reason:
-            raise Stopped(self._said(reason)) from None
+            raise type(reason)(self._said(reason)) from None
         except InputError as error:
             raise UsageError(self._said(error)) from None
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 from helper import distributed
 from helper.errors import UsageError
 from helper.names import print_any_name
-from helper.stopping import RESUME_ME, Stopped, losses_said, signals
+from helper.stopping import RESUME_ME, Asked, Stopped, losses_said, signals
 
 HOLD_BACK = 2.0
 """Seconds before another process than the first repeats what the first has probably said; torchrun ends it sooner."""
@@ -31,6 +31,8 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
     """
     print_any_name()
     signals.hear(stopped)
+    if distributed.launched() > 1:
+        signals.watch(leave_at_once)
     try:
         with losses_said("the same command goes on"):
             main(sys.argv[1:])
@@ -40,7 +42,7 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
         leave_to_go_on(reason)
     except Exception as error:
         if signals.broke_off:  # what a library has made of it
-            leave_to_go_on(signals.stopped())
+            leave_to_go_on(signals.asked())
         if not isinstance(error, UsageError):
             raise
         leave(f"{sys.argv[0]}: error: {error}", 2)
@@ -51,9 +53,24 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
 
 def leave_to_go_on(reason: Stopped) -> None:
     """Exit with the code for it, and the file."""
+    leave_word()
+    if isinstance(reason, Asked) and not distributed.is_first():  # which says so too, or that it has lost this one
+        sys.exit(RESUME_ME)
+    leave(f"{sys.argv[0]}: {reason}", RESUME_ME)
+
+
+def leave_at_once(reason: Stopped) -> None:
+    """The same from another thread than the main one, which is not asked."""
+    leave_word()
+    if distributed.is_first():
+        print(f"{sys.argv[0]}: {reason}", file=sys.stderr, flush=True)
+    os._exit(RESUME_ME)
+
+
+def leave_word() -> None:
+    """That the run can go on, for those who do not get its exit code."""
     if "RESUME_ME_FILE" in os.environ:
         Path(os.environ["RESUME_ME_FILE"]).touch()
-    leave(f"{sys.argv[0]}: {reason}", RESUME_ME)
 
 
 def leave(message: str, code: int) -> None:

@@ -23,6 +23,9 @@ RESUME_ME = 75
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
+PATIENCE = 2.0
+"""Seconds until a process that cannot answer a signal is thought to wait for others."""
+
 SOON = 5.0
 """Seconds between two looks of several processes at most; Slurm's grace is 30."""
 
@@ -35,7 +38,7 @@ class Stopped(BaseException):
 
 
 class Asked(Stopped):
-    """A signal was heard, in all processes at the same point; the message is its name."""
+    """A signal was heard; the message begins with its name."""
 
 
 class ReadersLost(Stopped):
@@ -53,6 +56,7 @@ class Signals:
         self.received: str | None = None
         self.held = False
         self.advice = ""
+        self._wakes: int | None = None
 
     def hear(self, advice: str) -> None:
         """Set the handlers; ``advice`` follows the signal's name when it ends the script."""
@@ -61,11 +65,30 @@ class Signals:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
                 signal.signal(number, self._receive)
 
+    def watch(self, end: Callable[[Stopped], None]) -> None:
+        """Have a thread call ``end`` where the main one cannot: in a call that waits for other processes."""
+        woken, self._wakes = os.pipe()
+        os.set_blocking(self._wakes, False)
+        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+
+        def wait() -> None:
+            while number := os.read(woken, 1):
+                time.sleep(PATIENCE)
+                if number[0] in SIGNALS and not self.received and not self.held:
+                    self.received = signal.Signals(number[0]).name
+                    end(self.asked())
+
+        threading.Thread(target=wait, daemon=True).start()
+
     def hold(self) -> None:
         """From now on only remember."""
         self.held = True
+        if self._wakes is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._wakes)
+            self._wakes = None
         if self.received:  # and some library has swallowed what was raised
-            raise self.stopped()
+            raise self.asked()
 
     @staticmethod
     def ignore() -> None:
@@ -78,9 +101,9 @@ class Signals:
         """Whether a signal has ended the script where it was."""
         return self.received is not None and not self.held
 
-    def stopped(self) -> Stopped:
+    def asked(self) -> Asked:
         """What it is ended with."""
-        return Stopped(f"{self.received}: {self.advice}")
+        return Asked(f"{self.received}: {self.advice}")
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received:
@@ -89,7 +112,7 @@ class Signals:
             return
         self.received = signal.Signals(number).name
         if not self.held:
-            raise self.stopped()
+            raise self.asked()
 
 
 signals = Signals()

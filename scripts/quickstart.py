@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from helper.names import print_any_name
+from helper.script import run_script
+from helper.stopping import Stopped, signals
 from scripts import report
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,7 @@ ONLINE_RECIPE = "--model resnet8 --dataset digits --epochs 6 --batch_size 64 --t
 # What most peers are trained with, spelt out for a single network.
 ALONE = f"train_teacher.py {ONLINE_RECIPE} --learning_rate 0.1 --lr_decay_epochs 3 4 --nesterov"
 PEERS = ("IND", "CLILR", "DML", "ONE", "OKDDip", "BOC")
+RUNNING: set[subprocess.Popen[str]] = set()
 
 
 def student_commands(teachers: Sequence[Path]) -> list[str]:
@@ -52,17 +54,24 @@ def train(command: str, started: float) -> Path:
     say(started, f"python {command}")
     # Networks this small use one core better than two, so that independent runs go side by side.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *shlex.split(command), "--resume"],
         cwd=ROOT,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         errors="surrogateescape",  # names of files
+        start_new_session=True,  # a Ctrl-C reaches it once, from here
     )
-    if done.returncode:
-        raise SystemExit(f"python {command}: failed\n{done.stdout}{done.stderr}")
-    last = done.stdout.splitlines()[-1]
+    RUNNING.add(process)
+    if signals.received:
+        process.terminate()
+    out, err = process.communicate()
+    RUNNING.discard(process)
+    if process.returncode:
+        raise SystemExit(f"python {command}: failed\n{out}{err}")
+    last = out.splitlines()[-1]
     say(started, last)
     return Path(last.split()[0].removesuffix(":"))
 
@@ -70,7 +79,12 @@ def train(command: str, started: float) -> Path:
 def train_all(commands: Sequence[str], started: float) -> list[Path]:
     """Run the commands, as many at a time as there are cores (at most 4: each takes 1 GB)."""
     with ThreadPoolExecutor(min(4, cores())) as pool:
-        return list(pool.map(lambda command: train(command, started), commands))
+        try:
+            return list(pool.map(lambda command: train(command, started), commands))
+        except Stopped:
+            for process in list(RUNNING):  # they save themselves
+                process.terminate()
+            raise
 
 
 def cores() -> int:
@@ -94,5 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    print_any_name()
-    main()
+    run_script(lambda _: main(), stopped="what is trained is kept; the same command goes on")

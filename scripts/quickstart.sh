@@ -7,5 +7,4 @@ cd -- "$(dirname -- "$0")/.."
 . scripts/setup.sh
 
 set_up requirements.txt
-"$python" -m scripts.quickstart "$@"
-say "done"
+exec "$python" -m scripts.quickstart "$@"

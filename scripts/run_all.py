@@ -22,7 +22,7 @@ import torch
 
 from helper.progress import clock
 from helper.script import run_script
-from helper.stopping import RESUME_ME, Stopped
+from helper.stopping import RESUME_ME, SIGNALS, Stopped
 from scripts import report
 from scripts.plan import Job, jobs_of, number, variables
 from scripts.quickstart import ROOT, cores
@@ -200,7 +200,7 @@ def main(rows: Sequence[str]) -> None:
         print("\n".join(f"python {shlex.join(job.words)}" for job in jobs))
         return
     runs = Runs(slots_of(environment), jobs, Path(out))
-    for name in (signal.SIGTERM, signal.SIGINT):
+    for name in SIGNALS:
         signal.signal(name, runs.stop)
     teachers = list(dict.fromkeys(teacher for job in jobs for teacher in job.teachers))
     runs.say(f"{len(jobs)} runs, {runs.slots} at a time")

@@ -28,6 +28,8 @@ sys.modules["setting"] = SETTING
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers with all threads each would fight for the cores
     torch.set_num_threads(1)
 
+HANDLERS = {number: signal.getsignal(number) for number in SIGNALS}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--faults``: the full form of tests/faults."""
@@ -42,10 +44,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def handlers_of_signals() -> Iterator[None]:
-    """Scripts that are called in this process set their own, and leave them."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    """Scripts that are called in this process, in fixtures too, set their own and leave them."""
+    restore_handlers()
     yield
-    for number, handler in before.items():
+    restore_handlers()
+
+
+def restore_handlers() -> None:
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)
     signals.received = None
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import train_online
 import train_student
 import train_teacher
 from helper.recipe import PUBLISHED, lr_drops
+from helper.run_folder import RunFolder
 from helper.script import run_script
 from helper.stopping import RESUME_ME, Stopped
 from scripts import quickstart
@@ -150,6 +153,31 @@ def test_quick_start_reports_what_it_trained(
 def test_quick_start_stops_at_a_failure() -> None:
     with pytest.raises(SystemExit, match=r"python nothing\.py: failed"):
         quickstart.train_all(["nothing.py"], 0.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_quick_start_ends_its_runs(number: signal.Signals, tmp_path: Path) -> None:
+    """They can go on, nobody is left behind, and there is no traceback."""
+    program = f"""
+import sys
+from helper.script import run_script
+from scripts import quickstart
+
+run = "train_teacher.py --model resnet8 --dataset digits --epochs 400 --save_dir {tmp_path}"
+quickstart.cores = lambda: 1
+run_script(lambda _: quickstart.train_all([run, run + " --trial 1"], 0.0), stopped="what is trained is kept")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("teachers/*/last.pth")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (75, f"-c: {number.name}: what is trained is kept\n")
+    (folder,) = tmp_path.glob("teachers/*")
+    RunFolder(folder).open({}, overwrite=False)  # nobody trains in it
 
 
 # ---- shell scripts, in a copy, with a Python that only notes what it is asked for

@@ -28,7 +28,9 @@ kill -USR1 $(cat "$STUBS/torchrun.pid") $(cat "$STUBS/worker.pid")
 TORCHRUN = """printf '%s\\n' "$@" >"$STUBS/arguments"
 echo "$OMP_NUM_THREADS" >"$STUBS/threads"
 echo $$ >"$STUBS/torchrun.pid"
-python "$STUBS/worker.py" || exit 1 # as torchrun does, whatever the code was
+python "$STUBS/worker.py" &
+if [ "$WHAT" = told ]; then trap 'kill $!' TERM; fi # it passes the signal on
+wait $! || wait $! || exit 1 # as torchrun does, whatever the code was
 """
 WORKER = """import os, signal, sys, time
 from pathlib import Path
@@ -42,9 +44,11 @@ def stop(*_):
     sys.exit(75)
 
 signal.signal(signal.SIGUSR1, stop)
+if what == "told":
+    signal.signal(signal.SIGTERM, stop)
 (stubs / "worker.partial").write_text(str(os.getpid()))
 os.replace(stubs / "worker.partial", stubs / "worker.pid")
-if what in ("train", "deaf"):
+if what in ("train", "deaf", "told"):
     time.sleep(60)
 if what == "lost":
     stop()
@@ -77,6 +81,15 @@ class Cluster:
         """Exit code and output of a job whose processes do ``what``."""
         job = self.start(f"scripts/{script}.sbatch", words, WHAT=what, **more)
         return job.wait(60), self.said
+
+    def training(self, what: str, **more: str) -> subprocess.Popen[bytes]:
+        """A job whose processes have begun to train."""
+        job = self.start("scripts/slurm.sbatch", "train_teacher.py", WHAT=what, **more)
+        until = time.monotonic() + 60
+        while not self.lines("worker.pid") and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        return job
 
     @property
     def said(self) -> str:
@@ -158,17 +171,23 @@ def test_not_for_ever(cluster: Cluster) -> None:
 @pytest.mark.parametrize(("what", "grace"), [("train", "60"), ("deaf", "0.5")])
 def test_the_notice_reaches_those_who_train(cluster: Cluster, what: str, grace: str) -> None:
     """They save and leave, and the job is requeued; also where they do not hear."""
-    job = cluster.start("scripts/slurm.sbatch", "train_teacher.py", WHAT=what, GRACE=grace)
-    until = time.monotonic() + 60
-    while not cluster.lines("worker.pid") and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(0.2)
+    job = cluster.training(what, GRACE=grace)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(60) == 0, cluster.said
     assert cluster.lines("cancelled") == ["--signal=USR1 12345.0"]
     assert cluster.lines("requeued") == ["requeue 12345"]
     if what == "deaf":  # torchrun's stand-in leaves it behind
         os.kill(int(cluster.lines("worker.pid")[0]), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_job_that_is_told_to_end_can_go_on(cluster: Cluster, number: signal.Signals) -> None:
+    job = cluster.training("told")
+    job.send_signal(number)
+    assert job.wait(60) == 75, cluster.said
+    assert "sbatch it again to go on" in cluster.said
+    assert not cluster.lines("requeued"), "it was not the time limit"
+    assert not cluster.remains
 
 
 def test_every_seed_and_method_is_a_job(cluster: Cluster) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
 import pickle
 import re
 import shutil
+import signal
+import subprocess
 import tarfile
 import urllib.error
 import urllib.request
@@ -30,6 +33,7 @@ from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
 from dataset.order import epoch_crops, epoch_order, hold_out
 from dataset.stl10 import Labelled
 from helper.errors import UsageError
+from helper.stopping import SIGNALS, ReadersLost
 
 CPU = torch.device("cpu")
 REAL_DATA = Path(__file__).parents[2] / "data"
@@ -563,6 +567,41 @@ def test_folder_with_an_empty_class(own_tree: Path) -> None:
     for index in range(5):
         (own_tree / "train" / "dog" / f"{index}.png").unlink()
     assert "dog" in message_of("folder", own_tree)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_readers_leave_signals_to_the_run(image_tree: Path) -> None:
+    """But for the SIGTERM with which torch ends one that hangs; and nothing is raised when one ends."""
+    before = signal.getsignal(signal.SIGCHLD)
+    loader = get_loaders("folder", image_tree, batch_size=4, num_workers=1).train
+    batches = iter(loader)
+    next(batches)
+    (reader,) = multiprocessing.active_children()
+    assert reader.pid is not None
+    for number in SIGNALS:
+        subprocess.run(["kill", f"-{number.value}", str(reader.pid)], check=True)
+    assert len(list(batches)) == len(loader) - 1
+    assert reader.is_alive()
+    reader.terminate()
+    reader.join(60)
+    assert reader.exitcode == 0
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_killed_reader_is_one_line(image_tree: Path) -> None:
+    batches = iter(get_loaders("folder", image_tree, batch_size=1, num_workers=1).train)
+    next(batches)
+    (reader,) = multiprocessing.active_children()
+    reader.kill()
+    reader.join()
+    message = ""
+    try:  # as below
+        list(batches)
+    except ReadersLost as error:
+        message = str(error)
+    assert "--num_workers" in message
+    assert "\n" not in message
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

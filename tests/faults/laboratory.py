@@ -71,12 +71,6 @@ class Process:
         os.kill(self.pid, signal.SIGKILL)
 
     @property
-    def listens(self) -> bool:
-        """Whether it has set its handlers."""
-        caught = re.search(r"^SigCgt:\s*(\w+)$", read(Path(f"/proc/{self.pid}/status")), re.M)
-        return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
-
-    @property
     def said(self) -> str:
         return self.log.read_text()
 
@@ -175,6 +169,12 @@ class Torchrun:
     @property
     def said(self) -> str:
         return self.log.read_text()
+
+
+def listens(pid: int) -> bool:
+    """Whether it has set its handlers."""
+    caught = re.search(r"^SigCgt:\s*(\w+)$", read(Path(f"/proc/{pid}/status")), re.M)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
 def environment_of(pid: int) -> dict[str, str]:
