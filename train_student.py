@@ -137,12 +137,11 @@ class Distillation:
         # A pass back to the aliases gives all K gradients, and none reaches the student.
         branches = Branches(student_map, self.adapters)
         adapted = [adapter.adapt(alias) for adapter, alias in zip(self.adapters, branches.aliases, strict=True)]
-        distances = torch.stack(
-            [
-                adapter.distance(mine, theirs)
-                for adapter, mine, theirs in zip(self.adapters, adapted, teacher_maps, strict=True)
-            ]
-        )  # [K, B]
+        each = [
+            full_precision(adapter.distance(mine, theirs))
+            for adapter, mine, theirs in zip(self.adapters, adapted, teacher_maps, strict=True)
+        ]
+        distances = torch.stack(each)  # [K, B]
         teacher_maps.clear()
 
         def gradients() -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from pathlib import Path
@@ -37,6 +38,12 @@ pytestmark = pytest.mark.usefixtures("little_data")
 FILES = {"best.pth", "last.pth", "parameters.json", "metrics.jsonl", "result.json", "tensorboard"}
 SCORES = {"test_accuracy", "test_accuracy5", "test_loss", "test_ece"}
 FEATURE = "--distill inter --ensemble_method CAMKD -b 50"
+
+
+def hyperparameters(kind: type) -> list[str]:
+    """The keyword-only arguments of a constructor."""
+    arguments = inspect.signature(kind).parameters.values()
+    return [each.name for each in arguments if each.kind == each.KEYWORD_ONLY]
 
 
 def dests(parser: Options) -> set[str]:
@@ -91,7 +98,10 @@ def test_run_folder_of_a_student(tmp_path: Path, teachers: str) -> None:
     assert folder.name.endswith("-r=1-a=1-b=50-epochs=2-trial=0")
     assert {path.name for path in folder.iterdir()} >= FILES
     parameters = json.loads((folder / "parameters.json").read_text())
-    assert parameters.keys() == dests(train_student.options()) - {"hint_layer", "C", "svm_norm", "qp_solver"}
+    of_others = {name for kind in (*distill_dict.values(), *ensemble_dict.values()) for name in hyperparameters(kind)}
+    of_others -= {*hyperparameters(distill_dict["inter"]), *hyperparameters(ensemble_dict["CAMKD"])}
+    assert {"hint_layer", "C", "svm_norm", "qp_solver"} <= of_others
+    assert parameters.keys() == dests(train_student.options()) - of_others
     assert (parameters["alpha"], parameters["beta"], parameters["convs"]) == (1, 50, False)
 
     first, second = metrics(folder)
