@@ -156,11 +156,18 @@ class StreamLoader:
             with starting_readers():
                 batches = iter(self.batches)
             yield from batches
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+            if not tells_of_a_loss(error):
                 raise
             hint = "the memory may be full: try a smaller --num_workers"
             raise ReadersLost(f"a process that reads images was killed ({hint})") from None
+
+
+def tells_of_a_loss(error: Exception) -> bool:
+    """Whether a worker has ended, by what torch makes of it: sooner or later it finds out, or it misses its sockets."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    return "DataLoader worker process" not in str(error)  # what is raised in one that lives
 
 
 def collate(samples: list[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:

@@ -211,11 +211,10 @@ class Fit:
 
     def _epoch(self, epoch: int) -> None:
         started, self.epoch_started = time.perf_counter(), time.perf_counter()
-        before = self.position or {"step": 0}
-        steps = len(self.train) - before["step"]
+        self.begun = self.position or {"step": 0}
         rate = self.learning_rate * self.opt.lr_decay_rate ** sum(epoch > drop for drop in self.drops)
         means = self._train(epoch, rate)
-        speed = steps * self.opt.batch_size / (time.perf_counter() - started) if steps else before.get("speed", 0.0)
+        speed = self._speed(len(self.train))
         trained = Means.read_together({"": means})[""]
         try:
             scores = self._evaluate(self.validation or self.test)
@@ -233,6 +232,13 @@ class Fit:
             "seconds": self.seconds,
         }
         self._save_epoch(epoch, row)
+
+    def _speed(self, step: int) -> float:
+        """Images per second from where the epoch was begun or resumed; as it was, if that was after this step."""
+        steps = step - int(self.begun["step"])
+        if not steps:
+            return float(self.begun.get("speed", 0.0))
+        return steps * self.opt.batch_size / (time.perf_counter() - self.epoch_started)
 
     @property
     def chosen_on(self) -> str:
@@ -260,7 +266,7 @@ class Fit:
                     means.add(scalars, len(batch.target))
                     bad.look({name: value for name, value in scalars.items() if name.startswith("loss")}, step)
                     batches.show(means)
-                    if self.looks.due(step) and step < len(self.train):  # there follows the evaluation, which looks
+                    if self.looks.due(step):
                         self._look(epoch, step, means, bad)
                     done = step
         except (InputError, ReadersLost):  # no batch came
@@ -406,8 +412,9 @@ class Fit:
             checkpoint.save({**self._network(), **everything}, self.run.best)
         self._save(self.seconds)
 
-    def _save_position(self, step: int, means: Means, speed: float = 0.0) -> None:
-        """Save in the middle of an epoch; ``speed`` in images per second where it is trained and not evaluated."""
+    def _save_position(self, step: int, means: Means, speed: float | None = None) -> None:
+        """Save in the middle of an epoch; ``speed`` in images per second, up to now unless given."""
+        speed = self._speed(step) if speed is None else speed
         generators, sums = distributed.gather(get_generators(self.device)), distributed.gather(means.state())
         self.position = {"step": step, "means": sums, "generators": generators, "speed": speed}
         if distributed.is_first():

@@ -32,6 +32,7 @@ from dataset.files import Source, provide
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
 from dataset.order import epoch_crops, epoch_order, hold_out
 from dataset.stl10 import Labelled
+from dataset.stream import tells_of_a_loss
 from helper.errors import UsageError
 from helper.stopping import SIGNALS, ReadersLost
 
@@ -602,6 +603,20 @@ def test_a_killed_reader_is_one_line(image_tree: Path) -> None:
         message = str(error)
     assert "--num_workers" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),  # it was just handing a batch over
+        (EOFError(), True),
+        (RuntimeError("shapes differ"), False),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0."), False),
+    ],
+)
+def test_what_torch_makes_of_a_lost_reader(error: Exception, lost: bool) -> None:
+    assert tells_of_a_loss(error) == lost
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
