@@ -139,8 +139,13 @@ class FileDataset(Dataset):
     damaged: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
-    def load(self) -> FileParts:
-        """All images, ``damaged`` ones too. Raises UsageError when files are missing."""
+    def load(self) -> FileParts | tuple[Files, Files]:
+        """All images, ``damaged`` ones too; to train and to test on. Raises UsageError when files are missing."""
+
+    def parts(self) -> FileParts:
+        """What :meth:`load` returns, in full."""
+        loaded = self.load()
+        return FileParts(*loaded) if isinstance(loaded, tuple) else loaded
 
     @abstractmethod
     def train_transform(self) -> Transform:

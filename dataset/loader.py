@@ -70,7 +70,7 @@ def find(name: str, data_dir: Path | str, skip_damaged: bool = False) -> Dataset
     """
     dataset = dataset_dict[name.lower()](Path(data_dir))
     if skip_damaged and isinstance(dataset, FileDataset):
-        dataset.damaged = damaged_among(paths_of(dataset.load().all), dataset.data_dir)
+        dataset.damaged = damaged_among(paths_of(dataset.parts().all), dataset.data_dir)
     return dataset
 
 
@@ -149,7 +149,7 @@ def readable(dataset: FileDataset, skip_damaged: bool, test_only: bool) -> tuple
     Raises:
         UsageError: images cannot be read and are not to be skipped, or none are left of a class.
     """
-    parts, tree = dataset.load(), dataset.data_dir
+    parts, tree = dataset.parts(), dataset.data_dir
     notes = []
     if parts.others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(parts.others.items()))

@@ -37,12 +37,12 @@ def test_evaluate_by_key_and_by_run_folder(tmp_path: Path, twice: Path, teacher_
     raw, averaged = teach(tmp_path, f"--evaluate {twice}"), teach(tmp_path, f"--evaluate {twice}@state_dict_ema")
     note, line = raw.out.splitlines()
     assert "'state_dict_ema'" in note
-    assert line.startswith(f"{twice}: resnet8 on digits: {expected}")
+    assert line.startswith(f"{twice}: resnet8 on digits, test: {expected}")
     assert averaged.out.startswith(f"{twice}: ")
     assert len(averaged.out.splitlines()) == 1
     assert line not in averaged.out
     folder = teach(tmp_path, f"--evaluate {teacher_files[0].parent}").out
-    assert folder.startswith(f"{teacher_files[0]}: resnet8 on digits: {expected}")
+    assert folder.startswith(f"{teacher_files[0]}: resnet8 on digits, test: {expected}")
     refused(teach(tmp_path, f"--evaluate {twice}@swa"), "'swa'", "'state_dict_ema'")
     refused(teach(tmp_path, f"--evaluate {tmp_path}"), str(tmp_path / "last.pth"))
 
