@@ -15,43 +15,47 @@ import torch
 from torch import nn
 
 from dataset import dataset_dict, get_loaders, info_of
-from helper.batch import Batch
+from helper.batch import Batch, When
 from helper.cost import mac_count, parameter_count
 from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of
-from helper.recipe import Recipe, add_recipe
+from helper.recipe import PUBLISHED, Recipe, add_recipe
 from helper.script import run_script
 from helper.session import Session
+from helper.task import Task
 from helper.teachers import TeacherFile, fingerprint
 from helper.weights import located
 from models import model_dict
 from online import OnlineMethod, Peers, online_dict
 
 
-class PeerTraining:
+class PeerTraining(Task):
     """The objective of peers that learn from the labels and from each other.
 
     Args:
         peers: m networks.
         method: what they learn from each other; its own modules are attached here.
         example: images ``[B, 3, H, W]`` that show the shapes of maps.
-        epochs: of the whole run, for the ramp-up.
+        recipe: the method's published one.
     """
 
-    def __init__(self, peers: Peers, method: OnlineMethod, example: torch.Tensor, epochs: int) -> None:
-        self.peers, self.method, self.epochs = peers, method, epochs
+    keep_all = True
+
+    def __init__(self, peers: Peers, method: OnlineMethod, example: torch.Tensor, recipe: Recipe = PUBLISHED) -> None:
+        self.peers, self.method, self.recipe = peers, method, recipe
         self.network = peers.networks[method.inference]
         with torch.no_grad():
             method.attach(peers.eval()(example))
         method.to(example.device)
         self.trained = nn.ModuleDict({"network": self.network, "peers": peers, "method": method})
+        self.rates = {} if method.rate == 1 else {"method": method.rate}
 
-    def step(self, batch: Batch, epoch: int) -> Scalars:
+    def step(self, batch: Batch, when: When) -> Scalars:
         """A batch → ``loss`` and its parts, each a batch mean summed over the peers."""
         target = batch.target
         outputs = self.peers(batch.images, self.method.trunk_gradient)
         losses = {name: each.sum() for name, each in self.method.losses(outputs, target).items()}
-        weights = self.method.weights(epoch, self.epochs)
+        weights = self.method.weights(when.epoch, when.epochs)
         loss = torch.stack([weights[name] * part for name, part in losses.items()]).sum()
         parts = {f"loss_{name}": part for name, part in losses.items()}
         return {"loss": loss, **parts, "accuracy": accuracy(outputs.logits[self.method.inference], target)}
@@ -89,7 +93,7 @@ def make_method(parser: Options, opt: argparse.Namespace, recipe: Recipe) -> Onl
     given = parser.hyperparameters(opt, "method")
     settings = {name: value for name, value in recipe.settings.items() if given[name] is None}
     method = online_dict[opt.method](**{**given, **settings})
-    method.check()
+    method.require_valid()
     return method
 
 
@@ -132,15 +136,14 @@ def main(arguments: Sequence[str]) -> None:
         return
     if opt.start:
         session.load(peers.networks[0], opt.start, opt.model, "--start")
-    task = PeerTraining(peers, method, session.example(), opt.epochs)
-    notes = {
+    task = PeerTraining(peers, method, session.example(), recipe)
+    task.notes = {
         "method": opt.method,
         "peers": costs(peers, session.example()),
         "parameters": parameter_count(task.trained),
     }
     session.compile(peers)
-    rates = {} if method.rate == 1 else {"method": method.rate}
-    result = session.train(run, task, opt.model, notes, recipe, rates, keep_all=True)
+    result = session.train(run, task, opt.model)
     for line in describe_peers(result):
         print(f"{run.path}: {line}")
 

@@ -8,8 +8,10 @@ python train_student.py --model_s vgg8 --teacher_num 3 --distill inter --ensembl
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +19,21 @@ from torch import nn
 
 import setting
 from dataset import dataset_dict, get_loaders, info_of
-from distiller_zoo import Distiller, DistillKL, FeatureDistiller, distill_dict
+from distiller_zoo import Distiller, Pair, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
-from helper.batch import Batch
-from helper.branches import Branches
+from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import compared
+from helper.gradients import OnePass, batch_mean
 from helper.kl import full_precision
+from helper.machine import autocast
 from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
-from helper.precision import autocast
 from helper.recipe import add_recipe
 from helper.script import run_script
+from helper.seen import Observed, Reads, Seen, either, feature_shapes, observe
 from helper.session import Session
+from helper.task import Task
 from helper.teacher_cache import TeacherCache
 from helper.teachers import (
     TeacherFile,
@@ -43,51 +47,190 @@ from helper.teachers import (
 from models import model_dict
 
 
-class Distillation:
+class Term:
+    """One distillation loss under K teachers, weighed: ``Σ_k mean_b(w_kb · loss_kb)``.
+
+    Args:
+        losses: one per teacher, all of one class.
+        method: weighs the teachers.
+        kd_scale: see :func:`ensemble.weigh`.
+    """
+
+    def __init__(self, losses: Sequence[Distiller], method: EnsembleMethod, kd_scale: str) -> None:
+        self.losses, self.method, self.kd_scale = list(losses), method, kd_scale
+        self.level: Literal["logit", "feature"] = "logit" if losses[0].on_logits() else "feature"
+
+    def __call__(
+        self, student: Observed, teachers: list[Observed], teacher_logits: torch.Tensor, batch: Batch, when: When
+    ) -> tuple[torch.Tensor, torch.Tensor, Scalars]:
+        """The weighted loss, its part of each sample ``[B]`` without a gradient, and what is worth a curve.
+
+        Gradients that the method has asked for are not computed a second time.
+        """
+        told, once = self.describe(student, teachers, teacher_logits, batch, when)
+        weights = weigh(self.method, told, self.kd_scale)
+        means = weights if weights.ndim == 1 else weights.mean(1)
+        prefix = "feature_" if self.level == "feature" else ""
+        report = {f"{prefix}weight_{k}": mean.detach() for k, mean in enumerate(means)}
+        if len(means) > 1:
+            report |= {f"{prefix}{name}": value for name, value in self.method.diagnostics(told, weights).items()}
+        loss = combine(weights, told.losses)
+        if once is not None and once.known(weights):
+            loss = once.attach(loss, weights)
+        each = weights.detach() if weights.ndim == 2 else weights.detach()[:, None]
+        return loss, (each * told.losses.detach()).sum(0), report
+
+    def describe(
+        self, student: Observed, teachers: list[Observed], teacher_logits: torch.Tensor, batch: Batch, when: When
+    ) -> tuple[TeacherLosses, OnePass | None]:
+        """What the weighting method is told, and where the gradients that it may ask for are kept.
+
+        Below the logits the list of the teachers is emptied, so that maps take no memory while gradients are computed.
+        """
+        first, once = self.losses[0], None
+        seen = student.seen(first.student)
+        heads: Callable[[], torch.Tensor] = lambda: teacher_logits  # noqa: E731 replaced where the student feeds them
+        if first.broadcasts:
+            theirs = Seen(logits=teacher_logits)
+            values = full_precision(first(seen, theirs, batch, when))  # [K, B]
+            gradients = partial(self._closed_gradients, values, seen, theirs)
+        else:
+            once = OnePass(seen.tensors(), self.losses)
+            aliases = [seen.with_tensors(each) for each in once.aliases]
+            mine = [loss.prepare(alias) for loss, alias in zip(self.losses, aliases, strict=True)]
+            size = len(batch.target)
+            values = torch.stack(
+                [
+                    full_precision(loss.compare(prepared, teacher.seen(loss.teacher), batch, when)).expand(size)
+                    for loss, prepared, teacher in zip(self.losses, mine, teachers, strict=True)
+                ]
+            )  # [K, B]
+            gradients = partial(self._found_gradients, values, once)
+            read = [loss.as_teacher_reads(prepared) for loss, prepared in zip(self.losses, mine, strict=True)]
+            maps = [each for each in read if each is not None]
+            if maps:
+                heads = partial(classified, [teacher.network for teacher in teachers], maps)
+            if self.level == "feature":
+                teachers.clear()
+        told = TeacherLosses(
+            losses=values,
+            target=batch.target,
+            level=self.level,
+            logits_of=heads,
+            gradients_of=gradients,
+            student_logits=student.logits.detach(),
+            when=when,
+        )
+        return told, once
+
+    def _found_gradients(self, values: torch.Tensor, once: OnePass) -> torch.Tensor:
+        # A pass back to the aliases gives all K gradients, and none reaches the student.
+        slopes = once.slopes(values.mean(1), keep=not self.method.constant)  # K times [B, …] of each tensor
+        return torch.stack([torch.cat([batch_mean(slope) for slope in each]) for each in slopes])
+
+    def _closed_gradients(self, values: torch.Tensor, seen: Seen, theirs: Seen) -> torch.Tensor:
+        closed = self.losses[0].slopes(seen, theirs)
+        if closed is not None:
+            return closed
+        # back to the logits alone
+        slopes = [torch.autograd.grad(value.mean(), seen.tensors(), retain_graph=True) for value in values]
+        return torch.stack([torch.cat([batch_mean(slope) for slope in each]) for each in slopes])
+
+
+def classified(networks: Sequence[Any], maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What the teachers' own classifiers make of maps ``[B, C_k, H_k, W_k]``: ``[K, B, C]``; gradients flow to them."""
+    return torch.stack([network.classify(each) for network, each in zip(networks, maps, strict=True)])
+
+
+class Distillation(Task):
     """The objective of one student under K teachers.
 
     Args:
         student: the network that is trained.
         teachers: K frozen networks.
-        adapters: one per teacher where the distillation loss compares feature maps, else none.
-        method: weighs the teachers.
-        opt: ``gamma``, ``alpha``, ``beta``, ``kd_T``, ``kd_scale``, ``distill_decay``, ``feat_start_epoch`` and
-            ``epochs`` as :func:`options` describes them.
+        losses: K of a loss on logits, weighted by ``-a``; then, or not, K of another one, weighted by ``-b``.
+        methods: weigh the teachers, one for each of these losses.
+        opt: ``gamma``, ``alpha``, ``beta``, ``kd_scale``, ``distill_decay``, ``feat_start_epoch`` and ``epochs`` as
+            :func:`options` describes them.
     """
 
     def __init__(
         self,
         student: nn.Module,
         teachers: Teachers,
-        adapters: Sequence[FeatureDistiller],
-        method: EnsembleMethod,
+        losses: Sequence[Sequence[Distiller]],
+        methods: Sequence[EnsembleMethod],
         opt: argparse.Namespace,
     ) -> None:
-        self.teachers, self.method, self.opt = teachers, method, opt
-        self.kl = DistillKL(opt.kd_T)
-        self.trained = nn.ModuleDict({"network": student, "adapters": nn.ModuleList(adapters)})
-        self.student, self.adapters = student, adapters
+        self.student, self.teachers, self.opt = student, teachers, opt
+        self.terms = [Term(each, method, opt.kd_scale) for each, method in zip(losses, methods, strict=True)]
+        self.listening = any(type(method).after_step is not EnsembleMethod.after_step for method in methods)
+        self.sample_losses: list[torch.Tensor] = []
+        logit_losses, *rest = losses
+        self.adapters = list(rest[0]) if rest else []
+        weightings = {term.level: method for term, method in zip(self.terms, methods, strict=True)}
+        self.trained = nn.ModuleDict(
+            {
+                "network": student,
+                "adapters": nn.ModuleList(self.adapters),
+                "logit_losses": nn.ModuleList(logit_losses),
+                "weightings": nn.ModuleDict({k: each for k, each in weightings.items() if isinstance(each, nn.Module)}),
+            }
+        )
 
-    def step(self, batch: Batch, epoch: int) -> Scalars:
+    def attach(self, images: torch.Tensor) -> None:
+        """Let the weighting methods build what they own; ``images`` ``[B, 3, H, W]`` show the shapes."""
+        if len(self.teachers) == 1 or all(type(term.method).attach is EnsembleMethod.attach for term in self.terms):
+            return  # a single teacher is not weighed
+        none = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        batch = Batch(images, none, places=none)
+        of_student, of_teachers = self.reads(self.terms)
+        self.trained.eval()
+        student = observe(self.student, images, of_student)
+        teachers, logits = self.teachers.observe(images, of_teachers)
+        for term in self.terms:
+            term.method.attach(term.describe(student, teachers, logits, batch, When(1, self.opt.epochs))[0])
+        self.trained.train().to(images.device)
+
+    def step(self, batch: Batch, when: When) -> Scalars:
         """A batch → ``loss`` and its parts, each a batch mean."""
-        images, target, views = batch
-        r, a, b = self.loss_weights(epoch)
-        if b > 0:
-            layer = self.adapters[0].layer
-            teacher_maps, teacher_logits = self.teachers.maps(images, layer)
-            features, logits = self.student(images, is_feat=True)
-        else:
-            teacher_logits, logits = self.teachers.logits(images, views), self.student(images)
+        r, a, b = self.loss_weights(when.epoch)
+        terms = self.terms if b > 0 else self.terms[:1]
+        of_student, of_teachers = self.reads(terms)
+        teachers, teacher_logits = self.teachers.observe(batch.images, of_teachers, batch.views)
+        student = observe(self.student, batch.images, of_student)
 
-        cross_entropy = F.cross_entropy(full_precision(logits), target)
-        kd, report = self.logit_loss(logits, teacher_logits, target)
+        logits = full_precision(student.logits)
+        cross_entropy = F.cross_entropy(logits, batch.target)
+        kd, kd_each, report = self.terms[0](student, teachers, teacher_logits, batch, when)
         loss = r * cross_entropy + a * kd
-        scalars = {"loss_ce": cross_entropy, "loss_kd": kd, **report, "accuracy": accuracy(logits, target)}
+        scalars = {"loss_ce": cross_entropy, "loss_kd": kd, **report, "accuracy": accuracy(logits, batch.target)}
+        feature_each: torch.Tensor | float = 0.0
         if b > 0:
-            feature, report = self.feature_loss(features[layer], teacher_maps, teacher_logits, target)
+            feature, feature_each, report = self.terms[1](student, teachers, teacher_logits, batch, when)
             loss = loss + b * feature
             scalars |= {"loss_feature": feature, **report}
+        if self.listening:
+            each = F.cross_entropy(logits.detach(), batch.target, reduction="none")
+            self.sample_losses.append(r * each + a * kd_each + b * feature_each)
         return {"loss": loss, **scalars}
+
+    @staticmethod
+    def reads(terms: Sequence[Term]) -> tuple[Reads, Reads]:
+        """What student and teachers are asked for."""
+        first = [term.losses[0] for term in terms]
+        return either(*(loss.student for loss in first)), either(*(loss.teacher for loss in first))
+
+    def after_step(self) -> None:
+        """Tell the methods that learn from it what the step has cost."""
+        if self.listening:
+            losses, self.sample_losses = torch.cat(self.sample_losses), []
+            for term in self.terms:
+                term.method.after_step(losses)
+
+    def after_epoch(self) -> None:
+        for term in self.terms:
+            term.method.after_epoch()
 
     def loss_weights(self, epoch: int) -> tuple[float, float, float]:
         """``r, a, b`` in this epoch. ``--distill_decay`` lets ``a`` fall to 0 over the second half, ``r = 1 − a``."""
@@ -102,93 +245,10 @@ class Distillation:
         """Whether the adapters are left alone in this epoch."""
         return bool(self.adapters) and self.loss_weights(epoch)[2] == 0
 
-    def logit_loss(
-        self, logits: torch.Tensor, teacher_logits: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, Scalars]:
-        """Student ``[B, C]`` and teachers ``[K, B, C]`` → the weighted KL, and each teacher's mean weight."""
-        T = self.opt.kd_T
-
-        def gradients() -> torch.Tensor:
-            # ∂(mean_b KL_k)/∂s has a closed form, so that no backward pass is needed: T·(p_s − p_k)/B; its batch mean.
-            student, teachers = (each.detach().double() / T for each in (logits, teacher_logits))
-            gap = student.softmax(-1) - teachers.softmax(-1)  # [K, B, C]
-            return gap.mean(1) * (T / len(target))
-
-        losses = TeacherLosses(
-            losses=self.kl(logits, teacher_logits),
-            target=target,
-            level="logit",
-            logits_of=lambda: teacher_logits,
-            gradients_of=gradients,
-        )
-        return self.weighted(losses, "")
-
-    def feature_loss(
-        self,
-        student_map: torch.Tensor,
-        teacher_maps: list[torch.Tensor],
-        teacher_logits: torch.Tensor,
-        target: torch.Tensor,
-    ) -> tuple[torch.Tensor, Scalars]:
-        """Student map ``[B, C, H, W]`` and one map of each teacher → the weighted distance, and mean weights.
-
-        The list of the teachers' maps is emptied, so that they take no memory while gradients are computed.
-        """
-        # A pass back to the aliases gives all K gradients, and none reaches the student.
-        branches = Branches(student_map, self.adapters)
-        adapted = [adapter.adapt(alias) for adapter, alias in zip(self.adapters, branches.aliases, strict=True)]
-        each = [
-            full_precision(adapter.distance(mine, theirs))
-            for adapter, mine, theirs in zip(self.adapters, adapted, teacher_maps, strict=True)
-        ]
-        distances = torch.stack(each)  # [K, B]
-        teacher_maps.clear()
-
-        def gradients() -> torch.Tensor:
-            slopes = branches.slopes(distances.mean(1), keep=not self.method.constant)  # K times [B, C, H, W]
-            return torch.stack([batch_mean(slope).flatten() for slope in slopes])
-
-        def head_logits() -> torch.Tensor:
-            if not self.adapters[0].feeds_head:
-                return teacher_logits
-            return torch.stack([self.teachers.classify(k, maps) for k, maps in enumerate(adapted)])
-
-        losses = TeacherLosses(
-            losses=distances, target=target, level="feature", logits_of=head_logits, gradients_of=gradients
-        )
-        return self.weighted(losses, "feature_", branches)
-
-    def weighted(
-        self, losses: TeacherLosses, prefix: str, branches: Branches | None = None
-    ) -> tuple[torch.Tensor, Scalars]:
-        """Weigh and combine; report the weights that multiply the losses and what the method finds worth a curve.
-
-        Gradients that the method has asked for are not computed a second time.
-        """
-        weights = weigh(self.method, losses, self.opt.kd_scale)
-        means = weights if weights.ndim == 1 else weights.mean(1)
-        report = {f"{prefix}weight_{k}": mean.detach() for k, mean in enumerate(means)}
-        if len(means) > 1:
-            report |= {f"{prefix}{name}": value for name, value in self.method.diagnostics(losses, weights).items()}
-        loss = combine(weights, losses.losses)
-        if branches is not None and branches.known(weights):
-            loss = branches.attach(loss, weights)
-        return loss, report
-
-    def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"network": self.student(images)}
-
     def compare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """How close the student is to the teachers' ensemble: ``ensemble_agreement`` in percent, ``ensemble_kl``."""
         measures = compared(self.student(images), ensemble_logits(self.teachers.logits(images)))
         return {f"ensemble_{name}": each for name, each in measures.items()}
-
-
-def batch_mean(maps: torch.Tensor) -> torch.Tensor:
-    """``[B, C, H, W]`` → their mean ``[C, H, W]``, in float32 or better."""
-    # Summed in the order in which they lie in memory, and not in float64: many times faster.
-    rows = maps.contiguous(memory_format=torch.channels_last).movedim(1, -1)
-    return rows.mean(0, dtype=torch.promote_types(maps.dtype, torch.float32)).movedim(-1, 0)
 
 
 def feat_start_epoch(opt: argparse.Namespace) -> int:
@@ -196,29 +256,27 @@ def feat_start_epoch(opt: argparse.Namespace) -> int:
     return opt.feat_start_epoch or min(2, opt.epochs)
 
 
-def make_adapters(
-    kind: type[Distiller], settings: dict[str, object], student: nn.Module, teachers: Teachers, images: torch.Tensor
-) -> list[FeatureDistiller]:
-    """One adapter per teacher, none for a loss on logits alone; ``images`` ``[B, 3, H, W]`` show the maps' sizes.
+def make_losses(
+    kind: type[Distiller],
+    settings: Mapping[str, object],
+    student: nn.Module,
+    teachers: Teachers,
+    images: torch.Tensor,
+    num_classes: int,
+    labels: torch.Tensor | None = None,
+) -> list[Distiller]:
+    """One loss per teacher; ``images`` ``[B, 3, H, W]`` show the maps' sizes, ``labels`` are the training set's.
 
     Raises:
         UsageError: a network has no maps, or not the layer that the loss asks for.
     """
-    if not issubclass(kind, FeatureDistiller):
-        return []
-    make: Callable[..., FeatureDistiller] = kind
-    student_shapes = feature_shapes(student, images)
-    adapters = [make(student_shapes, feature_shapes(teacher, images), **settings) for teacher in teachers.networks]
-    return [adapter.to(images.device, memory_format=torch.channels_last) for adapter in adapters]  # type: ignore[call-overload]
-
-
-@torch.no_grad()
-def feature_shapes(network: nn.Module, images: torch.Tensor) -> list[tuple[int, ...]]:
-    """``(C, H, W)`` of each stage output and ``(D,)`` of the pooled vector."""
-    training = network.training
-    features, _ = network.eval()(images, is_feat=True)
-    network.train(training)
-    return [tuple(feature.shape[1:]) for feature in features]
+    make: Callable[..., Distiller] = kind
+    mine = feature_shapes(student, images) if kind.student.features else []
+    losses = []
+    for teacher in teachers.networks:
+        theirs = feature_shapes(teacher, images) if kind.teacher.features else []
+        losses.append(make(Pair(mine, theirs, num_classes, labels), **settings))
+    return [loss.to(images.device, memory_format=torch.channels_last) for loss in losses]  # type: ignore[call-overload]
 
 
 def options() -> Options:
@@ -289,7 +347,7 @@ def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFi
 
 def uses_cache(opt: argparse.Namespace) -> bool:
     """Whether there is a cache and logits are all that is asked of the teachers."""
-    return opt.teacher_cache is not None and not (distill_dict[opt.distill].feature_level and opt.beta > 0)
+    return opt.teacher_cache is not None and (distill_dict[opt.distill].on_logits() or opt.beta == 0)
 
 
 def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[TeacherFile], session: Session) -> None:
@@ -325,20 +383,22 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
     return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
 
 
-def check(opt: argparse.Namespace, kind: type[Distiller], method: EnsembleMethod, teacher_num: int) -> None:
+def require_sound_objective(
+    opt: argparse.Namespace, kind: type[Distiller], method: EnsembleMethod, teacher_num: int
+) -> None:
     """Refuse what cannot be meant, before anything is loaded.
 
     Raises:
         UsageError: naming the option.
     """
-    method.check(teacher_num)
+    method.require_valid(teacher_num)
     if opt.kd_scale == "unit" and teacher_num > 1 and method.total(teacher_num) == 0:
         raise UsageError(
             f"--kd_scale: unit makes weights sum to 1, but those of {opt.ensemble_method} sum to 0; choose released"
         )
-    if opt.beta > 0 and not kind.feature_level:
-        raise UsageError(f"-b: {opt.beta:g} weighs a loss on feature maps, which --distill {opt.distill} does not have")
-    if opt.feat_start_epoch is not None and not (kind.feature_level and opt.beta > 0):
+    if opt.beta > 0 and kind.on_logits():
+        raise UsageError(f"-b: {opt.beta:g} weighs a loss on features, which --distill {opt.distill} does not have")
+    if opt.feat_start_epoch is not None and (kind.on_logits() or opt.beta == 0):
         raise UsageError(
             "--feat_start_epoch: there is no loss on feature maps; choose a --distill that has one, and -b"
         )
@@ -348,6 +408,35 @@ def check(opt: argparse.Namespace, kind: type[Distiller], method: EnsembleMethod
         raise UsageError(f"--distill_decay: r = 1 − a would be negative; choose -a from 0 to 1, not {opt.alpha:g}")
     if opt.gamma == opt.alpha == opt.beta == 0:
         raise UsageError("-r, -a, -b: all are 0, so that there is no loss")
+
+
+def distillation(
+    parser: Options,
+    opt: argparse.Namespace,
+    session: Session,
+    student: nn.Module,
+    teachers: Teachers,
+    methods: Sequence[EnsembleMethod],
+) -> Distillation:
+    """The objective that the options describe: the chosen loss; beside one on features, the default one on logits."""
+    chosen = [opt.distill] if distill_dict[opt.distill].on_logits() else [parser.get_default("distill"), opt.distill]
+    example, labels = session.example(), session.loaders.train.labels
+    with autocast(session.device, session.precision):
+        losses = [
+            make_losses(
+                distill_dict[name],
+                parser.hyperparameters(opt, "distill", name),
+                student,
+                teachers,
+                example,
+                session.info.num_classes,
+                labels,
+            )
+            for name in chosen
+        ]
+        task = Distillation(student, teachers, losses, methods[: len(losses)], opt)
+        task.attach(example)
+    return task
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -364,21 +453,19 @@ def main(arguments: Sequence[str]) -> None:
     source = "--teachers" if opt.teachers else "setting.py"
     opt.teachers = [str(file) for file in files]  # on record, whatever setting.py says later
     kind = distill_dict[opt.distill]
-    method = ensemble_dict[opt.ensemble_method](**parser.hyperparameters(opt, "ensemble_method"))
-    check(opt, kind, method, len(files))
+    methods = [ensemble_dict[opt.ensemble_method](**parser.hyperparameters(opt, "ensemble_method")) for _ in range(2)]
+    require_sound_objective(opt, kind, methods[0], len(files))
     run = session.run_folder("students", run_name(parser, opt, files, session.dataset))
     if run is None:
         return
     require_files(files, opt.dataset, source)
     # The student first: its initial weights depend on the seed alone, whoever teaches it.
     student = session.build(opt.model_s, pretrained=opt.pretrained)
-    example = session.example()
-    teachers, notes = load_teachers(files, session.build, session.labels, example, session.precision)
-    with autocast(session.device, session.precision):
-        adapters = make_adapters(kind, parser.hyperparameters(opt, "distill"), student, teachers, example)
+    teachers, notes = load_teachers(files, session.build, session.labels, session.example(), session.precision)
+    task = distillation(parser, opt, session, student, teachers, methods)
     for note in notes:
         print(note)
-    if kind.feature_level and opt.beta == 0:
+    if not kind.on_logits() and opt.beta == 0:
         print(f"-b 0: the feature loss of --distill {opt.distill} is left out")
     if uses_cache(opt):
         attach_cache(opt, teachers, files, session)
@@ -386,8 +473,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"--teacher_cache: --distill {opt.distill} compares maps, which are not kept; going on without")
     # What the cache lacks comes in batches of all sizes, each of which would be compiled anew.
     session.compile(student, *(() if uses_cache(opt) else teachers.networks))
-    task = Distillation(student, teachers, adapters, method, opt)
-    session.train(run, task, opt.model_s, report_teachers(session, teachers, files))
+    task.notes = report_teachers(session, teachers, files)
+    session.train(run, task, opt.model_s)
 
 
 if __name__ == "__main__":

@@ -8,33 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
 from dataset import dataset_dict, get_loaders, info_of
-from helper.batch import Batch
+from helper.batch import Batch, When
 from helper.kl import full_precision
 from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of
 from helper.recipe import add_recipe
 from helper.script import run_script
 from helper.session import Session
+from helper.task import Task
 from models import model_dict
 
 
-class CrossEntropy:
+class CrossEntropy(Task):
     """One network and the labels."""
 
     def __init__(self, network: nn.Module) -> None:
         self.trained = nn.ModuleDict({"network": network})
 
-    def step(self, batch: Batch, epoch: int) -> Scalars:
+    def step(self, batch: Batch, when: When) -> Scalars:
         logits = full_precision(self.trained["network"](batch.images))
         return {"loss": F.cross_entropy(logits, batch.target), "accuracy": accuracy(logits, batch.target)}
-
-    def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"network": self.trained["network"](images)}
 
 
 def options() -> Options:

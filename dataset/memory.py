@@ -93,8 +93,9 @@ class MemoryTrainLoader:
             index, top, left, mirrored = torch.cat([plan[part] for part in some]).unbind(1)
             images, labels = self.normalise(self.crop(index, top, left, mirrored)), self.labels[index]
             each = len(images) // len(some)
-            for part, mine, target in zip(some, images.split(each), labels.split(each), strict=True):
-                yield Batch(mine, target, numbers[part])
+            for part, *made in zip(some, images.split(each), labels.split(each), index.split(each), strict=True):
+                mine, target, places = made
+                yield Batch(mine, target, numbers[part], places)
 
     def all_views(self) -> Tensor:
         """The numbers of all views of all images that are trained on, int64 [N·V] on the host."""

@@ -25,6 +25,8 @@ from helper.errors import InputError
 from helper.stopping import ReadersLost, in_readers, starting_readers
 
 Place = tuple[int, int]  # epoch and image: the epoch travels with the index, since workers outlive epochs
+Sample = tuple[Tensor, int, int]  # pixels, label, and place among the images
+Samples = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Unreadable:
     reason: str
 
 
-class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int] | Unreadable]):
-    """(epoch, image) → uint8 [H, W, 3] and label."""
+class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
+    """(epoch, image) → uint8 [H, W, 3], label and place."""
 
     def __init__(self, files: Files, transform: Transform, seed: int) -> None:
         # an array of bytes rather than a tuple: it is not copied into each worker by reference counting
@@ -47,7 +49,7 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int] | Unreadable]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, int] | Unreadable:
+    def __getitem__(self, place: Place) -> Sample | Unreadable:
         epoch, index = place
         path = os.fsdecode(self.paths[index])
         try:
@@ -60,7 +62,7 @@ class ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int] | Unreadable]):
             pixels = torch.from_numpy(np.array(self.transform(image)))
         finally:
             torch.default_generator.set_state(state)
-        return pixels, int(self.labels[index])
+        return pixels, int(self.labels[index]), index
 
 
 class EpochSampler(torch.utils.data.Sampler[list[Place]]):
@@ -122,7 +124,7 @@ class StreamLoader:
         train: bool,
         shard: Shard = ALONE,
     ) -> None:
-        self.num_images, self.device = len(files.paths), device
+        self.num_images, self.device, self.labels = len(files.paths), device, files.labels
         self.sampler = EpochSampler(self.num_images, seed, batch_size, train, shard)
         self.normalise = Normalise(info, device)
         workers = min(num_workers, num_processors())
@@ -148,10 +150,10 @@ class StreamLoader:
         for batch in self._from_workers():
             if isinstance(batch, Unreadable):
                 raise InputError(f"--data_dir: {batch.path} cannot be read ({batch.reason})")
-            images, target = (part.to(self.device, non_blocking=True) for part in batch)
-            yield Batch(self.normalise(images), target)
+            images, target, places = (part.to(self.device, non_blocking=True) for part in batch)
+            yield Batch(self.normalise(images), target, places=places)
 
-    def _from_workers(self) -> Iterator[tuple[Tensor, Tensor] | Unreadable]:
+    def _from_workers(self) -> Iterator[Samples | Unreadable]:
         try:
             with starting_readers():
                 batches = iter(self.batches)
@@ -170,15 +172,15 @@ def tells_of_a_loss(error: Exception) -> bool:
     return "DataLoader worker process" not in str(error)  # what is raised in one that lives
 
 
-def collate(samples: list[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
-    """uint8 [B, H, W, 3] and int64 [B], or the first image that cannot be read."""
-    images, labels = [], []
+def collate(samples: list[Sample | Unreadable]) -> Samples | Unreadable:
+    """uint8 [B, H, W, 3], labels and places int64 [B], or the first image that cannot be read."""
+    read = []
     for sample in samples:
         if isinstance(sample, Unreadable):
             return sample
-        images.append(sample[0])
-        labels.append(sample[1])
-    return torch.stack(images), torch.tensor(labels, dtype=torch.int64)
+        read.append(sample)
+    images, labels, places = zip(*read, strict=True)
+    return torch.stack(images), torch.tensor(labels, dtype=torch.int64), torch.tensor(places, dtype=torch.int64)
 
 
 def num_processors() -> int:

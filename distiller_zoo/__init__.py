@@ -1,9 +1,21 @@
 """Losses between one student and one teacher: one paper per file, one line per file here."""
 
 from distiller_zoo import hint, inter, kd
-from distiller_zoo.base import Distiller, FeatureDistiller, distill_dict
+from distiller_zoo.base import Distiller, FeatureDistiller, Pair, distill_dict
 from distiller_zoo.hint import Hint
 from distiller_zoo.inter import Inter
-from distiller_zoo.kd import DistillKL
+from distiller_zoo.kd import KD, DistillKL
 
-__all__ = ["DistillKL", "Distiller", "FeatureDistiller", "Hint", "Inter", "distill_dict", "hint", "inter", "kd"]
+__all__ = [
+    "KD",
+    "DistillKL",
+    "Distiller",
+    "FeatureDistiller",
+    "Hint",
+    "Inter",
+    "Pair",
+    "distill_dict",
+    "hint",
+    "inter",
+    "kd",
+]

@@ -3,62 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
+from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.kl import full_precision
 from helper.registry import Registry
+from helper.seen import Reads, Seen, Shape
 
-Shape = tuple[int, ...]
-"""One feature without its batch axis: ``(C, H, W)`` of a map, ``(D,)`` of the pooled vector."""
+
+class Pair(NamedTuple):
+    """What a loss is built from.
+
+    Attributes:
+        student, teacher: shapes of the stage outputs and of the pooled vector, which comes last; empty for a network of
+            which only logits are read.
+        num_classes: C.
+        labels: of all images that are trained on, int64 ``[N]``, as ``Batch.places`` numbers them, if any.
+    """
+
+    student: Sequence[Shape] = ()
+    teacher: Sequence[Shape] = ()
+    num_classes: int = 0
+    labels: Tensor | None = None
 
 
 class Distiller(nn.Module):
     """A loss between one student and one teacher.
 
-    Keyword-only arguments of a subclass's constructor are its hyperparameters: the command line offers them as flags.
+    A subclass says what it reads of either network and answers :meth:`compare`. Its constructor takes a :class:`Pair`;
+    keyword-only arguments are hyperparameters, which the command line offers as flags. What it remembers from batch to
+    batch are buffers, so that checkpoints hold it; under several processes each of them has to remember the same
+    (``helper.distributed.gathered`` gives the batch of all).
+
+    A loss that reads logits only takes ``kd``'s place under ``-a``; any other stands beside it under ``-b``.
     """
 
-    feature_level: ClassVar[bool] = False
-    """Whether it compares feature maps (weighted by ``-b``) beside the logits (weighted by ``-a``)."""
+    student: Reads = Reads()
+    teacher: Reads = Reads()
+    broadcasts: ClassVar[bool] = False
+    """Of a loss on logits: whether :meth:`compare` takes all teachers' logits ``[K, B, C]`` at once → ``[K, B]``."""
+
+    @classmethod
+    def on_logits(cls) -> bool:
+        """Whether it reads logits and nothing else, so that cached logits serve it."""
+        return not (cls.student.features or cls.teacher.features)
+
+    def prepare(self, student: Seen) -> Any:
+        """What the loss makes of the student before it looks at the teacher; the student as it is, by default."""
+        return student
+
+    def compare(self, prepared: Any, teacher: Seen, batch: Batch, when: When) -> Tensor:
+        """The loss of each sample ``[B]``; or of the batch as a whole, a scalar, which counts for each sample.
+
+        Args:
+            prepared: what :meth:`prepare` returned.
+            teacher: what it reads of the teacher, without gradients.
+            batch: images, labels and numbers of the samples.
+            when: epoch and step.
+        """
+        raise NotImplementedError
+
+    def forward(self, student: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
+        return self.compare(self.prepare(student), teacher, batch, when)
+
+    def as_teacher_reads(self, prepared: Any) -> Tensor | None:
+        """The student's map where the teacher's own classifier reads ``[B, C_t, H_t, W_t]``, if the loss makes one."""
+        return None
+
+    def slopes(self, student: Seen, teacher: Seen) -> Tensor | None:
+        """``[K, N]``, where there is a closed form, for :attr:`broadcasts`: see ``TeacherLosses.gradients_of``."""
+        return None
 
 
 class FeatureDistiller(Distiller):
-    """A loss on feature maps: an adapter brings the student's map into the teacher's shape, then both are compared.
+    """A loss on one map of either side: an adapter brings the student's into the teacher's shape, both are compared.
 
     Args:
-        student_shapes: of the list that ``student(x, is_feat=True)`` returns first.
-        teacher_shapes: the same of the teacher.
-        layer: index into both lists.
+        pair: the networks' shapes.
+        layer: which stage output, on both sides; -2 is the last map.
 
     Raises:
         UsageError: the layer is out of range or no map on either side.
     """
 
-    feature_level = True
-    feeds_head: ClassVar[bool] = False
-    """Whether the adapted map stands where the teacher's own classifier reads, so that it can be classified."""
+    student = teacher = Reads(maps=(-2,))
 
-    def __init__(self, student_shapes: Sequence[Shape], teacher_shapes: Sequence[Shape], layer: int) -> None:
+    def __init__(self, pair: Pair, layer: int = -2) -> None:
         super().__init__()
-        self.layer = layer
-        self.student_shape = _map_shape(student_shapes, layer, "student")
-        self.teacher_shape = _map_shape(teacher_shapes, layer, "teacher")
+        self.student = self.teacher = Reads(maps=(layer,))
+        self.student_shape = _map_shape(pair.student, layer, "student")
+        self.teacher_shape = _map_shape(pair.teacher, layer, "teacher")
 
-    def adapt(self, student_map: torch.Tensor) -> torch.Tensor:
-        """Student map ``[B, C, H, W]`` → what is compared; the teacher's shape where it ``feeds_head``."""
+    def adapt(self, student_map: Tensor) -> Tensor:
+        """Student map ``[B, C, H, W]`` → what is compared: the teacher's shape ``[B, C_t, H_t, W_t]``, usually."""
         raise NotImplementedError
 
-    def distance(self, adapted: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
+    def distance(self, adapted: Tensor, teacher_map: Tensor) -> Tensor:
         """Mean squared error over C, H and W of each sample: two maps ``[B, C_t, H_t, W_t]`` → ``[B]``."""
         return (full_precision(adapted) - full_precision(teacher_map)).square().flatten(1).mean(1)
 
-    def forward(self, student_map: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
-        """Maps ``[B, C, H, W]`` and ``[B, C_t, H_t, W_t]`` → ``[B]``."""
-        return self.distance(self.adapt(student_map), teacher_map)
+    def prepare(self, student: Seen) -> Tensor:
+        return self.adapt(student.maps[0])
+
+    def compare(self, prepared: Tensor, teacher: Seen, batch: Batch, when: When) -> Tensor:
+        return self.distance(prepared, teacher.maps[0])
 
 
 def _map_shape(shapes: Sequence[Shape], layer: int, whose: str) -> tuple[int, int, int]:

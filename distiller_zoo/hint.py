@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distiller_zoo.base import FeatureDistiller, Shape, distill_dict
+from distiller_zoo.base import FeatureDistiller, Pair, distill_dict
 
 
 @distill_dict.register("hint")
@@ -21,19 +20,17 @@ class Hint(FeatureDistiller):
     Maps that none of these fit are resized to the teacher's first.
 
     Args:
-        student_shapes: of the student's features, see :class:`FeatureDistiller`.
-        teacher_shapes: of the teacher's.
+        pair: the networks' shapes.
         hint_layer: which stage output, on both sides.
     """
 
     def __init__(
         self,
-        student_shapes: Sequence[Shape],
-        teacher_shapes: Sequence[Shape],
+        pair: Pair,
         *,
         hint_layer: Annotated[int, "stage output that is compared, on both sides; -2 is the last map"] = 2,
     ) -> None:
-        super().__init__(student_shapes, teacher_shapes, hint_layer)
+        super().__init__(pair, hint_layer)
         self.resize, conv = _regressor(self.student_shape, self.teacher_shape)
         self.regressor = nn.Sequential(conv, nn.BatchNorm2d(self.teacher_shape[0]), nn.ReLU())
 

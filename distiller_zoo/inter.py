@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distiller_zoo.base import FeatureDistiller, Shape, distill_dict
+from distiller_zoo.base import FeatureDistiller, Pair, distill_dict
 from helper.errors import UsageError
 
 
@@ -21,23 +20,19 @@ class Inter(FeatureDistiller):
     the student's features (eq. 5).
 
     Args:
-        student_shapes: of the student's features, see :class:`FeatureDistiller`.
-        teacher_shapes: of the teacher's.
+        pair: the networks' shapes.
         convs: a 1×1 → 3×3 → 1×1 bottleneck instead of one 1×1 convolution.
         factor: how much narrower than the teacher the bottleneck is.
     """
 
-    feeds_head = True
-
     def __init__(
         self,
-        student_shapes: Sequence[Shape],
-        teacher_shapes: Sequence[Shape],
+        pair: Pair,
         *,
         convs: Annotated[bool, "embed with a 1x1-3x3-1x1 bottleneck instead of one 1x1 convolution"] = False,
         factor: Annotated[int, "the bottleneck of --convs is this many times narrower than the teacher"] = 2,
     ) -> None:
-        super().__init__(student_shapes, teacher_shapes, layer=-2)
+        super().__init__(pair)
         if factor < 1:
             raise UsageError(f"--factor: the bottleneck cannot be {factor} times narrower; choose 1 or more")
         width, teacher_width = self.student_shape[0], self.teacher_shape[0]
@@ -51,6 +46,9 @@ class Inter(FeatureDistiller):
 
     def adapt(self, student_map: torch.Tensor) -> torch.Tensor:
         return self.embed(_resize(student_map, self.teacher_shape[1:]))
+
+    def as_teacher_reads(self, prepared: torch.Tensor) -> torch.Tensor:
+        return prepared
 
 
 def _conv_bn_relu(inputs: int, outputs: int, size: int) -> nn.Sequential:

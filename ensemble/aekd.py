@@ -43,7 +43,7 @@ class AEKD(EnsembleMethod):
         self.svm_norm = svm_norm
         self.solve = qp_solver_dict[qp_solver]
 
-    def check(self, teacher_num: int) -> None:
+    def require_valid(self, teacher_num: int) -> None:
         # 1/3 typed as 0.3333 means the average.
         if teacher_num > 1 and not 1 / teacher_num - 1e-3 <= self.C <= 1:
             raise UsageError(

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 
 from helper import distributed
+from helper.batch import When
 from helper.registry import Registry
 
 
@@ -26,7 +27,10 @@ class TeacherLosses:
         logits_of: → ``[K, B, C]``: the teachers' own logits, or, where the student's adapted map can be read by the
             teachers' classifiers, what those make of it (with a gradient to the student).
         gradients_of: → ``[K, N]``: the mean over the batch of the gradient of teacher k's batch-mean loss with
-            respect to the student's output (N = C) or feature map (N = C·H·W); the batch is this process's part.
+            respect to what the loss reads of the student, flattened and joined (logits: N = C, a map: N = C·H·W); the
+            batch is this process's part.
+        student_logits: ``[B, C]``, without a gradient.
+        when: epoch and step.
     """
 
     losses: torch.Tensor
@@ -34,6 +38,8 @@ class TeacherLosses:
     level: Literal["logit", "feature"]
     logits_of: Callable[[], torch.Tensor]
     gradients_of: Callable[[], torch.Tensor]
+    student_logits: torch.Tensor | None = None
+    when: When = When(1, 1)  # noqa: RUF009 a tuple
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -58,6 +64,10 @@ class EnsembleMethod:
     Keyword-only arguments of a subclass's constructor are its hyperparameters: the command line offers them as flags.
     A subclass answers :meth:`weights`; the rest has defaults. What it promises (``symmetric``, ``nonnegative``,
     ``differentiable``, :meth:`total`) the contract tests hold it to; they ask for nothing that it does not promise.
+
+    There is one instance for each level. A method that owns networks or remembers tensors derives from ``nn.Module``
+    too, builds them in :meth:`attach`, and has them in every checkpoint; what gets a gradient from the student's loss
+    is trained with it.
     """
 
     released_division: ClassVar[bool] = False
@@ -74,7 +84,7 @@ class EnsembleMethod:
     differentiable: ClassVar[bool | None] = None
     """Whether, at the feature level, a gradient flows through the weights to the student; None: sometimes."""
 
-    def check(self, teacher_num: int) -> None:
+    def require_valid(self, teacher_num: int) -> None:
         """Refuse hyperparameters that make no sense for so many teachers, before anything is trained.
 
         Raises:
@@ -85,9 +95,18 @@ class EnsembleMethod:
         """What :meth:`weights` sum to over K ≥ 2 teachers, for every sample; None: not always the same."""
         return None
 
+    def attach(self, teachers: TeacherLosses) -> None:
+        """Build what depends on shapes; called once, before training, with what an example of two images gives."""
+
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
         """Weights ``[K]``, or ``[K, B]`` where each sample has its own; called for K ≥ 2."""
         raise NotImplementedError
+
+    def after_step(self, losses: torch.Tensor) -> None:
+        """Called after each update with the student's whole loss on each sample of this process, ``[B]``."""
+
+    def after_epoch(self) -> None:
+        """Called after the last step of each epoch."""
 
     def diagnostics(self, teachers: TeacherLosses, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named scalars worth a curve in TensorBoard; ``weights`` are those that :func:`weigh` returned."""
@@ -95,6 +114,9 @@ class EnsembleMethod:
 
 
 ensemble_dict: Registry[type[EnsembleMethod]] = Registry("--ensemble_method")
+
+NOTHING = 1e-3
+"""Positive and negative weights that sum to a smaller part of their size cancel out; scaled up they would explode."""
 
 
 def weigh(method: EnsembleMethod, teachers: TeacherLosses, kd_scale: str) -> torch.Tensor:
@@ -119,8 +141,16 @@ def weigh(method: EnsembleMethod, teachers: TeacherLosses, kd_scale: str) -> tor
     if method.constant and (weights.ndim != 1 or weights.requires_grad):
         raise TypeError(f"{type(method).__name__}.constant is True, but its weights are per sample or have a gradient")
     if kd_scale == "unit":
-        return weights / weights.sum(0)
+        return unit_sum(weights)
     return weights / teacher_num if method.released_division else weights
+
+
+def unit_sum(weights: torch.Tensor) -> torch.Tensor:
+    """Weights ``[K]`` or ``[K, B]`` over their sum; 1/K where they sum to nothing, compared with their size."""
+    total = weights.sum(0)
+    nothing = total.abs() <= NOTHING * weights.abs().sum(0)
+    # divided by 1 there: the gradient of what is not chosen has to be finite too
+    return torch.where(nothing, 1 / len(weights), weights / torch.where(nothing, 1.0, total))
 
 
 def combine(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:

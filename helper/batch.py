@@ -1,4 +1,4 @@
-"""What a loader hands to the loop."""
+"""What a loader hands to the loop, and when a step happens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+
+
+class When(NamedTuple):
+    """Where in its run a step is; epochs and steps of an epoch count from 1."""
+
+    epoch: int
+    epochs: int
+    step: int = 1
+    steps: int = 1
 
 
 class Batch(NamedTuple):
@@ -16,18 +25,27 @@ class Batch(NamedTuple):
         target: labels, int64 ``[B]``.
         views: which augmented view of which image each one is, int64 ``[B]`` on the host, numbered as
             :class:`ViewSpace` says; None where the views cannot be counted.
+        places: where each image stands among those that are trained on, int64 ``[B]``; None in evaluation.
     """
 
     images: Tensor
     target: Tensor
     views: Tensor | None = None
+    places: Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
         """So many micro-batches of equal size."""
         if parts == 1:
             return [self]
-        views = [None] * parts if self.views is None else self.views.chunk(parts)
-        return [Batch(*each) for each in zip(self.images.chunk(parts), self.target.chunk(parts), views, strict=True)]
+        size = len(self.target) // parts
+        return [self.part(first, first + size) for first in range(0, parts * size, size)]
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The samples from ``start`` to before ``stop``."""
+        images, target, views, places = (None if each is None else each[start:stop] for each in self)
+        assert images is not None
+        assert target is not None
+        return Batch(images, target, views, places)
 
 
 @dataclass(frozen=True)

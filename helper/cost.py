@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -15,26 +14,16 @@ def parameter_count(module: nn.Module) -> int:
 
 @torch.no_grad()
 def mac_count(network: nn.Module, images: torch.Tensor) -> int:
-    """Multiply-accumulates of all convolutions and linear layers for one image, biases left out.
+    """Multiply-accumulates of all convolutions and matrix products for one image, biases left out.
 
     Args:
         network: anything that takes ``images``; its mode is kept.
         images: ``[B, 3, H, W]``.
     """
-    total = 0
-
-    def count(layer: Any, _: Any, output: torch.Tensor) -> None:
-        nonlocal total
-        per_output = layer.weight[0].numel()  # of a convolution: C_in / groups · k²
-        total += output.numel() // len(images) * per_output
-
-    layers = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    handles = [layer.register_forward_hook(count) for layer in layers]
     training = network.training
     try:
-        network.eval()(images)
+        with FlopCounterMode(display=False) as counter:
+            network.eval()(images)
     finally:
         network.train(training)
-        for handle in handles:
-            handle.remove()
-    return total
+    return counter.get_total_flops() // 2 // len(images)

@@ -96,6 +96,11 @@ class _Stack(torch.autograd.Function):
         return total(gradients[0])[rank()]
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """The batch of all processes from each one's part ``[B, …]``, in order, without a gradient."""
+    return differentiable_stack(tensor.detach()).flatten(0, 1) if size() > 1 else tensor.detach()
+
+
 def differentiable_stack(tensor: Tensor) -> Tensor:
     """The tensors of all processes, stacked by rank; the gradient is summed over the processes."""
     if size() == 1:
@@ -138,12 +143,6 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
     """Overwrite the tensors with those of the first process."""
     for tensor in tensors if size() > 1 else ():
         dist.broadcast(tensor, 0)
-
-
-def share_of(count: int) -> slice:
-    """This process's part of ``count`` items: consecutive, and as equal as can be."""
-    start, end = (count * part // size() for part in (rank(), rank() + 1))
-    return slice(start, end)
 
 
 def per_process(option: str, number: int, accumulate: int) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from helper.machine import autocast
 from helper.meters import Means, correct
-from helper.precision import autocast
 
 BINS = 15
 """Of equal width, over the confidences (Guo et al. 2017)."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -80,18 +82,9 @@ def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, n
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
-    dtype = conv.weight.dtype
-    scale = (variance.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -mean.double() if conv.bias is None else conv.bias.double() - mean.double()
-    bias = scale * shift if norm.bias is None else norm.bias.double() + scale * shift
-    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
-    conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    wide = copy.deepcopy(conv).double(), copy.deepcopy(norm).double()  # torch computes in the dtype that it is given
+    fused = fuse_conv_bn_eval(*wide).to(conv.weight.dtype).requires_grad_(False)
+    conv.weight, conv.bias = fused.weight, fused.bias
 
 
 class _Watch(TorchFunctionMode):

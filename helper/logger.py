@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -58,6 +58,13 @@ class Logger:
         """Add one point to the curve ``name``."""
         with self._writing():
             self._writer.add_scalar(name, value, step)
+
+    def log_row(self, row: Mapping[str, float]) -> None:
+        """Add a point to the curve of each of the row's names, at its ``epoch``."""
+        for name, value in row.items():
+            if name != "epoch":
+                self.log_value(name, value, int(row["epoch"]))
+        self.flush()
 
     def flush(self) -> None:
         """Write out what is buffered."""

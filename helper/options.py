@@ -133,15 +133,17 @@ class Options(argparse.ArgumentParser):
         """``--dest NAME`` picks from ``registry``; the entries' keyword-only arguments become flags.
 
         An annotation ``Annotated[type, "help"]`` gives type and help; ``bool`` becomes ``--x/--no-x``, ``Literal`` a
-        choice. Entries that share an argument share its flag.
+        choice. Entries that share an argument share its flag; one that the script has as an option of its own is that.
         """
         self._methods[dest] = registry
         owners = self._owners.setdefault(dest, {})
         add = self.section(title)
         add(f"--{dest}", type=one_of(f"--{dest}", registry), default=default, help=help, metavar="|".join(registry))
+        taken = {action.dest for action in self._actions}
         for name, entry in registry.items():
             for parameter in _hyperparameters(entry):
-                owners.setdefault(parameter.name, set()).add(name)
+                if parameter.name not in taken:
+                    owners.setdefault(parameter.name, set()).add(name)
         for argument, methods in owners.items():
             defaults = {
                 name: inspect.signature(entry).parameters[argument].default
@@ -219,10 +221,10 @@ class Options(argparse.ArgumentParser):
             if not hasattr(options, parameter.name):
                 setattr(options, parameter.name, parameter.default)
 
-    def hyperparameters(self, options: argparse.Namespace, dest: str) -> Values:
-        """Keyword arguments for the constructor of the entry chosen as ``--dest``."""
-        entry = self._methods[dest][getattr(options, dest)]
-        return {parameter.name: getattr(options, parameter.name) for parameter in _hyperparameters(entry)}
+    def hyperparameters(self, options: argparse.Namespace, dest: str, name: str | None = None) -> Values:
+        """Keyword arguments for the constructor of the entry chosen as ``--dest``, or of another one beside it."""
+        entry = self._methods[dest][name or getattr(options, dest)]
+        return {each.name: getattr(options, each.name, each.default) for each in _hyperparameters(entry)}
 
     def changes_result(self, name: str) -> bool:
         """Whether an option of this name can make a difference to what is learned."""

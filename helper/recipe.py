@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from helper import distributed
 from helper.errors import UsageError
+from helper.optimisation import optimizer_dict, schedule_dict
 from helper.options import (
     Flatten,
     Options,
@@ -56,7 +54,6 @@ PUBLISHED = Recipe()
 
 PUBLISHED_EPOCHS = PUBLISHED.epochs
 PUBLISHED_DROPS = PUBLISHED.drops
-OPTIMIZERS = ("sgd", "adam")
 
 
 def add_recipe(options: Options, datasets: Mapping[str, object], nesterov_help: str) -> None:
@@ -114,14 +111,25 @@ def _add_optimisation(options: Options, nesterov_help: str) -> None:
         "(150,180,210 of 240 in the offline recipe)",
     )
     add("--lr_decay_rate", type=positive_float, default=0.1, help="factor of each drop")
+    add(
+        "--lr_schedule",
+        type=one_of("--lr_schedule", schedule_dict),
+        default="steps",
+        metavar="|".join(schedule_dict),
+        help="steps drops after --lr_decay_epochs; cosine and onecycle change the rate in each step",
+    )
+    add("--warmup_epochs", type=weight, default=0.0, help="the rate grows from 0 over the first epochs, step by step")
+    add(
+        "--clip_grad", type=positive_float, default=None, help="largest norm of the whole gradient; shortened if longer"
+    )
     add("--weight_decay", "--wd", type=weight, default=5e-4, help="L2 penalty")
     add("--momentum", type=fraction, default=0.9, help="of SGD")
     add(
         "--optimizer",
-        type=one_of("--optimizer", OPTIMIZERS),
+        type=one_of("--optimizer", optimizer_dict),
         default="sgd",
-        metavar="|".join(OPTIMIZERS),
-        help="adam leaves momentum and Nesterov aside",
+        metavar="|".join(optimizer_dict),
+        help="momentum and Nesterov are sgd's; adam takes weight decay as an L2 penalty, adamw by itself",
     )
     add("--nesterov", action=argparse.BooleanOptionalAction, default=False, help=nesterov_help)
 
@@ -193,7 +201,7 @@ def _add_machine(options: Options) -> None:
     add("--num_workers", type=natural, default=4, named=False, help="processes that read images too large for memory")
 
 
-def check(opt: argparse.Namespace) -> None:
+def require_sound_recipe(opt: argparse.Namespace) -> None:
     """Refuse options that contradict each other or cannot be part of a name; drop a seed that the trial implies.
 
     Raises:
@@ -203,6 +211,10 @@ def check(opt: argparse.Namespace) -> None:
         raise UsageError("--resume and --overwrite: choose one of them")
     if opt.nesterov and opt.momentum == 0:
         raise UsageError("--nesterov: needs --momentum above 0")
+    if opt.lr_decay_epochs and opt.lr_schedule != "steps":
+        raise UsageError(f"--lr_decay_epochs: belongs to --lr_schedule steps, not to {opt.lr_schedule}")
+    if opt.warmup_epochs > opt.epochs:
+        raise UsageError(f"--warmup_epochs: {opt.warmup_epochs:g} are more than the {opt.epochs} --epochs")
     if opt.compile and opt.sync_bn:
         raise UsageError(
             "--compile and --sync_bn: processes cannot exchange statistics in compiled networks; choose one"
@@ -223,45 +235,3 @@ def seed_of(opt: argparse.Namespace) -> int:
 def lr_drops(epochs: int, given: Sequence[int] | None, recipe: Recipe = PUBLISHED) -> list[int]:
     """The epochs after which the learning rate drops: as given, or at the recipe's fractions of ``epochs``."""
     return list(given) if given else [round(drop * epochs / recipe.epochs) for drop in recipe.drops]
-
-
-def device_of(opt: argparse.Namespace) -> torch.device:
-    """The device that ``--device`` and ``--gpu_id`` ask for.
-
-    Raises:
-        UsageError: no such device, or one for several processes. A ``--gpu_id`` on a machine without a GPU means the
-            CPU, so that the published commands run anywhere.
-    """
-    gpus = torch.cuda.device_count()
-    if opt.gpu_id is not None and opt.device == "auto" and gpus:
-        return _gpu("--gpu_id", opt.gpu_id, gpus)
-    if opt.device in ("auto", "cuda") and gpus:
-        distributed.require_gpus(gpus)
-        return torch.device("cuda", distributed.local_rank())
-    if opt.device in ("auto", "cpu"):
-        return torch.device("cpu")
-    prefix, _, index = opt.device.partition(":")
-    if prefix == "cuda" and (index.isdecimal() or not index):
-        return _gpu("--device", int(index or 0), gpus)
-    raise UsageError(f"--device: unknown value {opt.device!r}; choose from auto, cpu, cuda, cuda:N")
-
-
-def precision_of(opt: argparse.Namespace, device: torch.device) -> str:
-    """``fp32`` or ``bf16``: what ``--precision`` says, or for ``auto`` what ``device`` is fast with."""
-    if opt.precision != "auto":
-        return opt.precision
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # older versions of torch cannot tell
-        has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
-    return "bf16" if fast else "fp32"
-
-
-def _gpu(option: str, index: int, gpus: int) -> torch.device:
-    if index >= gpus:
-        raise UsageError(f"{option}: there is no GPU {index}; this machine has {gpus or 'none'}")
-    if distributed.launched() > 1:
-        raise UsageError(f"{option}: each process takes a GPU of its own; choose them with CUDA_VISIBLE_DEVICES")
-    return torch.device("cuda", index)

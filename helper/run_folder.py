@@ -19,6 +19,9 @@ from helper import checkpoint
 from helper.errors import UsageError
 from helper.names import recorded
 
+FOLDER_FILE = "RUN_FOLDER_FILE"
+"""The environment variable that names a file for :meth:`RunFolder.leave_word`."""
+
 
 class RunFolder:
     """``save/<kind>/<name>/``; nothing is written before :meth:`open`. One process at a time may have it open.
@@ -46,7 +49,7 @@ class RunFolder:
             return None
         return state.get("precision") or self.read_json("parameters.json")["precision"]  # older checkpoints: as asked
 
-    def check(self, resume: bool, overwrite: bool) -> None:
+    def require_permission(self, resume: bool, overwrite: bool) -> None:
         """Refuse to touch an unfinished run unless told how.
 
         Raises:
@@ -56,6 +59,23 @@ class RunFolder:
         started = recorded or self.last.exists() or checkpoint.previous(self.last).exists()
         if started and not self.finished and not resume and not overwrite:
             raise UsageError(f"{self.path} holds an unfinished run; continue it with --resume, or --overwrite it")
+
+    def leave_word(self, finished: bool) -> None:
+        """Tell whoever started this script with :data:`FOLDER_FILE` in its environment where the run is.
+
+        Args:
+            finished: there is nothing to train.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        if FOLDER_FILE not in os.environ:
+            return
+        path = Path(os.environ[FOLDER_FILE])
+        try:
+            write_atomically(path, json.dumps({"folder": str(self.path), "finished": finished}))
+        except OSError as error:
+            raise UsageError(f"{FOLDER_FILE}: {path} cannot be written ({error.strerror})") from None
 
     def open(
         self, parameters: dict[str, Any], overwrite: bool, earlier: RunFolder | None = None

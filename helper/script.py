@@ -13,7 +13,7 @@ from pathlib import Path
 from helper import distributed
 from helper.errors import UsageError
 from helper.names import print_any_name
-from helper.stopping import RESUME_ME, Asked, Stopped, losses_said, signals
+from helper.stopping import RESUME_ME, RESUME_ME_FILE, Asked, Stopped, losses_said, signals
 
 HOLD_BACK = 2.0
 """Seconds before another process than the first repeats what the first has probably said; torchrun ends it sooner."""
@@ -26,7 +26,7 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
     """Call ``main`` with the command line.
 
     Bad input becomes one line on stderr and exit code 2; a run that was stopped and can go on, exit code 75 and a file
-    ``RESUME_ME_FILE``, if the environment names one: torchrun keeps the exit codes of its processes to itself.
+    ``RESUME_ME_FILE``, if the environment names one.
     ``stopped`` is said of a script that is stopped outside of training.
     """
     print_any_name()
@@ -69,8 +69,8 @@ def leave_at_once(reason: Stopped) -> None:
 
 def leave_word() -> None:
     """That the run can go on, for those who do not get its exit code."""
-    if "RESUME_ME_FILE" in os.environ:
-        Path(os.environ["RESUME_ME_FILE"]).touch()
+    if RESUME_ME_FILE in os.environ:
+        Path(os.environ[RESUME_ME_FILE]).touch()
 
 
 def leave(message: str, code: int) -> None:

@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from helper import checkpoint, distributed
-from helper.batch import Batch
-from helper.compiling import compile_in_place, require_compiler, uncompiled
+from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import evaluate
 from helper.lone_values import lone_values
-from helper.loop import Fit, Task, seed_everything
+from helper.loop import Fit
+from helper.machine import autocast, compile_in_place, device_of, precision_of, require_compiler, uncompiled
 from helper.nearest import nothing_to_resume
-from helper.precision import autocast
-from helper.recipe import PUBLISHED, Recipe, check, device_of, precision_of, seed_of
+from helper.recipe import require_sound_recipe, seed_of
+from helper.resuming import Progress, seed_everything
 from helper.run_folder import RunFolder, parameters_of
+from helper.task import Task
 from helper.weights import Labels, load_network, located
 
 DEFAULT_RATE = 0.05
@@ -52,7 +53,7 @@ class Session:
         get_loaders: Callable[..., Any],
         info_of: Callable[..., Any],
     ) -> None:
-        check(opt)
+        require_sound_recipe(opt)
         self.device = device_of(opt)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -143,32 +144,38 @@ class Session:
             if distributed.is_first():
                 result = run.read_json("result.json")
                 print(f"{run.path} is finished ({describe(result)}); --overwrite trains it again")
+            distributed.from_first(lambda: run.leave_word(finished=True))
             return None
-        distributed.from_first(lambda: run.check(self.opt.resume is not None, self.opt.overwrite))
+        distributed.from_first(lambda: run.require_permission(self.opt.resume is not None, self.opt.overwrite))
+        distributed.from_first(lambda: run.leave_word(finished=False))
         if self.opt.resume is not None:
             earlier = RunFolder(self.opt.resume) if isinstance(self.opt.resume, Path) else run
             self.precision = distributed.from_first(lambda: run.precision or earlier.precision) or self.precision
         return run
 
-    def train(
-        self,
-        run: RunFolder,
-        task: Task,
-        arch: str,
-        notes: Mapping[str, Any] | None = None,
-        recipe: Recipe = PUBLISHED,
-        rates: Mapping[str, float] | None = None,
-        keep_all: bool = False,
-    ) -> dict[str, Any]:
-        """Open the run folder, train, print and return the result; the arguments are those of :class:`Fit`."""
-        opt, loaders = self.opt, self.loaders
+    def train(self, run: RunFolder, task: Task, arch: str) -> dict[str, Any]:
+        """Open the run folder, train, print and return the result."""
+        opt, _ = self.opt, self.loaders  # first, since a fault of the images is to be said before anything is written
         self._require_statistics(task)
         earlier = RunFolder(opt.resume) if isinstance(opt.resume, Path) else None
         state = distributed.from_first(lambda: run.open(parameters_of(opt), opt.overwrite, earlier))
         try:
-            return self._train(run, task, arch, state, loaders, dict(notes or {}), recipe, rates or {}, keep_all)
+            self._say_where(run, state)
+            result = self.fit(run, task, arch, state)()
         finally:
             run.close()
+        print(f"{run.path}: {describe(result)}")
+        return result
+
+    def _say_where(self, run: RunFolder, state: dict[str, Any] | None) -> None:
+        """What ``--resume`` has found."""
+        opt = self.opt
+        if state is not None:
+            where = Progress.of(state, opt.epochs, ()).where
+            print(f"{run.path}: resuming after {where}", flush=True)
+        elif opt.resume is not None:
+            ignored = MAY_DIFFER - {"epochs"}
+            print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
 
     def _require_statistics(self, task: Task) -> None:
         """UsageError where BatchNorm would see a single value of a channel, which has no variance."""
@@ -176,9 +183,10 @@ class Session:
         at_once = together * distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
         if at_once > 1:
             return
-        batch = Batch(self.example()[:1], torch.zeros(1, dtype=torch.int64, device=self.device))
+        first = torch.zeros(1, dtype=torch.int64, device=self.device)
+        batch = Batch(self.example()[:1], first, places=first)
         with autocast(self.device, self.precision), uncompiled(opt.compile):
-            lonely = lone_values(task.trained, lambda: task.step(batch, opt.epochs))
+            lonely = lone_values(task.trained, lambda: task.step(batch, When(opt.epochs, opt.epochs)))
         if lonely:
             ways = ", or a smaller --accumulate" * (opt.accumulate > 1) + ", or --sync_bn" * (distributed.size() > 1)
             raise UsageError(
@@ -186,27 +194,10 @@ class Session:
                 f"single value per channel ({len(lonely)} such); choose a larger one{ways}"
             )
 
-    def _train(
-        self,
-        run: RunFolder,
-        task: Task,
-        arch: str,
-        state: dict[str, Any] | None,
-        loaders: Any,
-        notes: dict[str, Any],
-        recipe: Recipe,
-        rates: Mapping[str, float],
-        keep_all: bool,
-    ) -> dict[str, Any]:
-        opt = self.opt
-        if state is None and opt.resume is not None:
-            ignored = MAY_DIFFER - {"epochs"}
-            print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
-        elif state is not None:
-            position = state.get("position")
-            where = f"step {position['step']} of epoch {state['epoch'] + 1}" if position else f"epoch {state['epoch']}"
-            print(f"{run.path}: resuming after {where}", flush=True)
-        fit = Fit(
+    def fit(self, run: RunFolder, task: Task, arch: str, state: dict[str, Any] | None) -> Fit:
+        """The loop over the epochs, from the beginning or from the state that an earlier run has left."""
+        opt, loaders = self.opt, self.loaders
+        return Fit(
             task=task,
             train=loaders.train,
             validation=loaders.validation,
@@ -218,16 +209,9 @@ class Session:
             state=state,
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
             about=self.about(arch),
-            notes=notes,
-            recipe=recipe,
-            rates=rates,
-            keep_all=keep_all,
             test_name=loaders.test_name,
             validation_name=loaders.validation_name,
         )
-        result = fit()
-        print(f"{run.path}: {describe(result)}")
-        return result
 
     def about(self, arch: str) -> dict[str, Any]:
         """What every checkpoint says of its network, so that it can be used where the images are not."""

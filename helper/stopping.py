@@ -21,6 +21,9 @@ Item = TypeVar("Item", covariant=True)
 RESUME_ME = 75
 """Exit code of a run that was stopped and can be continued with --resume (EX_TEMPFAIL of sysexits.h)."""
 
+RESUME_ME_FILE = "RESUME_ME_FILE"
+"""The environment variable that names a file to make then, too: torchrun keeps the exit codes of its processes."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 PATIENCE = 2.0

@@ -17,6 +17,7 @@ from helper.checkpoint import Damaged
 from helper.errors import UsageError
 from helper.frozen import freeze
 from helper.names import local, recorded
+from helper.seen import Observed, Reads, observe
 from helper.teacher_cache import TeacherCache, weights_checksum
 from helper.weights import Labels, architecture, load_network, located
 
@@ -175,15 +176,19 @@ class Teachers:
         return torch.stack([network(images) for network in self.networks])
 
     @torch.no_grad()
-    def maps(self, images: torch.Tensor, layer: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Images → each teacher's map ``[B, C_k, H_k, W_k]`` at ``layer``, and the logits ``[K, B, C]``."""
-        images = as_autocast(images)
-        outputs = [network(images, is_feat=True) for network in self.networks]
-        return [features[layer] for features, _ in outputs], torch.stack([logits for _, logits in outputs])
+    def observe(
+        self, images: torch.Tensor, reads: Reads, views: torch.Tensor | None = None
+    ) -> tuple[list[Observed], torch.Tensor]:
+        """Images ``[B, 3, H, W]`` → what each teacher makes of them, and all logits ``[K, B, C]``.
 
-    def classify(self, k: int, maps: torch.Tensor) -> torch.Tensor:
-        """Teacher k's own classifier on maps ``[B, C_k, H_k, W_k]`` → ``[B, C]``; gradients flow to the maps."""
-        return self.networks[k].classify(maps)  # type: ignore[operator]
+        From the cache where logits are all that is read; ``views``: see :meth:`logits`.
+        """
+        if reads.features:
+            images = as_autocast(images)
+            observed = [observe(network, images, reads) for network in self.networks]
+            return observed, torch.stack([each.logits for each in observed])
+        logits = self.logits(images, views)
+        return [Observed(*each) for each in zip(logits, [()] * len(logits), self.networks, strict=True)], logits
 
 
 def as_autocast(images: torch.Tensor) -> torch.Tensor:

@@ -99,7 +99,16 @@ class StagedModel(nn.Module):
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The last map [B, C_f, H, W] → the pooled vector [B, D] and the logits [B, C]."""
         pooled = self.embed(x)
-        return pooled, self.get_submodule(self.head)(pooled)
+        return pooled, self.classify_vector(pooled)
+
+    def classify_vector(self, vector: Tensor) -> Tensor:
+        """The pooled vector [B, D] → logits [B, C].
+
+        Raises:
+            UsageError: the classifier reads maps.
+        """
+        logits: Tensor = self.get_submodule(self.head)(vector)
+        return logits
 
     def embed(self, x: Tensor) -> Tensor:
         """The last map [B, C_f, H, W] → the pooled vector [B, D] that the classifier reads."""

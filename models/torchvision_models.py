@@ -135,10 +135,18 @@ class TorchvisionConvNet(StagedModel):
         pool = self.anatomy.pool
         pooled = F.adaptive_avg_pool2d(x, 1) if pool is None else self.get_submodule(pool)(x)
         vector = pooled.flatten(1)
-        out = {"vector": vector, "pooled": pooled, "map": x}[self.anatomy.head_reads]
+        return vector, self._head({"vector": vector, "pooled": pooled, "map": x}[self.anatomy.head_reads])
+
+    def classify_vector(self, vector: Tensor) -> Tensor:
+        if self.anatomy.head_reads == "map":
+            raise UsageError(f"{self.label}: its classifier reads maps, no pooled vector; choose another network")
+        # a pooled map of one pixel, where the head takes one
+        return self._head(vector if self.anatomy.head_reads == "vector" else vector[..., None, None])
+
+    def _head(self, out: Tensor) -> Tensor:
         for child in self.anatomy.head:
             out = self.get_submodule(child)(out)
-        return vector, out.flatten(1)
+        return out.flatten(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Published checkpoints of GoogLeNet and Inception hold auxiliary heads, which are off here."""

@@ -78,7 +78,7 @@ class OnlineMethod(nn.Module):
         """Factor of the gradient that enters the shared stages."""
         return 1.0
 
-    def check(self) -> None:
+    def require_valid(self) -> None:
         """Refuse hyperparameters that make no sense, before anything is built.
 
         Raises:

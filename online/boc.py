@@ -100,7 +100,7 @@ class BOC(OnlineMethod):
         recipes = RECIPES.get(dataset, RECIPES["cifar100"])
         return recipes.get(model, recipes[OTHERS])
 
-    def check(self) -> None:
+    def require_valid(self) -> None:
         if self.num_branches < 2:
             raise UsageError(f"--num_students: BOC needs at least 2, got {self.num_branches}")
         if self.num_blocks < 1:
@@ -110,7 +110,7 @@ class BOC(OnlineMethod):
                 f"--single_student: there are students 0 to {self.num_branches - 1}, got {self.single}; "
                 "see --num_students"
             )
-        super().check()
+        super().require_valid()
 
     def make_peers(self, build: Callable[..., Network]) -> Peers:
         """Students 0 to S − 1, or the single one, with the stem in common.

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How fast this collection is on this machine: input, training steps, peers, AEKD's solver, processes, memory.
+"""How fast this collection is on this machine: input, training steps, peers, AEKD's solver, memory.
 
 python -m scripts.benchmark --precision bf16 --json benchmark.json --plot benchmark.png
 python -m scripts.benchmark --settings resnet20x3:resnet8 --only steps --compile
 
 Everything is compared within one run: variants take turns, medians are reported. The images are random and the
-networks untrained, so nothing is downloaded and no teacher is needed. On one CPU core it takes more than half an hour;
+networks untrained, so nothing is downloaded and no teacher is needed. On one CPU core it takes about half an hour;
 `--seconds 5 --steps 20` is a shorter look.
 """
 
@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `python scripts/benchmark.py` finds the folders too
 
@@ -24,34 +25,23 @@ import torch
 
 import train_teacher
 from helper.errors import UsageError
+from helper.machine import device_name
 from helper.options import Flatten, Options, one_of, positive_float, positive_int
-from helper.recipe import device_of
 from helper.run_folder import write_atomically
 from helper.script import run_script
-from scripts.bench import input, machine, memory, peers, plot, processes, solver, steps, verdicts
-from scripts.bench.subjects import Setting, words
-
-Figures = dict[str, Any]
+from scripts.bench import input, memory, peers, plot, solver, steps
+from scripts.bench.subjects import Setting, session_of, words
+from scripts.bench.timing import text_of
 
 PUBLISHED = ("resnet20x3:resnet8", "resnet32x4x3:vgg8", "wrn_40_2x3:ShuffleV1")
 QUICK = ("resnet8x2:resnet8",)
 
-
-class Section(NamedTuple):
-    """A part of the benchmark: what it is called, measures and prints."""
-
-    title: str
-    measure: Callable[..., Figures]
-    text: Callable[..., list[str]]
-
-
-SECTIONS = {
-    "input": Section("input pipeline", lambda opt, say: input.measure(opt), lambda mine, _: input.text(mine)),
-    "steps": Section("training steps, K teachers → one student", steps.measure, steps.text),
-    "online": Section("training steps of peers", peers.measure, lambda mine, _: peers.text(mine)),
-    "solver": Section("AEKD's solver", solver.measure, lambda mine, _: solver.text(mine)),
-    "processes": Section("several processes", processes.measure, lambda mine, _: processes.text(mine)),
-    "memory": Section("peak memory", memory.measure, lambda mine, _: memory.text(mine)),
+SECTIONS: dict[str, ModuleType] = {
+    "input": input,
+    "steps": steps,
+    "online": peers,
+    "solver": solver,
+    "memory": memory,
 }
 
 
@@ -95,15 +85,12 @@ def options() -> Options:
 def parse(arguments: Sequence[str]) -> Any:
     """The options, with what ``--quick`` stands for."""
     opt = options().parse(arguments)
-    opt.gpu_id, opt.threads = None, torch.get_num_threads()
+    opt.gpu_id = None
     opt.settings = opt.settings or [Setting.parse(text) for text in (QUICK if opt.quick else PUBLISHED)]
     opt.batch_size = opt.batch_size or (8 if opt.quick else 64)
-    train_teacher.options().parse(words(opt, opt.batch_size))  # refuses a precision that there is not
     for option, path in (("--json", opt.json), ("--plot", opt.plot)):
         if path and not path.parent.is_dir():
             raise UsageError(f"{option}: there is no folder {path.parent}")
-    if "memory" in opt.only:
-        memory.check(device_of(opt))
     if opt.quick:
         opt.steps, opt.seconds = 2, 1.0
     return opt
@@ -112,23 +99,24 @@ def parse(arguments: Sequence[str]) -> Any:
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, write."""
     opt = parse(arguments)
+    session = session_of(train_teacher.options().parse(words(opt)))
     started = time.monotonic()
 
     def say(what: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s]   {what}", file=sys.stderr, flush=True)
 
-    figures: Figures = {"machine": machine.measure(opt), "quick": opt.quick}
-    print(*machine.text(figures["machine"]), "", sep="\n", flush=True)
+    arithmetic = session.precision + ", compiled" * opt.compile
+    machine = f"{device_name(session.device)}; PyTorch {torch.__version__}; batch {opt.batch_size}, {arithmetic}"
+    figures: dict[str, Any] = {"machine": machine, "quick": opt.quick}
+    print(machine, flush=True)
     for name in opt.only:
-        section = SECTIONS[name]
-        say(section.title)
-        figures[name] = section.measure(opt, say)
-        print(f"== {section.title}", *section.text(figures[name], figures["machine"]), "", sep="\n", flush=True)
-        rows = verdicts.rows(figures)
-        figures["table"] = [row._asdict() | {"verdict": row.verdict} for row in rows]
+        title = SECTIONS[name].TITLE
+        say(title)
+        figures[name] = SECTIONS[name].measure(opt, say)
+        for table, rows in figures[name].items():
+            print(f"\n== {title}: {table}", *text_of(rows), sep="\n", flush=True)
         if opt.json:  # after each section: one that is stopped leaves what it has measured
             write_atomically(opt.json, json.dumps(figures, indent=1) + "\n")
-    print("== what it must show", *verdicts.text(rows), sep="\n")
     if opt.plot:
         plot.draw(figures, opt.plot)
 

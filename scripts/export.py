@@ -96,7 +96,7 @@ def rebuild_peers(run: Path, state: dict[str, Any], example: Tensor) -> train_on
     opt, recipe = train_online.parse(parser, ["--config", str(run / "parameters.json")])
     method = train_online.make_method(parser, opt, recipe)
     peers = method.make_peers(partial(model_dict[opt.model], num_classes=state["num_classes"]))
-    task = train_online.PeerTraining(peers, method, example, opt.epochs)
+    task = train_online.PeerTraining(peers, method, example, recipe)
     task.trained.load_state_dict(state["trained"])
     return task
 

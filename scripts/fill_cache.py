@@ -17,8 +17,8 @@ import train_student
 from dataset import get_loaders, info_of
 from helper.batch import Batch
 from helper.errors import UsageError
+from helper.machine import autocast
 from helper.options import Options
-from helper.precision import autocast
 from helper.script import run_script
 from helper.session import Session
 from helper.teachers import chosen_teachers, load_teachers, require_files

@@ -54,7 +54,7 @@ class Job:
         script, *options = self.words
         return [script, *options, *(["--teachers", *checkpoints] if checkpoints else [])]
 
-    def check(self) -> None:
+    def require_valid(self) -> None:
         """UsageError where the script would not take the options."""
         script, *options = self.words
         parser_of(script).parse(options)
@@ -91,15 +91,16 @@ def jobs_of(values: Mapping[str, str], store: str | None) -> list[Job]:
     teachers = tuple(teacher_jobs(values)) if values["STUDENTS"] else ()
     jobs = [*teachers, *student_jobs(values, teachers, store), *online_jobs(values)]
     for job in dict.fromkeys(jobs):
-        job.check()
+        job.require_valid()
     return jobs
 
 
 def teacher_jobs(values: Mapping[str, str]) -> Iterator[Job]:
-    """TEACHER_NUM teachers, with the seeds 0, 1, …."""
+    """TEACHER_NUM teachers, with the seeds 0, 1, …; ``resnet14,epochs=10`` gives them options of their own."""
     count = number("TEACHER_NUM", values["TEACHER_NUM"])
+    model, *others = values["TEACHER"].split(",")
     for trial in range(count):
-        words = f"--model {values['TEACHER']} --dataset {values['DATASET']}"
+        words = f"--model {model} --dataset {values['DATASET']} {typed(others)}"
         yield job("train_teacher.py", words, values, str(trial), reported=False)
 
 

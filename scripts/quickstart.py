@@ -4,108 +4,65 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from helper.script import run_script
-from helper.stopping import Stopped, signals
 from scripts import report
+from scripts.plan import Job, jobs_of, variables
+from scripts.runner import MOST, ROOT, STOPPED, End, Runs, cores
 
-ROOT = Path(__file__).parent.parent
 OUT = Path("results/quickstart")
-ONLINE = OUT / "online"
-TEACHERS = [f"train_teacher.py --model resnet14 --dataset digits --epochs 10 --trial {trial}" for trial in range(3)]
-# A fixed choice, however many methods there are, and whatever setting.py says.
-RECIPE = "--dataset digits --epochs 6 --nesterov --trial 0"
-DISTILLED = (
-    *(("kd", "AVERAGE_LOSS", 0), ("kd", "EBKD", 0), ("kd", "CAMKD", 0), ("kd", "AEKD", 0)),
-    *(("hint", "AVERAGE_LOSS", 100), ("inter", "CAMKD", 50)),  # published: FitNet-MKD and CA-MKD itself
-)
-ONLINE_RECIPE = "--model resnet8 --dataset digits --epochs 6 --batch_size 64 --trial 0"
-# What most peers are trained with, spelt out for a single network.
-ALONE = f"train_teacher.py {ONLINE_RECIPE} --learning_rate 0.1 --lr_decay_epochs 3 4 --nesterov"
-PEERS = ("IND", "CLILR", "DML", "ONE", "OKDDip", "BOC")
-RUNNING: set[subprocess.Popen[str]] = set()
+
+# A fixed choice, however many methods there are, and whatever setting.py says; at its end FitNet-MKD and CA-MKD itself.
+OFFLINE = """
+DATASET=digits TEACHER=resnet14,epochs=10 TEACHER_NUM=3 STUDENTS=resnet8 EPOCHS=6
+METHODS="kd:AVERAGE_LOSS kd:EBKD kd:CAMKD kd:AEKD hint:AVERAGE_LOSS:100 inter:CAMKD:50"
+"""
+ONLINE = """
+DATASET=digits STUDENTS= EPOCHS=6 EXTRA="--batch_size 64"
+ONLINE="alone:resnet8 IND:resnet8 CLILR:resnet8 DML:resnet8 ONE:resnet8 OKDDip:resnet8 BOC:resnet8"
+"""
 
 
-def student_commands(teachers: Sequence[Path]) -> list[str]:
-    """The student alone, and under the teachers of these run folders."""
-    files = " ".join(f"{folder}/last.pth" for folder in teachers)
-    return [
-        f"train_teacher.py --model resnet8 {RECIPE}",
-        *(
-            f"train_student.py --distill {loss} --ensemble_method {method} -b {b} {RECIPE} --teachers {files}"
-            for loss, method, b in DISTILLED
-        ),
-    ]
+class Quiet(Runs):
+    """Runs of which only the last line is said, unless they fail, which ends it all."""
+
+    def heard(self, line: str, slot: dict[str, str]) -> None:
+        """Leave it for the end."""
+
+    def ended(self, job: Job, end: End, seconds: float) -> None:
+        """Pass on the result.
+
+        Raises:
+            SystemExit: it has failed.
+        """
+        if job in self.failed:
+            said = "\n".join(end.lines)
+            raise SystemExit(f"python {shlex.join(job.words)}: failed\n{said}")
+        self.say(end.lines[-1])
 
 
-def online_commands() -> list[str]:
-    """The student's network alone, and peers of it under each online method, for as many epochs."""
-    return [ALONE, *(f"train_online.py --method {method} {ONLINE_RECIPE}" for method in PEERS)]
+def jobs_in(row: str) -> list[Job]:
+    """The runs of a row, whatever the environment says."""
+    return jobs_of(variables(row, {}), None)
 
 
-def train(command: str, started: float) -> Path:
-    """Run one training script on one core, continuing what is there; returns its run folder."""
-    say(started, f"python {command}")
+def train(jobs: list[Job]) -> dict[Job, Path]:
+    """The folder of each run, after what is missing has been trained."""
     # Networks this small use one core better than two, so that independent runs go side by side.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *shlex.split(command), "--resume"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="surrogateescape",  # names of files
-        start_new_session=True,  # a Ctrl-C reaches it once, from here
-    )
-    RUNNING.add(process)
-    if signals.received:
-        process.terminate()
-    out, err = process.communicate()
-    RUNNING.discard(process)
-    if process.returncode:
-        raise SystemExit(f"python {command}: failed\n{out}{err}")
-    last = out.splitlines()[-1]
-    say(started, last)
-    return Path(last.split()[0].removesuffix(":"))
-
-
-def train_all(commands: Sequence[str], started: float) -> list[Path]:
-    """Run the commands, as many at a time as there are cores (at most 4: each takes 1 GB)."""
-    with ThreadPoolExecutor(min(4, cores())) as pool:
-        try:
-            return list(pool.map(lambda command: train(command, started), commands))
-        except Stopped:
-            for process in list(RUNNING):  # they save themselves
-                process.terminate()
-            raise
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def say(started: float, text: str) -> None:
-    """Print a line with the seconds since ``started``."""
-    print(f"[{time.monotonic() - started:4.0f} s]   {text}", flush=True)
+    runs = Quiet([{"OMP_NUM_THREADS": "1"}] * min(MOST, cores()), jobs)
+    runs.train()
+    return runs.folders
 
 
 def main() -> None:
     """Train what is not trained yet, then report."""
     os.chdir(ROOT)
-    started = time.monotonic()
-    students, peers = student_commands(train_all(TEACHERS, started)), online_commands()
-    folders = train_all([*peers, *students], started)  # the slowest first, so that no core waits at the end
-    for out, part in ((OUT, folders[len(peers) :]), (ONLINE, folders[: len(peers)])):
-        report.main(["--out", str(out), "--folders", *map(str, part)])
+    offline, online = jobs_in(OFFLINE), jobs_in(ONLINE)
+    folders = train([*online, *offline])  # the slowest first, so that no core waits at the end
+    for out, jobs in ((OUT, offline), (OUT / "online", online)):
+        report.main(["--out", str(out), "--folders", *(str(folders[job]) for job in jobs if job.reported)])
 
 
 if __name__ == "__main__":
-    run_script(lambda _: main(), stopped="what is trained is kept; the same command goes on")
+    run_script(lambda _: main(), stopped=STOPPED)

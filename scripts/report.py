@@ -6,9 +6,9 @@ python -m scripts.report --folders results/vgg8 save/students/vgg8-*-trial=3 --o
 python -m scripts.report --readme
 
 Writes runs.csv (a line per run), table.md (mean ± standard deviation over seeds, differences, published values,
-commands), figures as PNG, index.html, which holds all of that, and records.jsonl, from which a later report can take
-the runs again (a results folder among --folders stands for its runs). --readme writes the tables in README.md and
-results/*.md anew from the files that lie in the folders of results/.
+commands), figures as PNG, index.html, which holds all of that (and is not committed: --folders results/NAME makes it
+anew), and records.jsonl, from which a later report can take the runs again (a results folder among --folders stands for
+its runs). --readme writes the tables in README.md, docs/*.md and results/*.md anew from the folders of results/.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         help="run folders, or results of an earlier report, in the table's order; all of --save_dir, unless given",
     )
     parser.add_argument("--dataset", help="only runs on this dataset")
-    parser.add_argument("--readme", action="store_true", help="write the tables in README.md and results/*.md anew")
+    parser.add_argument(
+        "--readme", action="store_true", help="write the tables in README.md, docs/*.md and results/*.md anew"
+    )
     opt = parser.parse_args(words)
     if opt.out is None and not opt.readme:
         refuse("--out: say which folder to write to, or --readme")

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Lint, types, tests. Arguments go to pytest: `sh scripts/test.sh -k options`.
+# `sh scripts/test.sh --all` tests every loss under every weighting, every network and the like, not some of each.
 # `sh scripts/test.sh --faults` kills, tells, damages and fills up disks instead, for about ten minutes on two cores; see tests/faults.
 set -eu
 cd -- "$(dirname -- "$0")/.."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -24,6 +25,19 @@ def own_files() -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     paths = (ROOT / name for name in listed.stdout.split("\0") if name not in ("", "setting.py"))
     return sorted(path for path in paths if path.is_file())
+
+
+def pages() -> list[Path]:
+    """README.md and the pages that it leads to."""
+    readme = ROOT / "README.md"
+    linked = re.findall(r"\]\(([\w/-]+\.md)(?:#[\w-]+)?\)", readme.read_text())
+    return [readme, *dict.fromkeys(ROOT / name for name in linked)]
+
+
+def examples() -> dict[str, str]:
+    """The worked examples of all pages: the file that each belongs into → its text."""
+    text = "\n".join(page.read_text() for page in pages())
+    return dict(re.findall(r"`(\w+/\w+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL))
 
 
 def own_names(registry: Mapping[str, Any]) -> set[str]:

@@ -32,8 +32,17 @@ HANDLERS = {number: signal.getsignal(number) for number in SIGNALS}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--faults``: the full form of tests/faults."""
+    """``--faults``: the full form of tests/faults; ``--all``: products where ``sums`` takes sums."""
     parser.addoption("--faults", action="store_true", help="try every fault of tests/faults many times")
+    parser.addoption(
+        "--all", action="store_true", help="test every loss under every weighting and the like, not some of the pairs"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say so to ``sums.all_asked``, which is called while tests are collected."""
+    if config.getoption("--all"):
+        os.environ["ALL_PAIRS"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -1,1 +1,1 @@
-"""The parts of scripts/benchmark.py: what is timed, how, and what it has to show."""
+"""The parts of scripts/benchmark.py: what is timed, and how. Each measures ``title → rows``, see ``timing.Rows``."""

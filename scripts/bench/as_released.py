@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo import DistillKL, FeatureDistiller
+from distiller_zoo import KD, Distiller, DistillKL, FeatureDistiller
 from ensemble import EnsembleMethod, TeacherLosses, combine, weigh
 from helper.meters import accuracy
 from online import OnlineMethod, Peers
@@ -31,10 +31,13 @@ def plain(module: Any) -> Any:
 
 def plain_sgd(module: nn.Module) -> torch.optim.SGD:
     """A loop over the parameters."""
-    parameters = list(module.parameters())
-    return torch.optim.SGD(
-        parameters, lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True, fused=False, foreach=False
-    )
+    how = {"lr": RATE, "momentum": MOMENTUM, "weight_decay": DECAY, "nesterov": True, "fused": False, "foreach": False}
+    return torch.optim.SGD(module.parameters(), **how)  # type: ignore[arg-type]
+
+
+def has_released_form(kind: type[Distiller]) -> bool:
+    """Whether a loss is built like those of the released code: on logits, or on one map of either side."""
+    return issubclass(kind, (KD, FeatureDistiller))
 
 
 class ReleasedDistillation:
@@ -88,13 +91,13 @@ class ReleasedDistillation:
     ) -> Tensor:
         """Stage outputs of the student and of each teacher → the weighted distance of the maps."""
         adapters: list[Any] = list(self.adapters)
-        layer = adapters[0].layer
+        (layer,) = adapters[0].student.maps
         adapted = [adapter.adapt(features[layer]) for adapter in adapters]
         distances = [
             adapter.distance(mine, theirs[layer])
             for adapter, mine, theirs in zip(adapters, adapted, teacher_features, strict=True)
         ]
-        if adapters[0].feeds_head:
+        if adapters[0].as_teacher_reads(adapted[0]) is not None:
             readers: list[Any] = self.teachers
             logits = torch.stack([teacher.classify(maps) for teacher, maps in zip(readers, adapted, strict=True)])
         return self.weighted(torch.stack(distances), target, "feature", features[layer], logits)

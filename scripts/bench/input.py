@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,15 +16,13 @@ from torchvision import transforms
 
 from dataset.base import DatasetInfo, Split
 from dataset.loader import ALONE, memory_loaders
-from helper.recipe import device_of
+from helper.machine import device_of
 from scripts.bench.subjects import RandomImages
-from scripts.bench.timing import median, synchronise
+from scripts.bench.timing import Rows, synchronise
 
-Figures = dict[str, Any]
-
+TITLE = "input pipeline"
 IMAGES, QUICK_IMAGES = 50_000, 1_000
-WORKERS = 2
-REPEATS = 3
+WORKERS, REPEATS = 2, 3
 
 
 class PerSample(Dataset[tuple[torch.Tensor, int]]):
@@ -32,14 +30,9 @@ class PerSample(Dataset[tuple[torch.Tensor, int]]):
 
     def __init__(self, split: Split, info: DatasetInfo) -> None:
         self.images, self.labels = split.images.numpy(), split.labels.tolist()
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(info.image_size, padding=info.padding),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(info.mean, info.std),
-            ]
-        )
+        crop, flip = transforms.RandomCrop(info.image_size, padding=info.padding), transforms.RandomHorizontalFlip()
+        normalise = transforms.Normalize(info.mean, info.std)
+        self.transform = transforms.Compose([crop, flip, transforms.ToTensor(), normalise])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,46 +41,30 @@ class PerSample(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def measure(opt: argparse.Namespace) -> Figures:
-    """Images per second of both, in alternation, and the bytes that the resident images take."""
+def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Rows]:
+    """Images per second of both, in alternation."""
     device = device_of(opt)
     images = RandomImages(QUICK_IMAGES if opt.quick else IMAGES)
-    info, (split, _) = images.info, images.load()
+    split, _ = images.load()
     ours: Any = memory_loaders(images, opt.batch_size, device, 0, 0.0, opt.batch_size, ALONE).train
-    few = split.subset(torch.arange(len(split.labels) // 5))  # the median of three such epochs is steady enough
-    theirs = per_sample_loader(few, info, opt.batch_size, pin_memory=device.type == "cuda")
-    speeds: dict[str, list[float]] = {"ours": [], "torchvision": []}
-    for repeat in range(1 if opt.quick else REPEATS):
-        ours.set_epoch(repeat)
-        speeds["ours"].append(speed(ours, opt.batch_size, device))
-        speeds["torchvision"].append(speed(theirs, opt.batch_size, device))
-    return {
-        **{name: median(values) for name, values in speeds.items()},
-        "ratio": median([mine / other for mine, other in zip(speeds["ours"], speeds["torchvision"], strict=True)]),
-        "bytes_per_value": resident_bytes(ours) / split.images.numel(),
-    }
-
-
-def per_sample_loader(split: Split, info: DatasetInfo, batch_size: int, pin_memory: bool) -> DataLoader[Any]:
-    """Shuffled batches made by worker processes."""
-    with quiet():
-        return DataLoader(
-            PerSample(split, info), batch_size, shuffle=True, drop_last=True, num_workers=WORKERS, pin_memory=pin_memory
-        )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No word about more workers than cores: two is what is compared with."""
+    few = PerSample(split.subset(torch.arange(len(split.labels) // 5)), images.info)
+    pinned = device.type == "cuda"
+    speeds: list[tuple[float, float]] = []
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        yield
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: that is compared
+        theirs = DataLoader(few, opt.batch_size, True, drop_last=True, num_workers=WORKERS, pin_memory=pinned)
+        for repeat in range(1 if opt.quick else REPEATS):
+            ours.set_epoch(repeat)
+            speeds.append((speed(ours, opt.batch_size, device), speed(theirs, opt.batch_size, device)))
+    mine, other = (median(each) for each in zip(*speeds, strict=True))
+    compared = median([other / mine for mine, other in speeds])
+    rows = {"ours": {"images_per_s": mine}, "torchvision": {"images_per_s": other, "speed_vs_ours": compared}}
+    return {f"CIFAR-100, torchvision with {WORKERS} workers": rows}
 
 
 def speed(loader: Iterable[Any], batch_size: int, device: torch.device) -> float:
     """Images per second of an epoch on the device, without the start of the workers."""
-    with quiet():
-        batches = iter(loader)
+    batches = iter(loader)
     next(batches)
     synchronise(device)
     started, count = time.perf_counter(), 0
@@ -96,18 +73,3 @@ def speed(loader: Iterable[Any], batch_size: int, device: torch.device) -> float
         count += batch_size
     synchronise(device)
     return count / (time.perf_counter() - started)
-
-
-def resident_bytes(loader: Any) -> int:
-    """What the pixels that a loader holds take, in the form in which it holds them."""
-    held = [value for value in vars(loader).values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.nbytes for tensor in held if tensor.dtype == torch.uint8)
-
-
-def text(figures: Figures) -> list[str]:
-    """For people."""
-    return [
-        f"ours {figures['ours']:,.0f} images/s; torchvision per sample, {WORKERS} workers: "
-        f"{figures['torchvision']:,.0f} images/s; {figures['ratio']:.1f}×",
-        f"resident images: {figures['bytes_per_value']:.2f} bytes per channel and pixel",
-    ]

@@ -1,151 +1,65 @@
-"""Peak memory of training steps, each in a process of its own: what is allocated once never shows again in another.
-
-On a CPU the resident memory above that of the process with the images but no network; on CUDA what is allocated.
-"""
+"""Peak memory of training steps: what PyTorch allocates from the building of all networks to the second step's end."""
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import multiprocessing
-import re
+import gc
+import json
+import tempfile
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from helper.errors import UsageError
-from scripts.bench.steps import ALONE, of_logits, table_line
-from scripts.bench.subjects import AVERAGE, Offline, Pair, Setting, Step, pairs, step_of
+from scripts.bench.subjects import AVERAGE, Offline, Pair, Setting, pairs, step_of
+from scripts.bench.timing import Rows
 
-Figures = dict[str, Any]
-
-ONE_TEACHER = "one teacher, inference"
-STEPS = 2
-SMALL, SMALL_BATCH = "resnet8x2:resnet8", 4
-M_MMAP_THRESHOLD, LARGE = -3, 1 << 16  # as malloc.h has it; bytes
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+TITLE = "peak memory"
+ALONE = "student"
 
 
-def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> Figures:
-    """The figures of each setting, in MB."""
-    return {str(setting): measure_setting(setting, opt, say) for setting in opt.settings}
+def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Rows]:
+    """Of each setting the peaks of the student alone and of the pairs, in MB."""
+    tables = {}
+    for setting in opt.settings:
+        say(str(setting))
+        rows: Rows = {str(pair or ALONE): {"MB": peak_of(pair, setting, opt)} for pair in (None, *pairs())}
+        for pair in pairs():
+            rows[str(pair)]["vs_average"] = rows[str(pair)]["MB"] / rows[str(Pair(pair.distill, AVERAGE))]["MB"]
+        tables[str(setting)] = rows
+    return tables
 
 
-def measure_setting(setting: Setting, opt: argparse.Namespace, say: Callable[[str], None]) -> Figures:
-    """Peaks of the student alone, of a teacher, and of every pair; and how they compare."""
-    peaks, weights = {}, 0.0
-    for name in (ALONE, ONE_TEACHER, *map(str, pairs())):
-        say(f"{setting}: {name}")
-        peaks[name], weights = in_a_process(name, setting, opt)  # the last is a pair's
-    average = of_logits()[1]
-    return {
-        "peaks": peaks,
-        "teacher_weights": weights,
-        "against_average": {str(pair): peaks[str(pair)] / peaks[str(Pair(pair.distill, AVERAGE))] for pair in pairs()},
-        "against_needed": peaks[average] / (peaks[ALONE] + setting.teacher_num * weights + peaks[ONE_TEACHER]),
-    }
-
-
-def check(device: torch.device) -> None:
-    """Refuse where the peak cannot be read.
-
-    Raises:
-        UsageError: not Linux, and not CUDA.
-    """
-    if device.type == "cpu" and not RESET.exists():
-        raise UsageError(f"--only: memory is read from {STATUS}, which this system does not have; name the others")
-
-
-def in_a_process(name: str, setting: Setting, opt: argparse.Namespace) -> tuple[float, float]:
-    """Peak memory of a variant and the weights of a teacher, in MB."""
-    processes = multiprocessing.get_context("forkserver")  # forks of a process that has imported all and run nothing
-    processes.set_forkserver_preload([__name__])
-    mine, theirs = processes.Pipe(duplex=False)
-    process = processes.Process(target=child, args=(theirs, name, setting, opt))
-    process.start()
-    theirs.close()
-    try:
-        return mine.recv()
-    except EOFError:
-        raise UsageError(f"memory: the process that measures {setting}, {name} ended without an answer") from None
-    finally:
-        process.join()
-
-
-def child(answer: Connection, name: str, setting: Setting, opt: argparse.Namespace) -> None:
-    """Measure, and send the answer."""
-    torch.set_num_threads(opt.threads)
-    if hasattr(ctypes.CDLL(None), "mallopt"):
-        # The C library keeps some of what is freed, by chance up to a fifth; let it give back the large blocks.
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+def peak_of(pair: Pair | None, setting: Setting, opt: argparse.Namespace) -> float:
+    """Peak memory under a pair, or of the student alone, above what is in use before: in MB."""
     with Offline(setting, opt) as bench:
-        answer.send(peak_and_weights(bench, name))
+
+        def train() -> None:
+            step = step_of(bench.fit(pair)) if pair else bench.alone()
+            step()
+            step()
+
+        gc.collect()
+        return (peak_on_cuda(train, bench.device) if bench.device.type == "cuda" else peak_on_cpu(train)) / 1e6
 
 
-def peak_and_weights(bench: Offline, name: str) -> tuple[float, float]:
-    """Peak memory of a variant above what is there before it, and the weights of a teacher, in MB."""
-    warm_libraries(bench, name)
-    if name == ONE_TEACHER:
-        weights_of(bench)  # its activations are asked for: the weights are there before
-    before = reset_peak(bench.device)
-    step = build(bench, name)
-    for _ in range(STEPS):
-        step()
-    return (peak_memory(bench.device) - before) / 1e6, (0.0 if name == ALONE else weights_of(bench) / 1e6)
+def peak_on_cuda(call: Callable[[], None], device: torch.device) -> int:
+    """Bytes in use at most during a call, above those before."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
-def build(bench: Offline, name: str) -> Step:
-    """The step that is called ``name`` in the figures."""
-    special = {ALONE: bench.alone, ONE_TEACHER: bench.one_teacher}
-    return special[name]() if name in special else step_of(bench.fit(Pair(*name.split())))
-
-
-def weights_of(bench: Offline) -> float:
-    """Bytes of one teacher as it is kept for training."""
-    state = bench.teachers.networks[0].state_dict()
-    return float(sum(tensor.nbytes for tensor in state.values()))
-
-
-def warm_libraries(bench: Offline, name: str) -> None:
-    """Let the libraries load what such a step makes them load once in a process: take it with small networks."""
-    opt = argparse.Namespace(**{**vars(bench.bench), "batch_size": SMALL_BATCH})
-    with Offline(Setting.parse(SMALL), opt) as small:
-        build(small, name)()
-
-
-def reset_peak(device: torch.device) -> int:
-    """Start to watch the peak from here; returns what is in use now."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)  # give back what the preparations left
-    RESET.write_text("5", encoding="utf-8")
-    return resident("VmRSS")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes in use at most since :func:`reset_peak`."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident("VmHWM")
-
-
-def resident(field: str) -> int:
-    """A figure of this process as Linux reports it, in bytes."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", STATUS.read_text(encoding="utf-8"), re.MULTILINE)
-    assert found, field
-    return 1024 * int(found[1])
-
-
-def text(figures: Figures) -> list[str]:
-    """For people."""
-    lines = [table_line("", ["MB", "/average"])]
-    for name, setting in figures.items():
-        lines.append(f"{name}; a teacher's weights {setting['teacher_weights']:.1f} MB")
-        for variant, peak in setting["peaks"].items():
-            against = setting["against_average"].get(variant)
-            lines.append(table_line(variant, [f"{peak:.1f}", "" if against is None else f"{against:.3f}"]))
-        lines.append(f"K teachers / (student + K sets of weights + one inference): {setting['against_needed']:.3f}")
-    return lines
+def peak_on_cpu(call: Callable[[], None]) -> int:
+    """The same of a CPU: the largest sum of what was allocated and freed up to any moment."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        watched.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    return max(accumulate(change for _, change in changes))

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ from dataset.order import Shard
 from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
 from helper import checkpoint
+from helper.batch import When
 from helper.errors import UsageError
 from helper.loop import Fit
-from helper.precision import autocast
+from helper.machine import autocast
 from helper.run_folder import RunFolder
 from helper.session import Session
 from helper.teachers import TeacherFile, Teachers, load_teachers
 from models import model_dict
-from online import online_dict
 from scripts.bench.as_released import RATE, ReleasedDistillation, ReleasedPeers
 
 DATASET = "cifar100"
@@ -47,7 +47,8 @@ POOL = 8
 SETTLED = 16
 """Images that an untrained teacher's batch statistics are taken from."""
 AVERAGE, SOLVED = "AVERAGE_LOSS", "AEKD"
-"""What every method is compared with, and the one whose cost is in question."""
+METHODS, LOSSES = (AVERAGE, SOLVED), ("kd", "inter")
+"""Weightings that every loss is timed with, and losses that every weighting is timed with."""
 
 Step = Callable[[], object]
 
@@ -91,16 +92,13 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
-    """All there are."""
-    return [Pair(distill, ensemble) for distill in distill_dict for ensemble in ensemble_dict]
+    """Each loss with two weightings and each weighting with two losses."""
+    some = [*product(distill_dict, METHODS), *product(LOSSES, ensemble_dict)]
+    return [Pair(*each) for each in dict.fromkeys(some)]
 
 
 class RandomImages(MemoryDataset):
-    """CIFAR-100 in all but its pixels and labels.
-
-    Args:
-        images: how many to train on.
-    """
+    """CIFAR-100 in all but its pixels and labels, and with so many training images."""
 
     def __init__(self, images: int) -> None:
         super().__init__(Path())
@@ -119,45 +117,27 @@ class RandomImages(MemoryDataset):
         return Split(pixels, torch.randint(0, self.info.num_classes, (images,), generator=source))
 
 
-def random_loaders(
-    name: str, *, batch_size: int, device: torch.device, seed: int, shard: Shard, **_: object
-) -> Loaders:
-    """What ``dataset.get_loaders`` returns, with few random images in place of the dataset's."""
-    loaders = memory_loaders(RandomImages(POOL * batch_size), batch_size, device, seed, 0.0, batch_size, shard)
-    return replace(loaders, sizes="")  # nothing to tell
-
-
 def session_of(opt: argparse.Namespace) -> Session:
     """As a training script makes it, but for the images."""
-    return Session(opt, model_dict, random_loaders, info_of)
+
+    def loaders(name: str, *, batch_size: int, device: torch.device, seed: int, shard: Shard, **_: object) -> Loaders:
+        images = RandomImages(POOL * batch_size)
+        return replace(memory_loaders(images, batch_size, device, seed, 0.0, batch_size, shard), sizes="")  # untold
+
+    return Session(opt, model_dict, loaders, info_of)
 
 
-def fit_of(session: Session, opt: argparse.Namespace, task: Any) -> Fit:
+def fit_of(session: Session, task: Any, arch: str) -> Fit:
     """The loop of the training scripts, whose steps are timed; it writes nothing."""
-    loaders = session.loaders
-    nowhere = RunFolder(Path("benchmark"))
-    fit = Fit(
-        task=task,
-        train=loaders.train,
-        validation=None,
-        test=loaders.test,
-        opt=opt,
-        run=nowhere,
-        device=session.device,
-        precision=session.precision,
-        state=None,
-        learning_rate=RATE,
-        about={},
-    )
     task.trained.train()
-    return fit
+    return session.fit(RunFolder(Path("benchmark")), task, arch, None)
 
 
 def step_of(fit: Fit) -> Step:
     """One update of the weights at each call, on the prepared batches in turn."""
     batches = cycle(list(fit.train))
-    epoch = fit.opt.epochs // 4  # every loss is on
-    return lambda: fit.step(next(batches), epoch)
+    when = When(fit.opt.epochs // 4, fit.opt.epochs)  # every loss is on
+    return lambda: fit.step(next(batches), when)
 
 
 def released_step(session: Session, task: ReleasedDistillation | ReleasedPeers) -> Step:
@@ -166,26 +146,20 @@ def released_step(session: Session, task: ReleasedDistillation | ReleasedPeers) 
     return lambda: task.step(*next(batches))
 
 
-def words(opt: argparse.Namespace, batch_size: int, *more: str) -> list[str]:
+def words(opt: argparse.Namespace, *more: str) -> list[str]:
     """The command line of a training script in this benchmark."""
     arithmetic = ["--precision", opt.precision] if opt.precision else []
     arithmetic += ["--compile"] if opt.compile else []
-    machine = ["--dataset", DATASET, "--device", opt.device, "--batch_size", str(batch_size)]
-    return [*machine, *arithmetic, "--optimizer", "sgd", "--nesterov", *more]
+    machine = ["--dataset", DATASET, "--device", opt.device, "--batch_size", str(opt.batch_size)]
+    return [*machine, *arithmetic, "--optimizer", "sgd", "--nesterov", "--lr", str(RATE), *more]
 
 
 class Offline:
-    """One setting: its teachers, and a student for each way to train it. Leaving its context removes its files.
-
-    Args:
-        setting: which networks.
-        opt: the benchmark's options.
-    """
+    """One setting: its teachers, and a student for each way to train it. Leaving its context removes its files."""
 
     def __init__(self, setting: Setting, opt: argparse.Namespace) -> None:
         self.setting, self.bench = setting, opt
-        alone = train_teacher.options().parse(words(opt, opt.batch_size, "--model", setting.student))
-        self.opt, self.session = alone, session_of(alone)
+        self.session = session_of(train_teacher.options().parse(words(opt)))
         self.device = self.session.device
         self.batches = list(self.session.loaders.train)
         self.images = self.batches[0].images
@@ -200,7 +174,8 @@ class Offline:
 
     def _teacher_file(self, k: int) -> TeacherFile:
         """The checkpoint of a teacher that a training run might have left."""
-        network = settled(self.session.build(self.setting.teacher), self.images[:SETTLED])
+        network = self.session.build(self.setting.teacher)
+        settle(network, self.images[:SETTLED])
         file = TeacherFile(self.setting.teacher, Path(self._folder.name) / f"{k}.pth")
         checkpoint.save({"model": network.state_dict()}, file.path)
         return file
@@ -227,9 +202,7 @@ class Offline:
     def caching_teachers(self) -> Teachers:
         """The same with a cache that holds all batches that are trained on."""
         teachers = self._load()
-        opt = train_student.options().parse(
-            words(self.bench, self.bench.batch_size, "--teacher_cache", self._folder.name)
-        )
+        opt = train_student.options().parse(words(self.bench, "--teacher_cache", self._folder.name))
         train_student.attach_cache(opt, teachers, self.files, self.session)
         with autocast(self.device, self.session.precision):
             for batch in self.batches:
@@ -240,7 +213,7 @@ class Offline:
         """The student without teachers."""
         student = self.session.build(self.setting.student)
         self.session.compile(student)
-        return step_of(fit_of(self.session, self.opt, train_teacher.CrossEntropy(student)))
+        return step_of(fit_of(self.session, train_teacher.CrossEntropy(student), self.setting.student))
 
     def teachers_forward(self) -> Step:
         """What all teachers say of a batch."""
@@ -252,97 +225,61 @@ class Offline:
 
         return forward
 
-    def one_teacher(self) -> Step:
-        """What a single teacher says of a batch."""
-        teachers = self.teachers.networks[0]
-
-        def forward() -> torch.Tensor:
-            with torch.no_grad(), autocast(self.device, self.session.precision):
-                return teachers(self.images)
-
-        return forward
-
     def options(self, pair: Pair) -> tuple[Any, argparse.Namespace]:
         """The parser and the options of ``train_student.py`` for a pair."""
-        b = BETA if distill_dict[pair.distill].feature_level else 0
+        b = 0 if distill_dict[pair.distill].on_logits() else BETA
         parser = train_student.options()
         chosen = ["--model_s", self.setting.student, "--distill", pair.distill, "--ensemble_method", pair.ensemble]
-        return parser, parser.parse(words(self.bench, self.bench.batch_size, *chosen, "-b", str(b)))
+        return parser, parser.parse(words(self.bench, *chosen, "-b", str(b)))
 
     def distillation(self, pair: Pair, teachers: Teachers, **settings: object) -> Any:
         """The objective of a pair; ``settings`` are hyperparameters of the ensemble method."""
         parser, opt = self.options(pair)
         student = self.session.build(self.setting.student)
-        method = ensemble_dict[pair.ensemble](**{**parser.hyperparameters(opt, "ensemble_method"), **settings})
-        settings_of_loss = parser.hyperparameters(opt, "distill")
-        with autocast(self.device, self.session.precision):
-            adapters = train_student.make_adapters(
-                distill_dict[pair.distill], settings_of_loss, student, teachers, self.session.example()
-            )
-        return train_student.Distillation(student, teachers, adapters, method, opt)
+        chosen = {**parser.hyperparameters(opt, "ensemble_method"), **settings}
+        methods = [ensemble_dict[pair.ensemble](**chosen) for _ in range(2)]
+        return train_student.distillation(parser, opt, self.session, student, teachers, methods)
 
     def fit(self, pair: Pair, cached: bool = False) -> Fit:
         """A student under all teachers, or under what the cache has of them."""
         task = self.distillation(pair, self.caching_teachers if cached else self.teachers)
         self.session.compile(task.student)
-        return fit_of(self.session, task.opt, task)
+        return fit_of(self.session, task, self.setting.student)
+
+    def both(self, pair: Pair) -> tuple[Any, ReleasedDistillation]:
+        """The objective of a pair, with the solver on the host where the method has one, and its released form."""
+        parser, opt = self.options(pair)
+        has_solver = "qp_solver" in parser.hyperparameters(opt, "ensemble_method")
+        task = self.distillation(pair, self.teachers, **({"qp_solver": "svm"} if has_solver else {}))
+        method = task.terms[0].method
+        released = ReleasedDistillation(task.student, self.raw_teachers(), task.adapters, method, opt.kd_T, opt.beta)
+        return task, released
 
     def released(self, pair: Pair) -> Step:
-        """The same as released, with the solver on the host where the method has one."""
-        parser, opt = self.options(pair)
-        solver: dict[str, Any] = (
-            {"qp_solver": "svm"} if "qp_solver" in parser.hyperparameters(opt, "ensemble_method") else {}
-        )
-        task = self.distillation(pair, self.teachers, **solver)
-        plain = ReleasedDistillation(task.student, self.raw_teachers(), task.adapters, task.method, opt.kd_T, opt.beta)
-        return released_step(self.session, plain)
+        """A step as released."""
+        return released_step(self.session, self.both(pair)[1])
 
 
 class Online:
-    """An online method on one architecture.
-
-    Args:
-        method: its name.
-        model: the peers' architecture.
-        opt: the benchmark's options.
-    """
+    """An online method, by name, on one architecture."""
 
     def __init__(self, method: str, model: str, opt: argparse.Namespace) -> None:
         parser = train_online.options()
-        chosen = ["--method", method, "--model", model]
-        self.opt, recipe = train_online.parse(parser, words(opt, opt.batch_size, *chosen))
+        self.opt, recipe = train_online.parse(parser, words(opt, "--method", method, "--model", model))
         self.session = session_of(self.opt)
         made = train_online.make_method(parser, self.opt, recipe)
         peers = made.make_peers(lambda widths=None: self.session.build(model, widths=widths))
-        self.task = train_online.PeerTraining(peers, made, self.session.example(), self.opt.epochs)
+        self.task = train_online.PeerTraining(peers, made, self.session.example(), recipe)
         released = ReleasedPeers(peers, made, self.opt.epochs // 4, self.opt.epochs)
         self.released = released_step(self.session, released)
         self.session.compile(peers)
-        self.step = step_of(fit_of(self.session, self.opt, self.task))
-
-
-def alone_online(model: str, opt: argparse.Namespace) -> Step:
-    """One of the peers without the others."""
-    options = train_teacher.options().parse(words(opt, opt.batch_size, "--model", model))
-    session = session_of(options)
-    network = session.build(model)
-    session.compile(network)
-    return step_of(fit_of(session, options, train_teacher.CrossEntropy(network)))
-
-
-def online_methods() -> list[str]:
-    """All there are."""
-    return list(online_dict)
+        self.step = step_of(fit_of(self.session, self.task, model))
 
 
 @torch.no_grad()
-def settled(network: nn.Module, images: torch.Tensor) -> nn.Module:
-    """The network with the batch statistics of ``images``, in evaluation mode."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # the mean of what was seen, not of the initial values too
-        norm.reset_running_stats()
+def settle(network: nn.Module, images: torch.Tensor) -> None:
+    """Give the network the batch statistics of ``images``."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # what was seen last, not its running mean
     network.train()(images)
-    for norm in norms:
-        norm.momentum = 0.1
-    return network.eval()

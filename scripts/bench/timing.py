@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
 import torch
 
 FEWEST, PATIENCE = 3, 3
 """So many rounds are timed though the time is over, unless it is over so many times."""
-
 SLOW = 0.5
 """Seconds that a step takes whose kernels are chosen in a small part of them."""
 
 Times = dict[str, list[float]]
 """Seconds of every call of each variant; calls of the same index belong to one round."""
+Rows = dict[str, dict[str, float]]
+"""A table: a line's name → a column's → a figure. ``vs_…`` is a ratio, below 1 where the line is the faster one."""
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
@@ -25,12 +32,6 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     call()
     synchronise(device)
     return time.perf_counter() - started
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def alternate(variants: Mapping[str, Callable[[], object]], rounds: int, seconds: float, device: torch.device) -> Times:
@@ -70,17 +71,37 @@ def ordered(names: Sequence[str], number: int) -> list[str]:
     return order[::-1] if number % 2 else order
 
 
-def median(values: Sequence[float]) -> float:
-    """The middle one."""
-    return statistics.median(values)
-
-
 def ratio(times: Times, name: str, *others: str) -> float:
     """Median over the rounds of a variant's time over the summed times of others."""
     together = zip(*(times[other] for other in others), strict=True)
     return median([mine / sum(theirs) for mine, theirs in zip(times[name], together, strict=True)])
 
 
-def excess(times: Times, name: str, other: str) -> float:
-    """Median over the rounds of a variant's time less another's, in milliseconds."""
-    return 1e3 * median([mine - theirs for mine, theirs in zip(times[name], times[other], strict=True)])
+def rows_of(times: Times, batch_size: int, names: Sequence[str], yardstick: str) -> Rows:
+    """Milliseconds, images per second and the ratio to one of the variants, for some of them."""
+    medians = {name: median(times[name]) for name in names}
+    return {
+        name: {
+            "ms": 1e3 * seconds,
+            "images_per_s": batch_size / seconds,
+            f"vs_{yardstick}": ratio(times, name, yardstick),
+            "rounds": len(times[name]),
+        }
+        for name, seconds in medians.items()
+    }
+
+
+def text_of(rows: Rows) -> list[str]:
+    """The table for people."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    widths = [max(10, len(column) + 2) for column in columns]
+    lines = [" " * 32 + "".join(column.rjust(width) for column, width in zip(columns, widths, strict=True))]
+    for name, row in rows.items():
+        cells = [figure(row[column]) if column in row else "" for column in columns]
+        lines.append(f"{name:32}" + "".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+    return lines
+
+
+def figure(value: float) -> str:
+    """Three digits; all of a large or whole number."""
+    return f"{value:,.0f}" if value >= 1000 or isinstance(value, int) else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Tables of results in the README and in results/*.md, written from the files in results/<name>/ between two marks."""
+"""Tables of results in README and pages, written from the files in results/<name>/ between two marks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ MARKS = re.compile(r"(<!-- results/([\w.-]+)(?:: ([\w ]+))? -->\n).*?(<!-- end -
 
 
 def texts(root: Path) -> list[Path]:
-    """The files that hold such tables."""
-    return [root / "README.md", *sorted((root / "results").glob("*.md"))]
+    """The files that hold such tables, of README.md, docs/*.md and results/*.md."""
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md")), *sorted((root / "results").glob("*.md"))]
+    return [page for page in pages if MARKS.search(page.read_text(encoding="utf-8"))]
 
 
 def filled_in(text: str, results: Path) -> str:

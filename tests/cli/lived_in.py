@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from checkout import ROOT, own_files
+from checkout import ROOT, examples, own_files
 
 RANDOM = '''"""Weights drawn anew in each step."""
 
@@ -51,10 +51,11 @@ seeds = np.arange( 3 )
 UNTIDY = 'import os, torch\ndef load(x): return torch.load(x).cuda()\nprint(open("/home/me/notes.txt").read())\n'
 
 
-def examples() -> dict[str, str]:
-    """The worked examples of README.md: where each belongs → its text."""
-    text = (ROOT / "README.md").read_text()
-    return dict(re.findall(r"`(\w+/\w+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL))
+ADDED = {**examples(), "ensemble/random_weights.py": RANDOM, "ensemble/signed_weights.py": SIGNED}
+"""What somebody adds: the file → its text."""
+
+NAMES = re.findall(r'register\("(\w+)"\)', "".join(ADDED.values()))
+"""What these files register."""
 
 
 def make(root: Path, git: bool = True) -> None:
@@ -64,17 +65,18 @@ def make(root: Path, git: bool = True) -> None:
         root: a folder that is not there yet.
         git: whether it is a clone; else it is like a downloaded archive.
     """
-    for path in (*own_files(), ROOT / "setting.py"):
-        target = root / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
-    if git:
-        for words in ("init -q", "add -A"):
-            subprocess.run(["git", *words.split()], cwd=root, check=True)
+    copy(root, git)
     write(root, "setting.py", SETTING)
     for name in ("my_notes.py", "train_mine.py", "my_package/__init__.py", "scripts/mine.py", "tests/data/mine.py"):
         write(root, name, UNTIDY)
-    for name in ("my_experiment.sh", "notes.md", "results/mine/notes.md", "scripts/presets/mine.sh", "my data.csv"):
+    for name in (
+        "my_experiment.sh",
+        "notes.md",
+        "docs/mine.md",
+        "results/mine/notes.md",
+        "scripts/presets/mine.sh",
+        "my data.csv",
+    ):
         write(root, name, "if then /home/me/data <!-- results/nowhere -->\n")
     write(root, "results/quickstart/table.md", "<!-- results/quickstart -->\n")
     write(root, "results/quickstart/runs.csv", "label\n")
@@ -82,9 +84,19 @@ def make(root: Path, git: bool = True) -> None:
         write(root, f"{name}/parameters.json", json.dumps({"model": "resnet14"}))
         write(root, f"{name}/last.pth", "damaged")
     write(root, "data/digits", "not a folder")
-    weightings = {"ensemble/random_weights.py": RANDOM, "ensemble/signed_weights.py": SIGNED}
-    for name, text in {**examples(), **weightings}.items():
+    for name, text in ADDED.items():
         add(root, name, text)
+
+
+def copy(root: Path, git: bool = True) -> None:
+    """Copy the collection as it is in this folder to ``root``; see :func:`make`."""
+    for path in (*own_files(), ROOT / "setting.py"):
+        target = root / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    if git:
+        for words in ("init -q", "add -A"):
+            subprocess.run(["git", *words.split()], cwd=root, check=True)
 
 
 def write(root: Path, name: str, text: str) -> None:

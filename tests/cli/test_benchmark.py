@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from objectives import LOSSES, METHODS, pairs
 from tiny_runs import call
 
 from distiller_zoo import distill_dict
@@ -39,35 +40,30 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]
 
 def test_all_is_measured(quick: tuple[str, dict[str, Any], Path]) -> None:
     _, figures, _ = quick
-    assert figures.keys() == {"machine", "quick", "table", *benchmark.SECTIONS}
-    assert figures["input"]["bytes_per_value"] == pytest.approx(1, rel=1e-5)
-    pairs = {f"{distill} {method}" for distill in distill_dict for method in ensemble_dict}
-    steps = figures["steps"][SETTING]
-    assert pairs < steps["rows"].keys()
-    for pair in pairs:
-        assert steps["rows"][pair].keys() >= {"ms", "images_per_second", "against_alone", "against_average", "shares"}
-        assert sum(steps["rows"][pair]["shares"].values()) == pytest.approx(1)
-    logits_only = {name for name, kind in distill_dict.items() if not kind.feature_level}
-    cached = {f"{distill} {method} cached" for distill in logits_only for method in ensemble_dict}
-    assert cached < steps["rows"].keys()
-    assert figures["online"]["rows"].keys() == set(online_dict)
-    assert all(row.keys() == set(qp_solver_dict) for row in figures["solver"]["solvers"].values())
-    assert all(speed > 0 for speed in figures["processes"]["images_per_second"].values())
-    assert len(figures["processes"]["images_per_second"]) == 2
-    memory = figures["memory"][SETTING]
-    assert pairs < memory["peaks"].keys()
-    assert all(peak > 0 for peak in memory["peaks"].values())
+    assert figures.keys() == {"machine", "quick", *benchmark.SECTIONS}
+    steps, memory = figures["steps"][SETTING], figures["memory"][SETTING]
+    for names in map(" ".join, pairs()):
+        assert steps[names].keys() >= {"ms", "images_per_s", "vs_student", "vs_average", "vs_teachers_and_student"}
+        assert memory[names].keys() == {"MB", "vs_average"}
+    assert distill_dict.keys() | ensemble_dict.keys() <= {word for name in steps for word in name.split()}
+    for method in METHODS:
+        assert steps[f"{LOSSES[0]} {method}, as released"].keys() >= {"ms", "vs_ours"}
+        assert f"{LOSSES[0]} {method}, cached" in steps
+    (online,), (solver,) = (figures[name].values() for name in ("online", "solver"))
+    assert online.keys() == {*online_dict, *(f"{method}, as released" for method in online_dict)}
+    assert all(row.keys() == {"step", *qp_solver_dict, "exact/step"} for row in solver.values())
+    tables = [table for section in benchmark.SECTIONS for table in figures[section].values()]
+    assert all(figure > 0 for table in tables for row in table.values() for figure in row.values())
 
 
-def test_the_table_is_printed(quick: tuple[str, dict[str, Any], Path]) -> None:
+def test_the_tables_are_printed_and_drawn(quick: tuple[str, dict[str, Any], Path]) -> None:
     out, figures, plot = quick
-    assert figures["table"]
-    assert {row["verdict"] for row in figures["table"]} <= {"ok", "missed", "reported"}
-    printed = out.split("== what it must show\n")[1].splitlines()
-    for row in figures["table"]:
-        assert any(line.startswith(row["measure"]) and row["verdict"] in line for line in printed)
-    missed = sum(row["verdict"] == "missed" for row in figures["table"])
-    assert printed[-1].startswith(f"{missed} of ")
+    for section, module in benchmark.SECTIONS.items():
+        for title, rows in figures[section].items():
+            _, found, table = out.partition(f"== {module.TITLE}: {title}\n")
+            assert found
+            printed = table.splitlines()[1:]
+            assert [line[:32].rstrip() for line in printed[: len(rows)]] == list(rows)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -61,7 +61,7 @@ def test_filling_replaying_and_resuming_are_bitwise_the_same_run(
     save = Fit._save
 
     def stop(self: Fit, seconds: float) -> None:
-        if self.epoch == 2:
+        if self.progress.epoch == 2:
             raise KeyboardInterrupt
         save(self, seconds)
 

@@ -11,8 +11,8 @@ from tiny_runs import distil, metrics, teach, teach_each_other, weights
 from torch import nn
 
 from helper import compiling
-from helper.compiling import compile_in_place, require_compiler
 from helper.errors import UsageError
+from helper.machine import compile_in_place, require_compiler
 
 pytestmark = pytest.mark.usefixtures("little_data")
 FULL = "--precision fp32 --batch_size 64"
@@ -98,7 +98,7 @@ def test_code_is_generated() -> None:
 
 
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("helper.compiling.shutil.which", lambda name: None)
+    monkeypatch.setattr("helper.machine.shutil.which", lambda name: None)
     outcome = teach(tmp_path, "--compile")
     assert outcome.code == 2
     assert "--compile: needs a C++ compiler" in outcome.err

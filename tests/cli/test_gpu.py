@@ -44,7 +44,7 @@ PAIRS = list(itertools.product(distill_dict, ensemble_dict))
     [(*pair, "") for pair in PAIRS] + [(*pair, "--compile") for pair in PAIRS[:: len(ensemble_dict) + 1]],
 )
 def test_student(tmp_path: Path, teachers: str, distill: str, method: str, compiled: str) -> None:
-    beta = 0.1 if distill_dict[distill].feature_level else 0
+    beta = 0 if distill_dict[distill].on_logits() else 0.1
     late = "--feat_start_epoch 2" if beta else ""
     words = f"{GPU} {teachers} --distill {distill} --ensemble_method {method} -b {beta} {late} --epochs 2 {compiled}"
     assert_learned(distil(tmp_path, words).folder)
@@ -78,7 +78,7 @@ def test_resuming(tmp_path: Path, teachers: str, ends_on: str, monkeypatch: pyte
     save = Fit._save
 
     def stop(self: Fit, seconds: float) -> None:
-        if self.epoch == 3:
+        if self.progress.epoch == 3:
             raise KeyboardInterrupt
         save(self, seconds)
 

@@ -1,4 +1,4 @@
-"""Tables, figures and the page of finished runs, and the README's part of them."""
+"""Tables, figures and the page of finished runs, and the part of them in README and pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts import report
 from scripts.reporting import figures, tables
 from scripts.reporting.page import page
 from scripts.reporting.published import lines, published
-from scripts.reporting.readme import MARKS, filled_in, texts
+from scripts.reporting.readme import filled_in, texts
 from scripts.reporting.runs import Group, Run, group, read_run
 from scripts.reporting.statistics import baseline_of, half_width, paired
 
@@ -278,8 +278,15 @@ def test_scores_beyond_accuracy_are_told(runs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in texts(ROOT) if path in own_files()], ids=lambda path: path.name)
 def test_tables_in_texts_are_those_of_results(path: Path) -> None:
     text = path.read_text()
-    assert MARKS.search(text)
     assert text == filled_in(text, ROOT / "results"), "python -m scripts.report --readme writes them"
+
+
+def test_all_pages_with_tables_are_found(tmp_path: Path) -> None:
+    for name in ("README.md", "docs/a.md", "docs/plain.md", "results/b.md", "results/x/table.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        marks = "no table" if "plain" in name else "<!-- results/x -->\n<!-- end -->"
+        (tmp_path / name).write_text(marks)
+    assert [str(path.relative_to(tmp_path)) for path in texts(tmp_path)] == ["README.md", "docs/a.md", "results/b.md"]
 
 
 def test_text_can_hold_a_table_of_the_report(runs: Path, tmp_path: Path) -> None:
@@ -295,7 +302,7 @@ def test_text_can_hold_a_table_of_the_report(runs: Path, tmp_path: Path) -> None
         filled_in("<!-- results/x: Peers -->\n<!-- end -->", tmp_path)
 
 
-def test_readme_part_follows_its_file(tmp_path: Path) -> None:
+def test_a_pages_part_follows_its_file(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     csv_text = "method,last_accuracy,best_accuracy,best_chosen_on,epochs,images_per_second,device\n"
     csv_text += "A,50,51,test,3,9,CPU\nA,52,53,test,3,11,CPU\nB,1,2,test,3,4,GPU\n"

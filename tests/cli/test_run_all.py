@@ -16,24 +16,18 @@ from typing import Any
 
 import pytest
 from checkout import ROOT, own_files
-from tiny_runs import call, few_digits
+from tiny_runs import MAINS, call, ended, few_digits
 
 import train_online
-import train_student
-import train_teacher
 from helper.errors import UsageError
 from helper.run_folder import RunFolder
 from helper.session import Session
 from scripts import run_all
 from scripts.plan import DEFAULTS, Job, jobs_of, variables
 from scripts.reporting.runs import parser_of
+from scripts.runner import End, Runs, architecture
 
 PRESETS = [path for path in own_files() if path.parent == ROOT / "scripts" / "presets"]
-MAINS = {
-    "train_teacher.py": train_teacher.main,
-    "train_student.py": train_student.main,
-    "train_online.py": train_online.main,
-}
 
 
 def rows_of(preset: Path, tmp_path: Path) -> list[str]:
@@ -144,6 +138,29 @@ def test_bad_rows_end_with_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
 
 
+def test_teachers_may_have_options_of_their_own() -> None:
+    teacher, _, student = jobs_of(
+        variables("TEACHER=resnet14,epochs=7 TEACHER_NUM=1 STUDENTS=resnet8 METHODS=kd:AEKD EPOCHS=2", {}), None
+    )
+    assert parser_of("alone").parse(teacher.words[1:]).epochs == 7
+    assert parser_of("student").parse(student.words[1:]).epochs == 2
+    assert architecture(teacher) == "resnet14"
+
+
+def test_folders_with_any_name() -> None:
+    jobs, _ = run_all.plan(["STUDENTS= ONLINE=alone:resnet8"], {"SAVE": "a b", "DATA": "c'd"})
+    opt = parser_of("alone").parse(jobs[0].words[1:])
+    assert (opt.save_dir, opt.data_dir) == (Path("a b"), Path("c'd"))
+
+
+def test_processes_of_each_run() -> None:
+    assert run_all.launcher_of({}) == []
+    assert run_all.launcher_of({"PROCESSES": "8"})[-2:] == ["--nproc_per_node", "8"]
+    assert run_all.slots_of({"PROCESSES": "8"}) == [{}], "one run at a time, on everything"
+    with pytest.raises(UsageError, match="JOBS and PROCESSES"):
+        run_all.slots_of({"PROCESSES": "8", "JOBS": "2"})
+
+
 def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_all.torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(run_all, "cores", lambda: 6)
@@ -191,7 +208,7 @@ def test_every_line_of_a_preset_reaches_its_run_folder(
     monkeypatch.setattr("online.base.OnlineMethod.make_peers", lambda *_: Small())
     monkeypatch.setattr("online.boc.BOC.make_peers", lambda *_: Small())
     for job in jobs:
-        archs = [run_all.architecture(teacher) for teacher in job.teachers]
+        archs = [architecture(teacher) for teacher in job.teachers]
         script, *words = job.command([f"{arch}-{k}.pth:{arch}" for k, arch in enumerate(archs)])
         with pytest.raises(Reached):
             MAINS[script](words)
@@ -206,14 +223,12 @@ def test_a_table_from_nothing(
     asked: list[str] = []
     table, rows = tmp_path / "out" / "runs.csv", []
 
-    def process(self: run_all.Runs, command: list[str], slot: dict[str, str]) -> tuple[int, list[str]]:
+    def process(self: Runs, command: list[str], slot: dict[str, str]) -> End:
         asked.append(shlex.join(command))
         rows.append(table.read_text().count("\n") - 1 if table.exists() else 0)
-        outcome = call(MAINS[command[0]], command[0], shlex.join(command[1:]))
-        lines = [*outcome.out.splitlines(), *outcome.err.splitlines()]
-        return outcome.code, lines
+        return ended(command, tmp_path)
 
-    monkeypatch.setattr(run_all.Runs, "process", process)
+    monkeypatch.setattr(Runs, "process", process)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.chdir(ROOT)
     for name in DEFAULTS:
@@ -246,9 +261,9 @@ def test_a_table_from_nothing(
 def test_teachers_that_fail_leave_their_students_out(capsys: pytest.CaptureFixture[str]) -> None:
     teacher = Job(("train_teacher.py", "--model", "resnet8"))
     student = Job(("train_student.py",), (teacher,))
-    runs = run_all.Runs([{}], [teacher, student], Path("out"))
+    runs = Runs([{}], [teacher, student])
     runs.failed[teacher] = 2
-    runs.all([student])
+    runs.side_by_side([student])
     assert list(runs.failed.values()) == [2, 2]
     assert "its teachers are missing" in capsys.readouterr().out
 
@@ -271,7 +286,7 @@ def test_stopping_saves_the_runs_and_asks_to_come_again(tmp_path: Path) -> None:
     process.terminate()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, out + err
-    assert re.search(r"0 of 1 runs are done; start it again to go on$", err.strip())
+    assert re.search(r"SIGTERM: 0 of 1 runs are done; start it again to go on$", err.strip())
     (folder,) = tmp_path.glob("teachers/*")
     assert not RunFolder(folder).finished
     assert "--resume goes on from there" in out

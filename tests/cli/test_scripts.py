@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT, own_files
-from tiny_runs import result
+from sums import all_asked
+from tiny_runs import MAINS, result, teach
 
 import train_online
 import train_student
@@ -22,8 +23,11 @@ import train_teacher
 from helper.recipe import PUBLISHED, lr_drops
 from helper.run_folder import RunFolder
 from helper.script import run_script
+from helper.session import Session
 from helper.stopping import RESUME_ME, Stopped
 from scripts import quickstart
+from scripts.plan import Job
+from scripts.runner import End, Runs
 
 PRESETS = [path for path in own_files() if path.parent == ROOT / "scripts" / "presets"]
 PROGRAMS = [
@@ -85,39 +89,73 @@ def test_a_run_that_can_go_on_leaves_word(
 # ---- quick start
 
 
-def accepted(command: str) -> None:
-    """Assert that the script takes these options."""
-    script, *words = command.split()
-    scripts = {"train_teacher.py": train_teacher, "train_student.py": train_student, "train_online.py": train_online}
-    scripts[script].options().parse(words)
-
-
 def test_quick_start_trains_a_fixed_choice() -> None:
     """Whatever setting.py lists, and however many methods there are."""
-    alone, *distilled = quickstart.student_commands([Path("a"), Path("b")])
-    lone, *peers = quickstart.online_commands()
-    for command in (*quickstart.TEACHERS, alone, *distilled, lone, *peers):
-        accepted(command)
-    opts = [train_student.options().parse(command.split()[1:]) for command in distilled]
-    assert all(opt.teachers == ["a/last.pth", "b/last.pth"] for opt in opts)
+    *teachers, alone, first, second, third, fourth, hint, inter = quickstart.jobs_in(quickstart.OFFLINE)
+    assert [(job.words[0], job.reported) for job in teachers] == [("train_teacher.py", False)] * 3
+    assert (alone.words[0], alone.reported) == ("train_teacher.py", True)
+    distilled = (first, second, third, fourth, hint, inter)
+    assert all(job.teachers == tuple(teachers) for job in distilled)
+    opts = [train_student.options().parse(job.words[1:]) for job in distilled]
     chosen = [(opt.distill, opt.ensemble_method, opt.beta) for opt in opts]
     assert chosen[4:] == [("hint", "AVERAGE_LOSS", 100), ("inter", "CAMKD", 50)]
     assert {loss for loss, _, _ in chosen[:4]} == {"kd"}
     assert len({method for _, method, _ in chosen[:4]}) == 4
-    assert len({command.split()[2] for command in peers}) == 6
+    lone, *peers = quickstart.jobs_in(quickstart.ONLINE)
+    assert lone.words[0] == "train_teacher.py"
+    assert len({train_online.options().parse(job.words[1:]).method for job in peers}) == len(peers) == 6
+
+
+def test_quick_start_asks_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = quickstart.jobs_in(quickstart.OFFLINE)
+    for name, value in {"EPOCHS": "1", "STUDENT": "vgg8", "SEEDS": "1 2", "EXTRA": "--trial 7"}.items():
+        monkeypatch.setenv(name, value)
+    assert quickstart.jobs_in(quickstart.OFFLINE) == before
+
+
+def test_quick_starts_runs_keep_their_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an earlier version are not trained again."""
+    names = []
+
+    def reached(session: Session, kind: str, name: Sequence[str]) -> None:
+        names.append(f"{kind}/{'-'.join(name)}")
+
+    monkeypatch.setattr(Session, "run_folder", reached)
+    monkeypatch.setattr(Session, "build", lambda *_, **__: None)
+    monkeypatch.setattr("train_student.fingerprint", lambda files: "3xresnet14")
+    monkeypatch.setattr("train_student.chosen_teachers", lambda *_: [None] * 3)
+    monkeypatch.setattr("online.base.OnlineMethod.make_peers", lambda *_: None)
+    monkeypatch.setattr("online.boc.BOC.make_peers", lambda *_: None)
+    for job in (*quickstart.jobs_in(quickstart.OFFLINE), *quickstart.jobs_in(quickstart.ONLINE)):
+        MAINS[job.words[0]](job.words[1:])
+    pairs = ("kd-AVERAGE_LOSS", "kd-EBKD", "kd-CAMKD", "kd-AEKD", "hint-AVERAGE_LOSS", "inter-CAMKD")
+    strengths = (0, 0, 0, 0, 100, 50)
+    assert names == [
+        *(f"teachers/resnet14-digits-epochs=10-trial={trial}" for trial in range(3)),
+        "teachers/resnet8-digits-epochs=6-nesterov-trial=0",
+        *(
+            f"students/resnet8-digits-{pair}-3xresnet14-r=1-a=1-b={b}-epochs=6-nesterov-trial=0"
+            for pair, b in zip(pairs, strengths, strict=True)
+        ),
+        "teachers/resnet8-digits-epochs=6-learning_rate=0.1-lr_decay_epochs=3,4-nesterov-trial=0",
+        *(
+            f"online/{method}-resnet8-digits-batch_size=64-epochs=6-trial=0"
+            for method in ("IND", "CLILR", "DML", "ONE", "OKDDip", "BOC")
+        ),
+    ]
 
 
 def test_quick_starts_baselines_follow_the_recipes_of_their_rows() -> None:
-    alone, distilled, *_ = quickstart.student_commands([Path("a")])
-    lone, *others = quickstart.online_commands()
-    (okddip,) = [command for command in others if " OKDDip " in command]  # whose recipe most methods share
-    online = train_online.parse(train_online.options(), okddip.split()[1:])
+    _, _, _, alone, distilled, *_ = quickstart.jobs_in(quickstart.OFFLINE)
+    lone, *others = quickstart.jobs_in(quickstart.ONLINE)
+    (okddip,) = [job for job in others if "OKDDip" in job.words]  # whose recipe most methods share
+    online = train_online.parse(train_online.options(), okddip.words[1:])
     pairs = (
-        (alone, (train_student.options().parse(distilled.split()[1:]), PUBLISHED)),
+        (alone, (train_student.options().parse(distilled.words[1:]), PUBLISHED)),
         (lone, online),
     )
-    for command, (theirs, recipe) in pairs:
-        mine = train_teacher.options().parse(command.split()[1:])
+    for job, (theirs, recipe) in pairs:
+        mine = train_teacher.options().parse(job.words[1:])
         for name in ("dataset", "epochs", "batch_size", "learning_rate", "weight_decay", "nesterov", "optimizer"):
             assert getattr(mine, name) == getattr(theirs, name), name
         assert lr_drops(mine.epochs, mine.lr_decay_epochs, PUBLISHED) == lr_drops(theirs.epochs, None, recipe)
@@ -131,17 +169,17 @@ def test_quick_start_reports_what_it_trained(
     folders["train_online.py"] = next(runs.glob("online/*"))
     asked = []
 
-    def train(command: str, _: float) -> Path:
+    def process(self: Runs, command: list[str], slot: dict[str, str]) -> End:
         asked.append(command)
-        return folders[command.split()[0]]
+        return End(0, ["nothing that names a folder"], folders[command[0]])
 
     monkeypatch.chdir(tmp_path)  # restores the directory that main changes
-    monkeypatch.setattr(quickstart, "train", train)
+    monkeypatch.setattr(Runs, "process", process)
     monkeypatch.setattr(quickstart, "OUT", tmp_path / "out")
-    monkeypatch.setattr(quickstart, "ONLINE", tmp_path / "out" / "online")
     quickstart.main()
-    students = quickstart.student_commands([folders["train_teacher.py"]] * 3)
-    assert sorted(asked) == sorted([*quickstart.TEACHERS, *students, *quickstart.online_commands()])
+    jobs = [*quickstart.jobs_in(quickstart.OFFLINE), *quickstart.jobs_in(quickstart.ONLINE)]
+    teachers = [f"{folders['train_teacher.py']}/last.pth:resnet14"] * 3
+    assert sorted(asked) == sorted([*job.command(teachers if job.teachers else []), "--resume"] for job in jobs)
     tables = {part: (tmp_path / "out" / part / "table.md").read_text() for part in ("", "online")}
     assert (tmp_path / "out" / "accuracy.png").exists()
     assert all("resnet8 alone" in text for text in tables.values()), "each has its baseline"
@@ -151,21 +189,27 @@ def test_quick_start_reports_what_it_trained(
 
 
 def test_quick_start_stops_at_a_failure() -> None:
-    with pytest.raises(SystemExit, match=r"python nothing\.py: failed"):
-        quickstart.train_all(["nothing.py"], 0.0)
+    with pytest.raises(SystemExit, match=r"python nothing\.py: failed\n.*can't open file"):
+        quickstart.train([Job(("nothing.py",))])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+SIGNALS = [signal.SIGTERM, signal.SIGINT] if all_asked() else [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_quick_start_ends_its_runs(number: signal.Signals, tmp_path: Path) -> None:
     """They can go on, nobody is left behind, and there is no traceback."""
     program = f"""
-import sys
 from helper.script import run_script
+from helper.session import Session
 from scripts import quickstart
+from scripts.plan import Job
+from scripts.runner import End, Runs
+from scripts.plan import Job
 
-run = "train_teacher.py --model resnet8 --dataset digits --epochs 400 --save_dir {tmp_path}"
+words = "train_teacher.py --model resnet8 --dataset digits --epochs 400 --save_dir {tmp_path} --trial".split()
 quickstart.cores = lambda: 1
-run_script(lambda _: quickstart.train_all([run, run + " --trial 1"], 0.0), stopped="what is trained is kept")
+run_script(lambda _: quickstart.train([Job((*words, trial)) for trial in "01"]))
 """
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -175,9 +219,75 @@ run_script(lambda _: quickstart.train_all([run, run + " --trial 1"], 0.0), stopp
         time.sleep(0.1)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (75, f"-c: {number.name}: what is trained is kept\n")
+    expected = f"-c: {number.name}: 0 of 2 runs are done; start it again to go on\n"
+    assert (process.returncode, said) == (75, expected)
     (folder,) = tmp_path.glob("teachers/*")
     RunFolder(folder).open({}, overwrite=False)  # nobody trains in it
+
+
+# ---- the runner
+
+
+def runs_of(script: str, tmp_path: Path, launcher: Sequence[str] = ()) -> tuple[Runs, Job]:
+    """One run of a script that is these lines."""
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    job = Job((str(path),))
+    return Runs([{}], [job], launcher), job
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_runner_learns_the_folder_whatever_is_printed(finished: bool, tmp_path: Path) -> None:
+    """Names that are no text, other lines at the end, and a run that has nothing to do."""
+    folder = tmp_path / os.fsdecode(b"a: is finished \xff")
+    runs, _ = runs_of(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
+        "from helper.run_folder import RunFolder\n"
+        f"RunFolder(Path({str(folder)!a})).leave_word(finished={finished})\nprint('good bye')",
+        tmp_path,
+    )
+    end = runs.process(runs.jobs[0].command([]), {})
+    assert (end.code, end.folder, end.trained, end.lines[-1:]) == (0, folder, not finished, ["good bye"])
+
+
+def test_a_word_that_cannot_be_left_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUN_FOLDER_FILE", str(tmp_path / "gone" / "word"))
+    refused = teach(tmp_path / "save")
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+    assert "RUN_FOLDER_FILE: " in refused.err
+    assert not (tmp_path / "save").exists()
+
+
+def test_runner_takes_a_run_without_a_folder_for_a_failure(tmp_path: Path) -> None:
+    """Such as one that only evaluates: it is nothing to report, and nobody can learn from it."""
+    runs, job = runs_of("print('x')", tmp_path)
+    runs.train()
+    assert (runs.folders, runs.failed) == ({}, {job: 1})
+
+
+def test_runner_hears_that_a_run_can_go_on_through_torchrun(tmp_path: Path) -> None:
+    script = "import os, sys\nopen(os.environ['RESUME_ME_FILE'], 'w').close()\nsys.exit(1)"
+    runs, job = runs_of(script, tmp_path)
+    runs.train()
+    assert runs.failed == {job: RESUME_ME}
+
+
+def test_runner_leaves_nobody_behind_when_something_is_raised(tmp_path: Path) -> None:
+    """What waits is not started, what runs is ended."""
+    (tmp_path / "quick").mkdir()
+    _, job = runs_of(f"import time\nopen({str(tmp_path / 'sleeps')!r}, 'w').close()\ntime.sleep(600)", tmp_path)
+    _, quick = runs_of("", tmp_path / "quick")
+
+    class Broken(Runs):
+        def ended(self, job: Job, end: End, seconds: float) -> None:
+            while not (tmp_path / "sleeps").exists():
+                time.sleep(0.05)
+            raise ValueError("a fault of its own")
+
+    broken = Broken([{}, {}], [job, quick])
+    with pytest.raises(ValueError, match="of its own"):
+        broken.train()
+    assert broken.processes == set()
 
 
 # ---- shell scripts, in a copy, with a Python that only notes what it is asked for

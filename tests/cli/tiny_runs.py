@@ -20,8 +20,11 @@ import train_student
 import train_teacher
 from dataset.base import Split
 from dataset.digits import Digits
+from helper.run_folder import FOLDER_FILE
 from helper.script import run_script
+from scripts.runner import End, read_word
 
+MAINS = {f"{module.__name__}.py": module.main for module in (train_teacher, train_student, train_online)}
 TRAIN, TEST, CLASSES = 128, 50, 10
 ARCHS = ("resnet8", "wrn_16_1", "ShuffleV2_0_5")  # three families, maps of different widths
 
@@ -67,6 +70,17 @@ def call(main: Callable[[Sequence[str]], None], name: str, words: str) -> Outcom
         except SystemExit as end:
             code = int(end.code or 0)
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def ended(command: Sequence[str], folder: Path) -> End:
+    """What a real process would end with; ``folder`` is for the word that it leaves."""
+    word = folder / "word.json"
+    word.unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_FILE, str(word))
+        outcome = call(MAINS[command[0]], command[0], shlex.join(command[1:]))
+    lines = [*outcome.out.splitlines(), *outcome.err.splitlines()]
+    return End(outcome.code, lines, *read_word(word))
 
 
 def teach(save_dir: Path, words: str = "") -> Outcome:

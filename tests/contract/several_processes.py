@@ -1,19 +1,22 @@
 """Trains every method for a few steps and writes what came of it; started once, or as several processes.
 
-python several_processes.py FOLDER
+python several_processes.py FOLDER [NAME…]: all, or those losses, weightings and online methods
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from objectives import make_objective, pairs
 
 import train_online
 import train_student
+from dataset.base import Split
+from dataset.loader import part_of
 from dataset.order import batches_of
 from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
@@ -39,7 +42,7 @@ class Train:
 
     def __init__(self, dtype: torch.dtype, steps: int) -> None:
         self.images, self.target = pixels(BATCH * steps, 1, dtype)
-        self.num_images, self.start = len(self.target), 0
+        self.num_images, self.start, self.places = len(self.target), 0, torch.arange(len(self.target))
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         self.start = start
@@ -50,7 +53,7 @@ class Train:
     def __iter__(self) -> Iterator[Batch]:
         shard = distributed.rank(), distributed.size()
         for part in batches_of(self.num_images, BATCH, shard, self.start):
-            yield Batch(self.images[part], self.target[part])
+            yield Batch(self.images[part], self.target[part], places=self.places[part])
 
 
 class Test:
@@ -58,8 +61,8 @@ class Test:
 
     def __init__(self, dtype: torch.dtype) -> None:
         images, target = pixels(TEST, 2, dtype)
-        part = distributed.share_of(TEST)
-        self.images, self.target = images[part], target[part]
+        part = part_of(Split(images, target), (distributed.rank(), distributed.size()))
+        self.images, self.target = part.images, part.labels
         self.num_images = len(self.target)
 
     def __len__(self) -> int:
@@ -77,17 +80,14 @@ def network(seed: int, **settings: Any) -> Any:
 
 def offline(distill: str, method: str, dtype: torch.dtype) -> tuple[Any, Any]:
     parser = train_student.options()
-    beta = "-b 2" if distill_dict[distill].feature_level else ""
+    beta = "" if distill_dict[distill].on_logits() else "-b 2"
     start = "" if distill == "inter" else "--feat_start_epoch 1"  # one of them with adapters that idle at first
     opt = parser.parse(f"--distill {distill} --ensemble_method {method} {beta} {start}".split())
     student = network(0)
     teachers = Teachers([network(k + 1) for k in range(3)])
-    kind, hyperparameters = distill_dict[distill], parser.hyperparameters(opt, "distill")
-    adapters = train_student.make_adapters(kind, hyperparameters, student, teachers, torch.zeros(2, 3, SIZE, SIZE))
-    weighting = ensemble_dict[method](**parser.hyperparameters(opt, "ensemble_method"))
+    task = make_objective(distill, method, student, teachers, opt, torch.zeros(2, 3, SIZE, SIZE))
     for each in teachers.networks:
         each.to(dtype)
-    task = train_student.Distillation(student, teachers, adapters, weighting, opt)
     return task, opt
 
 
@@ -97,22 +97,24 @@ def online(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     method = train_online.make_method(parser, opt, recipe)
     seeds = iter(range(100))
     peers = method.make_peers(lambda **settings: network(next(seeds), **settings))
-    return train_online.PeerTraining(peers, method, torch.zeros(2, 3, SIZE, SIZE), EPOCHS), opt
+    return train_online.PeerTraining(peers, method, torch.zeros(2, 3, SIZE, SIZE), recipe), opt
 
 
-def cases(dtype: torch.dtype) -> Iterator[tuple[str, Any, Any]]:
-    for distill in distill_dict:
-        for method in (name for name, kind in ensemble_dict.items() if kind.symmetric):  # not those that draw
+def cases(dtype: torch.dtype, names: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
+    for distill, method in pairs():
+        # not those that draw weights by chance, unless they are asked for
+        if ensemble_dict[method].symmetric if not names else {distill, method} & {*names}:
             yield f"{distill} {method}", *offline(distill, method, dtype)
     for name in online_dict:
-        yield name, *online(name, dtype)
+        if not names or name in names:
+            yield name, *online(name, dtype)
 
 
-def outcomes(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def outcomes(folder: Path, dtype: torch.dtype, names: Sequence[str]) -> dict[str, Any]:
     """``{case: (weights, scores)}`` after 20 steps in float64 or after the first in float32."""
     made = {}
     epochs, steps = (EPOCHS, STEPS) if dtype == torch.float64 else (1, 1)
-    for name, task, opt in cases(dtype):
+    for name, task, opt in cases(dtype, names):
         task.trained.to(dtype)
         opt.epochs, opt.batch_size, opt.accumulate, opt.sync_bn, opt.lr_decay_epochs = epochs, BATCH, 1, True, [1]
         if dtype == torch.float32:
@@ -139,15 +141,15 @@ def outcomes(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     return made
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: Sequence[str]) -> None:
     """Write ``{type: {case: (weights, scores)}}``."""
     torch.set_num_threads(1)
     distributed.start(torch.device("cpu"))
-    made = {str(dtype): outcomes(folder, dtype) for dtype in (torch.float64, torch.float32)}
+    made = {str(dtype): outcomes(folder, dtype, names) for dtype in (torch.float64, torch.float32)}
     if distributed.is_first():
         torch.save(made, folder / "outcomes.pth")
     distributed.stop()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import pairs
 
+from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
+from helper.batch import When
+from online import online_dict
 from scripts import benchmark
-from scripts.bench import solver, timing, verdicts
-from scripts.bench.as_released import ReleasedDistillation, ReleasedPeers
-from scripts.bench.subjects import Offline, Online, Pair, Setting, online_methods, pairs
+from scripts.bench import timing
+from scripts.bench.as_released import ReleasedPeers, has_released_form
+from scripts.bench.subjects import Offline, Online, Pair, Setting
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +30,28 @@ def bench(opt: Any) -> Iterator[Offline]:
         yield made
 
 
-@pytest.mark.parametrize("pair", [pair for pair in pairs() if ensemble_dict[pair.ensemble].symmetric], ids=str)
+RELEASED = [
+    Pair(distill, ensemble)
+    for distill, ensemble in pairs()
+    if ensemble_dict[ensemble].symmetric and has_released_form(distill_dict[distill])
+]
+
+
+@pytest.mark.parametrize("pair", RELEASED, ids=str)
 def test_released_step_has_the_same_loss(bench: Offline, pair: Pair) -> None:
-    parser, opt = bench.options(pair)
-    solvers = {"qp_solver": "svm"} if "qp_solver" in parser.hyperparameters(opt, "ensemble_method") else {}
-    task = bench.distillation(pair, bench.teachers, **solvers)
-    old = ReleasedDistillation(task.student, bench.raw_teachers(), task.adapters, task.method, opt.kd_T, opt.beta)
+    task, old = bench.both(pair)
     task.trained.train()
     batch = bench.batches[0]
-    expected = task.step(batch, opt.epochs)["loss"].item()
+    expected = task.step(batch, When(task.opt.epochs, task.opt.epochs))["loss"].item()
     assert old.step(batch.images.contiguous(), batch.target)["loss"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", online_methods())
+@pytest.mark.parametrize("method", online_dict)
 def test_released_peers_have_the_same_loss(opt: Any, method: str) -> None:
     bench = Online(method, "resnet8", opt)
     epoch, batch = bench.opt.epochs // 4, next(iter(bench.session.loaders.train))
     old = ReleasedPeers(bench.task.peers, bench.task.method, epoch, bench.opt.epochs)
-    expected = bench.task.step(batch, epoch)["loss"]
+    expected = bench.task.step(batch, When(epoch, bench.opt.epochs))["loss"]
     assert old.step(batch.images.contiguous(), batch.target)["loss"] == pytest.approx(expected.item(), rel=1e-4)
     expected.backward()
     for (name, mine), theirs in zip(bench.task.peers.named_parameters(), old.peers.parameters(), strict=True):
@@ -57,12 +65,12 @@ def test_what_is_ours_is_compiled_where_asked(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("helper.session.compile_in_place", lambda networks, device: compiled.extend(networks))
     opt = benchmark.parse(["--quick", "--device", "cpu", "--precision", "fp32", "--compile"])
     with Offline(Setting("resnet8", 2, "resnet8"), opt) as bench:
-        fit = bench.fit(pairs()[0])
+        fit = bench.fit(Pair(*pairs()[0]))
         assert compiled == [*bench.teachers.networks, fit.task.student]
         bench.alone()
-        bench.released(pairs()[0])
+        bench.released(Pair(*pairs()[0]))
         assert len(compiled) == 4
-    made = Online(online_methods()[0], "resnet8", opt)
+    made = Online(next(iter(online_dict)), "resnet8", opt)
     assert compiled[4:] == [made.task.peers]
 
 
@@ -81,30 +89,12 @@ def test_variants_are_timed_together() -> None:
     assert calls[6:] == ["a", "b", "b", "a", "b", "a", "a", "b"]
 
 
-def test_no_point_is_below_the_bound() -> None:
-    for gram in solver.problems(5).values():
-        exact = solver.qp_solver_dict["exact"](gram, solver.C)
-        bound = solver.lower_bound(gram, torch.full((5,), 0.2, dtype=torch.float64))
-        assert bound <= 0.5 * exact @ gram @ exact
-        assert solver.lower_bound(gram, exact) == pytest.approx(float(0.5 * exact @ gram @ exact), rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("value", "target", "least", "anyway", "verdict"),
-    [
-        (1.0, 1.1, False, False, "ok"),
-        (1.2, 1.1, False, False, "missed"),
-        (1.2, 1.1, False, True, "ok"),
-        (3.0, 3.5, True, False, "missed"),
-        (4.0, 3.5, True, False, "ok"),
-        (4.0, None, True, False, "reported"),
-        (float("nan"), 1.1, False, False, "missed"),
-        (1.0 + 1e-7, 1.0, False, False, "ok"),  # as it is printed: 1.000
-        (0.9999, 1.0, True, False, "ok"),
-        (1.001, 1.0, False, False, "missed"),
-    ],
-)
-def test_a_miss_is_a_miss(value: float, target: float | None, least: bool, anyway: bool, verdict: str) -> None:
-    row = verdicts.Row("measure", value, target, least, anyway)
-    assert row.verdict == verdict
-    assert verdict in verdicts.text([row])[1]
+def test_ratios_are_of_the_same_round() -> None:
+    times = {"a": [1.0, 2.0, 30.0], "b": [1.0, 1.0, 10.0], "c": [1.0, 1.0, 5.0]}
+    assert timing.ratio(times, "a", "b") == 2.0
+    assert timing.ratio(times, "a", "b", "c") == 1.0
+    rows = timing.rows_of(times, 8, ["a"], "b")
+    assert rows == {"a": {"ms": 2000.0, "images_per_s": 4.0, "vs_b": 2.0, "rounds": 3}}
+    head, line = timing.text_of(rows)
+    assert head.split() == ["ms", "images_per_s", "vs_b", "rounds"]
+    assert line.split() == ["a", "2,000", "4", "2", "3"]

@@ -7,14 +7,17 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
+from sums import crossed
 from torch import Tensor, nn
 
-from distiller_zoo import Distiller, DistillKL, FeatureDistiller, Hint, Inter, distill_dict
+from distiller_zoo import Distiller, DistillKL, FeatureDistiller, Hint, Inter, Pair, distill_dict
+from helper.batch import Batch, When
 from helper.errors import UsageError
+from helper.seen import Observed, Seen
 
-FEATURE_LEVEL = [name for name, kind in distill_dict.items() if kind.feature_level]
+ON_MAPS = [name for name, kind in distill_dict.items() if issubclass(kind, FeatureDistiller)]
 SETTINGS: dict[str, list[dict[str, object]]] = {"inter": [{}, {"convs": True}, {"convs": True, "factor": 4}]}
-VARIANTS = [(name, settings) for name in FEATURE_LEVEL for settings in SETTINGS.get(name, [{}])]
+VARIANTS = [(name, settings) for name in ON_MAPS for settings in SETTINGS.get(name, [{}])]
 # (height, width) of student and teacher: equal, twice, half, larger, smaller by no whole factor, single pixels, oblong
 SIZES = [
     *(((8, 8), (8, 8)), ((16, 16), (8, 8)), ((4, 4), (8, 8)), ((9, 9), (5, 5)), ((12, 12), (3, 3))),
@@ -22,8 +25,9 @@ SIZES = [
     *(((8, 4), (4, 8)), ((8, 4), (4, 4)), ((3, 8), (6, 8)), ((7, 2), (5, 3))),
 ]
 CHANNELS = [(6, 10), (10, 6), (4, 4), (1, 3), (5, 1)]
+NEIGHBOURS = [((16, 16), (16, 16)), ((8, 8), (16, 16)), ((12, 8), (6, 10))]
 Size = tuple[int, int]
-SQUARED = [each for each in VARIANTS if distill_dict[each[0]].distance is FeatureDistiller.distance]
+SQUARED = [each for each in VARIANTS if getattr(distill_dict[each[0]], "distance", None) is FeatureDistiller.distance]
 each_loss = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=str)
 each_squared_error = pytest.mark.parametrize(("name", "settings"), SQUARED, ids=str)
 B = 4
@@ -37,7 +41,7 @@ def shapes_of(channels: int, size: Size) -> list[tuple[int, ...]]:
 def make(name: str, mine: tuple[int, Size], theirs: tuple[int, Size], **settings: object) -> FeatureDistiller:
     kind: type[Distiller] = distill_dict[name]
     torch.manual_seed(0)
-    adapter = kind(shapes_of(*mine), shapes_of(*theirs), **settings)
+    adapter = kind(Pair(shapes_of(*mine), shapes_of(*theirs)), **settings)
     assert isinstance(adapter, FeatureDistiller)
     return adapter
 
@@ -46,17 +50,73 @@ def maps(channels: int, size: Size, seed: int = 0) -> Tensor:
     return torch.randn(B, channels, *size, generator=torch.Generator().manual_seed(seed))
 
 
+def compared(adapter: FeatureDistiller, student: Tensor, teacher: Tensor) -> Tensor:
+    """The loss as the training script asks for it."""
+    batch = Batch(torch.zeros(B, 3, 8, 8), torch.zeros(B, dtype=torch.int64))
+    return adapter(Seen(maps=(student,)), Seen(maps=(teacher,)), batch, When(1, 1))
+
+
+CLASSES = 5
+
+
+class Head(nn.Module):
+    """A classifier of maps and of vectors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, CLASSES)
+
+    def classify(self, maps: Tensor) -> Tensor:
+        return self.fc(maps.mean((2, 3)))
+
+    def classify_vector(self, vector: Tensor) -> Tensor:
+        return self.fc(vector)
+
+
+def observed(width: int, size: Size, seed: int) -> Observed:
+    """What a network with three stages that halve their maps would have made of a batch."""
+    torch.manual_seed(seed)
+    sizes = [tuple(max(1, side >> stage) for side in size) for stage in range(3)]
+    features = [torch.randn(B, width, *each).requires_grad_() for each in sizes]
+    vector = torch.randn(B, width).requires_grad_()
+    return Observed(torch.randn(B, CLASSES).requires_grad_(), [*features, vector], Head(width))
+
+
+@pytest.mark.parametrize("name", distill_dict)
+@pytest.mark.parametrize(("sizes", "widths"), crossed(NEIGHBOURS, CHANNELS, NEIGHBOURS[2:], CHANNELS[:1]), ids=str)
+def test_every_loss_gets_what_it_declares(name: str, sizes: tuple[Size, Size], widths: tuple[int, int]) -> None:
+    """And nothing else; it answers with a finite value for each sample, or for the batch, that teaches the student."""
+    (mine, theirs), (width, teacher_width) = sizes, widths
+    student, teacher = observed(width, mine, 0), observed(teacher_width, theirs, 1)
+    shapes = [[tuple(each.shape[1:]) for each in network.features] for network in (student, teacher)]
+    torch.manual_seed(0)
+    loss = distill_dict[name](Pair(*shapes, CLASSES, torch.arange(50) % CLASSES)).train()
+    seen = student.seen(loss.student)
+    batch = Batch(torch.zeros(B, 3, 8, 8), torch.arange(B) % CLASSES, places=torch.arange(B))
+    values = loss(seen, teacher.seen(loss.teacher), batch, When(1, 2))
+    assert values.shape in ((B,), ())
+    assert values.isfinite().all()
+    slopes = torch.autograd.grad(values.mean(), seen.tensors(), allow_unused=True)
+    assert all(slope is None or slope.isfinite().all() for slope in slopes)
+    assert any(slope is not None and slope.any() for slope in slopes)
+    if loss.broadcasts:
+        together = Seen(logits=torch.stack([teacher.logits, -teacher.logits]))
+        assert type(loss).on_logits()
+        torch.testing.assert_close(loss(seen, together, batch, When(1, 2))[0], values)
+
+
 @each_loss
-@pytest.mark.parametrize(("mine", "theirs"), SIZES, ids=str)
-@pytest.mark.parametrize(("width", "teacher_width"), CHANNELS)
+@pytest.mark.parametrize(("sizes", "widths"), crossed(SIZES, CHANNELS, SIZES[-1:], CHANNELS[:1]), ids=str)
 def test_any_two_maps_can_be_compared(
-    name: str, settings: dict[str, object], mine: Size, theirs: Size, width: int, teacher_width: int
+    name: str, settings: dict[str, object], sizes: tuple[Size, Size], widths: tuple[int, int]
 ) -> None:
+    (mine, theirs), (width, teacher_width) = sizes, widths
     adapter = make(name, (width, mine), (teacher_width, theirs), **settings).train()
     student, teacher = maps(width, mine).requires_grad_(), maps(teacher_width, theirs, seed=1)
     adapted = adapter.adapt(student)
     loss = adapter.distance(adapted, teacher)
-    assert not adapter.feeds_head or adapted.shape == teacher.shape
+    read = adapter.as_teacher_reads(adapted)
+    assert read is None or read.shape == teacher.shape
     assert loss.shape == (B,)
     assert loss.isfinite().all()
 
@@ -71,7 +131,9 @@ def test_any_two_maps_can_be_compared(
 def test_the_error_is_the_mean_over_the_map(name: str, settings: dict[str, object], mine: Size, theirs: Size) -> None:
     adapter = make(name, (6, mine), (10, theirs), **settings).eval()
     student, teacher = maps(6, mine), maps(10, theirs, seed=1)
-    torch.testing.assert_close(adapter(student, teacher), (adapter.adapt(student) - teacher).square().mean((1, 2, 3)))
+    torch.testing.assert_close(
+        compared(adapter, student, teacher), (adapter.adapt(student) - teacher).square().mean((1, 2, 3))
+    )
 
 
 @each_loss
@@ -79,11 +141,11 @@ def test_the_error_is_the_mean_over_the_map(name: str, settings: dict[str, objec
 def test_each_sample_by_itself(name: str, settings: dict[str, object], mine: Size, theirs: Size) -> None:
     adapter = make(name, (6, mine), (10, theirs), **settings).eval()
     student, teacher = maps(6, mine), maps(10, theirs, seed=1)
-    plain = adapter(student, teacher)
+    plain = compared(adapter, student, teacher)
     others = torch.arange(B) != 2
     for side in (student, teacher):
         side[2] = 3 * side[2].abs() + 1
-        moved = adapter(student, teacher)
+        moved = compared(adapter, student, teacher)
         torch.testing.assert_close(moved[others], plain[others])
         assert (name, settings) not in SQUARED or not torch.isclose(moved[2], plain[2])
         plain = moved
@@ -95,8 +157,8 @@ def test_zero_for_a_perfect_imitation(name: str, settings: dict[str, object], mi
     adapter = make(name, (6, mine), (10, theirs), **settings).eval()
     student = maps(6, mine)
     adapted = adapter.adapt(student).detach()
-    assert (adapter(student, adapted) == 0).all()
-    assert (adapter(student, adapted + 1) > 0).all()
+    assert (compared(adapter, student, adapted) == 0).all()
+    assert (compared(adapter, student, adapted + 1) > 0).all()
 
 
 @each_squared_error
@@ -110,7 +172,7 @@ def test_half_precision_maps_are_compared_in_full(name: str, settings: dict[str,
         torch.testing.assert_close(loss, mine.float().square().mean((1, 2, 3)))
 
 
-@pytest.mark.parametrize("name", FEATURE_LEVEL)
+@pytest.mark.parametrize("name", ON_MAPS)
 def test_a_layer_without_a_map_is_refused(name: str) -> None:
     kind = distill_dict[name]
     mine, theirs = shapes_of(4, (4, 4)), shapes_of(6, (4, 4))[1:]  # the teacher has one stage less
@@ -119,21 +181,21 @@ def test_a_layer_without_a_map_is_refused(name: str) -> None:
             with pytest.raises(
                 UsageError, match=rf"^--hint_layer: {layer} is no feature map of the .*; choose "
             ) as error:
-                kind(mine, theirs, hint_layer=layer)
+                kind(Pair(mine, theirs), hint_layer=layer)
             assert "\n" not in str(error.value)
         for layer in (0, 1, -2, -3):
-            kind(mine, theirs, hint_layer=layer)
+            kind(Pair(mine, theirs), hint_layer=layer)
     for pair in (([(4,)], theirs), (mine, [(4,)])):
         with pytest.raises(UsageError):
-            kind(*pair)
+            kind(Pair(*pair))
 
 
 def test_the_bottleneck_has_a_width() -> None:
     shapes = shapes_of(8, (4, 4))
     for factor in (0, -1):
         with pytest.raises(UsageError, match=f"^--factor: .*{factor}"):
-            Inter(shapes, shapes, convs=True, factor=factor)
-    assert Inter(shapes, shapes, convs=True, factor=100).adapt(maps(8, (4, 4))).shape == (B, 8, 4, 4)
+            Inter(Pair(shapes, shapes), convs=True, factor=factor)
+    assert Inter(Pair(shapes, shapes), convs=True, factor=100).adapt(maps(8, (4, 4))).shape == (B, 8, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +229,7 @@ def test_inter_embeds_as_released(mine: Size, theirs: Size) -> None:
     (weight,) = (parameter for parameter in adapter.parameters() if parameter.ndim == 4)
     embedded = F.batch_norm(F.conv2d(resized, weight), None, None, training=True).relu()
     torch.testing.assert_close(adapter.adapt(student), embedded)
-    assert adapter.feeds_head
+    assert adapter.as_teacher_reads(student) is student
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])

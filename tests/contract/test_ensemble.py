@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 import torch
@@ -42,7 +42,17 @@ def random_teachers(K: int, level: Level = "logit", dtype: torch.dtype = torch.f
     logits = torch.randn(K, B, C, generator=draw, dtype=torch.float64) * 3
     gradients = torch.randn(K, N, generator=draw, dtype=torch.float64) * torch.linspace(0.5, 2, K).unsqueeze(1)
     target = torch.randint(0, C, (B,), generator=draw)
-    return TeacherLosses(losses.to(dtype), target, level, lambda: logits.to(dtype), lambda: gradients)
+    student = torch.randn(B, C, generator=draw, dtype=torch.float64)
+    return TeacherLosses(
+        losses.to(dtype), target, level, lambda: logits.to(dtype), lambda: gradients, student_logits=student.to(dtype)
+    )
+
+
+def made(name: str, teachers: TeacherLosses, **settings: Any) -> EnsembleMethod:
+    """A method that has seen an example, as before training."""
+    method = ensemble_dict[name](**settings)
+    method.attach(teachers)
+    return method
 
 
 def changed(
@@ -53,7 +63,12 @@ def changed(
     gradients = teachers.gradients if gradients is None else gradients
     order = torch.arange(len(teachers.losses)) if order is None else order
     return TeacherLosses(
-        teachers.losses[order], teachers.target, teachers.level, lambda: logits[order], lambda: gradients[order]
+        teachers.losses[order],
+        teachers.target,
+        teachers.level,
+        lambda: logits[order],
+        lambda: gradients[order],
+        student_logits=teachers.student_logits,
     )
 
 
@@ -72,7 +87,8 @@ def scales_of(method: EnsembleMethod, K: int) -> tuple[str, ...]:
 @each_level
 @pytest.mark.parametrize("K", MANY)
 def test_weights_are_usable_and_sum_as_documented(name: str, level: Level, K: int) -> None:
-    method, teachers = ensemble_dict[name](), random_teachers(K, level)
+    teachers = random_teachers(K, level)
+    method = made(name, teachers)
     for scale in scales_of(method, K):
         weights, total = weigh(method, teachers, scale), method.total(K)
         assert_usable(method, weights, K)
@@ -92,7 +108,8 @@ def test_weights_sum_as_released(name: str, K: int) -> None:
 @each_level
 @pytest.mark.parametrize("K", MANY)
 def test_the_order_of_the_teachers_does_not_matter(name: str, level: Level, K: int) -> None:
-    method, teachers = ensemble_dict[name](), random_teachers(K, level)
+    teachers = random_teachers(K, level)
+    method = made(name, teachers)
     for scale in scales_of(method, K):
         weights = weigh(method, teachers, scale)
         for order in (torch.arange(K).flip(0), torch.randperm(K, generator=torch.Generator().manual_seed(1))):
@@ -119,7 +136,7 @@ def test_extreme_logits(name: str, level: Level, dtype: torch.dtype, size: float
     K = 4
     teachers = random_teachers(K, level, dtype)
     teachers = changed(teachers, logits=(teachers.logits.sign() * size).to(dtype))
-    method = ensemble_dict[name]()
+    method = made(name, teachers)
     for scale in scales_of(method, K):
         weights = weigh(method, teachers, scale)
         assert_usable(method, weights, K)
@@ -251,14 +268,14 @@ def test_aekd_holds_the_released_solver_against_the_exact_one(level: Level) -> N
 @pytest.mark.parametrize(("cap", "K"), [(0.1, 2), (0.3, 3), (0.0, 4), (-1.0, 2), (1.01, 2), (float("nan"), 3)])
 def test_aekd_refuses_an_impossible_bound(cap: float, K: int) -> None:
     with pytest.raises(UsageError, match=r"^-C: .*(1/K|to 1)") as caught:
-        ensemble_dict["AEKD"](C=cap).check(K)
+        ensemble_dict["AEKD"](C=cap).require_valid(K)
     assert "\n" not in str(caught.value)
-    ensemble_dict["AEKD"](C=cap).check(1)  # a single teacher: -C is ignored
+    ensemble_dict["AEKD"](C=cap).require_valid(1)  # a single teacher: -C is ignored
 
 
 @pytest.mark.parametrize(("cap", "K"), [(0.6, 2), (1.0, 2), (0.3333, 3), (1 / 7, 7), (1.0, 16)])
 def test_aekd_accepts_a_possible_bound(cap: float, K: int) -> None:
-    ensemble_dict["AEKD"](C=cap).check(K)
+    ensemble_dict["AEKD"](C=cap).require_valid(K)
 
 
 def test_every_solver_can_be_chosen() -> None:
@@ -269,19 +286,24 @@ def test_every_solver_can_be_chosen() -> None:
 @each_method
 def test_costly_descriptions_are_made_only_when_asked_for(name: str) -> None:
     """Only AEKD looks at gradients; the average looks at nothing."""
-    made: list[str] = []
+    asked: list[str] = []
     plain = random_teachers(3)
 
     def tell(what: str, value: Tensor) -> Callable[[], Tensor]:
-        return lambda: made.append(what) or value
+        return lambda: asked.append(what) or value
 
     teachers = TeacherLosses(
-        plain.losses, plain.target, "logit", tell("logits", plain.logits), tell("gradients", plain.gradients)
+        plain.losses,
+        plain.target,
+        "logit",
+        tell("logits", plain.logits),
+        tell("gradients", plain.gradients),
+        student_logits=plain.student_logits,
     )
-    method = ensemble_dict[name]()
+    method = made(name, teachers)
     method.diagnostics(teachers, weigh(method, teachers, "released"))
     expected = {"AVERAGE_LOSS": [], "AEKD": ["gradients"], "EBKD": ["logits"], "CAMKD": ["logits"]}
-    assert made == expected.get(name, made)
+    assert asked == expected.get(name, asked)
 
 
 def test_combine_is_the_weighted_sum_of_batch_means() -> None:

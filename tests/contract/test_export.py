@@ -31,7 +31,7 @@ from scripts import export
 TINY = ("--dataset", "digits", "--batch_size", "32", "--device", "cpu", "--epochs", "1")
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 ALONE = ("teacher", "student")
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "export.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -237,15 +237,15 @@ def test_a_write_that_fails_leaves_what_was_there(
     assert path.read_text() == "of before"
 
 
-def test_the_readmes_lines_name_what_is_on_a_photograph(
+def test_the_pages_lines_name_what_is_on_a_photograph(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (lines,) = [text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "photograph.jpg" in text]
+    (lines,) = [text for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "photograph.jpg" in text]
     path = exported(runs["teacher"], "--out", str(tmp_path / "last_network.pt2"))
     picture = torch.randint(256, (48, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     Image.fromarray(picture.numpy()).save(tmp_path / "photograph.jpg")
     monkeypatch.chdir(tmp_path)
-    exec(compile(lines, "README.md", "exec"), {})
+    exec(compile(lines, "docs/export.md", "exec"), {})
     name, share = capsys.readouterr().out.split()
     assert name in ABOUT["classes"]
     assert 10 <= int(share.removesuffix("%")) <= 100

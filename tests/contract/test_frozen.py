@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helper.frozen import fold_batch_norms, freeze
-from helper.loop import autocast
+from helper.machine import autocast
+from helper.seen import Reads
 from helper.teachers import Teachers
 from models import model_dict
 
@@ -157,14 +158,15 @@ def test_frozen_teachers_answer_and_pass_gradients_to_maps(precision: str) -> No
     frozen = Teachers([freeze(copy.deepcopy(network), images(), precision) for network in plain.networks])
     tolerance = 1e-5 if precision == "fp32" else 0.03
     with autocast(CPU, precision):
-        maps, logits = frozen.maps(images(), -2)
-        expected_maps, expected = plain.maps(images(), -2)
+        reads = Reads(maps=(-2,))
+        (observed, logits), (theirs, expected) = (each.observe(images(), reads) for each in (frozen, plain))
         assert distance(logits, expected) <= tolerance
         torch.testing.assert_close(frozen.logits(images()), logits)
-        for k, (each, theirs) in enumerate(zip(maps, expected_maps, strict=True)):
-            assert distance(each, theirs) <= tolerance
+        for mine, other in zip(observed, theirs, strict=True):
+            (each,), (exact,) = mine.seen(reads).maps, other.seen(reads).maps
+            assert distance(each, exact) <= tolerance
             alike = each.detach().float().requires_grad_()
-            frozen.classify(k, alike).float().logsumexp(1).sum().backward()
+            mine.network.classify(alike).float().logsumexp(1).sum().backward()
             assert alike.grad is not None
             assert alike.grad.any()
         # what teachers return may be part of any loss

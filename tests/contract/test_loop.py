@@ -16,18 +16,20 @@ from torch import nn
 
 import train_teacher
 from helper import checkpoint, loop
-from helper.batch import Batch
+from helper.batch import Batch, When
 from helper.errors import InputError, UsageError
-from helper.loop import Fit, rescaled_drops
+from helper.loop import Fit
 from helper.meters import FirstBad, Means, accuracy
+from helper.resuming import rescaled_drops
 from helper.run_folder import RunFolder
 from helper.script import run_script
 from helper.stopping import RESUME_ME, SIGNALS, Looks, ReadersLost, Signals, Stopped, signals
+from helper.task import Task
 
 CLASSES, BATCH, STEPS = 4, 8, 5
 
 
-class Linear:
+class Linear(Task):
     """A task without BatchNorm, in float64."""
 
     def __init__(self) -> None:
@@ -36,7 +38,7 @@ class Linear:
         self.trained.double()
         self.seen: list[int] = []
 
-    def step(self, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+    def step(self, batch: Batch, when: When) -> dict[str, torch.Tensor]:
         self.seen.append(len(batch.target))
         logits = self.trained["network"](batch.images)
         loss = F.cross_entropy(logits, batch.target)
@@ -116,7 +118,7 @@ def test_a_position_within_an_epoch_is_resumed_bitwise(
     fit_of(tmp_path / "a", straight)()
     cut = Linear()
     fit = fit_of(tmp_path / "b", cut)
-    backward, calls = fit._backward, 0
+    backward, calls = fit.step.backward, 0
 
     def interrupted(*arguments: Any) -> Any:
         nonlocal calls
@@ -125,7 +127,7 @@ def test_a_position_within_an_epoch_is_resumed_bitwise(
             signal.raise_signal(signal.SIGTERM)
         return backward(*arguments)
 
-    monkeypatch.setattr(fit, "_backward", interrupted)
+    monkeypatch.setattr(fit.step, "backward", interrupted)
     with pytest.raises(Stopped, match=f"SIGTERM: .*b is saved after step {step} of epoch 2; --resume goes on"):
         fit()
     assert checkpoint.load(tmp_path / "b" / "last.pth")["position"]["step"] == step
@@ -311,13 +313,13 @@ def test_nothing_is_saved_where_nothing_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a\.png cannot be read; there is no checkpoint yet"):
         fit()
     assert not (tmp_path / "last.pth").exists()
-    RunFolder(tmp_path).check(resume=False, overwrite=False)  # the same command starts it
+    RunFolder(tmp_path).require_permission(resume=False, overwrite=False)  # the same command starts it
 
 
 class Explodes(Linear):
-    def step(self, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
-        scalars = super().step(batch, epoch)
-        if epoch == 2 and len(self.seen) >= STEPS + 3:
+    def step(self, batch: Batch, when: When) -> dict[str, torch.Tensor]:
+        scalars = super().step(batch, when)
+        if when.epoch == 2 and len(self.seen) >= STEPS + 3:
             scalars["loss_ce"] = scalars["loss_ce"] * float("inf")
         return {**scalars, "loss": scalars["loss"] + scalars["loss_ce"]}
 
@@ -342,10 +344,10 @@ def test_the_first_bad_step_is_remembered() -> None:
 class Large(Linear):
     """Memory for 3 images."""
 
-    def step(self, batch: Batch, epoch: int) -> dict[str, torch.Tensor]:
+    def step(self, batch: Batch, when: When) -> dict[str, torch.Tensor]:
         if len(batch.target) > 3:
             raise torch.OutOfMemoryError("out of memory")
-        return super().step(batch, epoch)
+        return super().step(batch, when)
 
 
 def test_too_little_memory_says_what_would_fit(tmp_path: Path) -> None:

@@ -10,32 +10,32 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import make_objective, pairs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distiller_zoo import distill_dict
-from ensemble import ensemble_dict, min_norm
-from helper.batch import Batch
-from helper.loop import Step, Task
+from ensemble import min_norm
+from helper.batch import Batch, When
 from helper.meters import FirstBad, Means
+from helper.task import Task
 from helper.teachers import Teachers
+from helper.update import Step
 from models import model_dict
 from online import online_dict
 from train_online import PeerTraining
-from train_student import Distillation, make_adapters
 
 CLASSES, B = 7, 6
 READS = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__")
 TORCH = str(Path(torch.__file__).parent)
 # Operations that read values or shapes back from a GPU, or copy numbers of the host's to it.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "lift_fresh", "is_nonzero"}
-PAIRS = [(distill, method) for distill in distill_dict for method in ensemble_dict]
 PEERS = [
     (name, peers)
     for name, entry in online_dict.items()
     for peers in (entry.structures if "peers" in entry.__init__.__annotations__ else ("",))
 ]
-each_pair = pytest.mark.parametrize(("distill", "name"), PAIRS)
+each_pair = pytest.mark.parametrize(("distill", "name"), pairs())
 each_online = pytest.mark.parametrize(("name", "peers"), PEERS)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 Make = Callable[..., argparse.Namespace]
@@ -78,20 +78,19 @@ def distillation(distill: str, name: str, opt: argparse.Namespace, device: str =
     torch.manual_seed(0)
     student, *others = [model_dict["resnet8"](num_classes=CLASSES).to(device) for _ in range(4)]
     teachers = Teachers(others)
-    adapters = make_adapters(distill_dict[distill], {}, student, teachers, batch(device).images)
-    return Distillation(student, teachers, adapters, ensemble_dict[name](), opt)
+    return make_objective(distill, name, student, teachers, opt, batch(device).images)
 
 
 def peer_training(name: str, peers: str, device: str = "cpu") -> Task:
     torch.manual_seed(0)
     method = online_dict[name](**({"peers": peers} if peers else {}))
     built = method.make_peers(lambda **config: model_dict["resnet8"](num_classes=CLASSES, **config).to(device))
-    return PeerTraining(built, method, batch(device).images, epochs=10)
+    return PeerTraining(built, method, batch(device).images)
 
 
 def batch(device: str) -> Batch:
     images = torch.randn(B, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    return Batch(images.to(device), (torch.arange(B) % CLASSES).to(device))
+    return Batch(images.to(device), (torch.arange(B) % CLASSES).to(device), places=torch.arange(B, device=device))
 
 
 def trainer(task: Task, device: str) -> Callable[[int], None]:
@@ -103,7 +102,7 @@ def trainer(task: Task, device: str) -> Callable[[int], None]:
 
     def step(number: int) -> None:
         optimizer.zero_grad(set_to_none=True)
-        scalars = forward(data, 5)
+        scalars = forward(data, When(5, 10))
         scalars["loss"].backward()
         optimizer.step()
         means.add(scalars, B)
@@ -125,7 +124,7 @@ def steps_on_gpu(task: Task) -> None:
 
 @each_pair
 def test_student(distill: str, name: str, loss_options: Make, request: pytest.FixtureRequest) -> None:
-    opt = loss_options(beta=1.0 if distill_dict[distill].feature_level else 0.0)
+    opt = loss_options(beta=0.0 if distill_dict[distill].on_logits() else 1.0)
     step = trainer(distillation(distill, name, opt), "cpu")
     request.getfixturevalue("no_reading")
     step(1)
@@ -166,7 +165,7 @@ def test_a_waiting_operation_is_noticed(pick: Callable[[Tensor], Tensor], no_rea
 @needs_gpu
 @each_pair
 def test_student_on_gpu(distill: str, name: str, loss_options: Make) -> None:
-    opt = loss_options(beta=1.0 if distill_dict[distill].feature_level else 0.0)
+    opt = loss_options(beta=0.0 if distill_dict[distill].on_logits() else 1.0)
     steps_on_gpu(distillation(distill, name, opt, "cuda"))
 
 

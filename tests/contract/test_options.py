@@ -18,8 +18,9 @@ from dataset import dataset_dict
 from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
 from helper.errors import UsageError
+from helper.machine import device_of, precision_of
 from helper.options import Options, _hyperparameters
-from helper.recipe import PUBLISHED_DROPS, PUBLISHED_EPOCHS, check, device_of, lr_drops, precision_of, seed_of
+from helper.recipe import PUBLISHED_DROPS, PUBLISHED_EPOCHS, lr_drops, require_sound_recipe, seed_of
 from helper.run_folder import RunFolder, parameters_of
 from helper.session import Session, folder_name
 from helper.teachers import TeacherFile
@@ -216,6 +217,9 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "alpha": (["-a", "0.5"], []),
     "beta": (["-b", "0.5"], []),
     "kd_T": (["--kd_T", "3"], []),
+    "lr_schedule": (["--lr_schedule", "cosine"], []),
+    "warmup_epochs": (["--warmup_epochs", "0.5"], []),
+    "clip_grad": (["--clip_grad", "1"], []),
     "kd_scale": (["--kd_scale", "unit"], []),
     "distill_decay": (["--distill_decay"], []),
     "feat_start_epoch": (["--feat_start_epoch", "1"], []),
@@ -319,7 +323,7 @@ def test_names_no_file_system_minds() -> None:
         name_of("--trial", "x" * 200)
     for trial in ("a/b", "a-b", "a b", "", "ä"):
         with pytest.raises(UsageError, match="--trial"):
-            check(parse(f"--trial={trial}"))
+            require_sound_recipe(parse(f"--trial={trial}"))
 
 
 def test_a_config_repeats_a_run(recorded: Path) -> None:
@@ -403,7 +407,7 @@ def test_the_seed_is_the_trial_unless_given() -> None:
 def test_what_contradicts_itself_is_refused() -> None:
     for arguments in (("--resume", "--overwrite"), ("--nesterov", "--momentum", "0")):
         with pytest.raises(UsageError, match=arguments[0]):
-            check(parse(*arguments))
+            require_sound_recipe(parse(*arguments))
     with pytest.raises(UsageError, match="--device: unknown value 'gpu'"):
         device_of(parse("--device", "gpu"))
 

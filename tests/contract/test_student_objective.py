@@ -9,24 +9,32 @@ from functools import cache
 
 import pytest
 import torch
+from objectives import make_objective, pairs
 from torch import Tensor, nn
 
 from distiller_zoo import distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, ensemble_dict
-from helper.batch import Batch
-from helper.branches import Branches
-from helper.precision import autocast
+from helper.batch import Batch, When
+from helper.gradients import OnePass
+from helper.machine import autocast
+from helper.seen import feature_shapes, observe
 from helper.teachers import Teachers
 from models import model_dict
-from train_student import Distillation, feat_start_epoch, feature_shapes, make_adapters
+from train_student import Distillation, feat_start_epoch
 
 CLASSES, B = 7, 6
 ARCHS = ["resnet8x4", "vgg8", "wrn_16_1", "ShuffleV2_0_5", "resnet8"]
-FEATURE_LEVEL = [name for name, kind in distill_dict.items() if kind.feature_level]
-each_distill = pytest.mark.parametrize("distill", list(distill_dict))
+FEATURE_LEVEL = [name for name, kind in distill_dict.items() if not kind.on_logits()]
+each_pair = pytest.mark.parametrize(("distill", "name"), pairs())
+each_feature_pair = pytest.mark.parametrize(
+    ("distill", "name"), [(distill, name) for distill, name in pairs() if distill in FEATURE_LEVEL]
+)
+SYMMETRIC = [name for name, kind in ensemble_dict.items() if kind.symmetric]
+each_symmetric_pair = pytest.mark.parametrize(
+    ("distill", "name"), [(distill, name) for distill, name in pairs() if name in SYMMETRIC]
+)
 each_feature_loss = pytest.mark.parametrize("distill", FEATURE_LEVEL)
 each_method = pytest.mark.parametrize("name", list(ensemble_dict))
-each_symmetric = pytest.mark.parametrize("name", [name for name, kind in ensemble_dict.items() if kind.symmetric])
 Make = Callable[..., argparse.Namespace]
 
 
@@ -45,20 +53,29 @@ def target() -> Tensor:
     return torch.arange(B) % CLASSES
 
 
+def batch(size: int = 16) -> Batch:
+    return Batch(images(size), target(), places=torch.arange(B))
+
+
 def objective(
     distill: str, name: str, K: int, opt: argparse.Namespace, size: int = 16, **settings: object
 ) -> Distillation:
     torch.manual_seed(0)
     student = model_dict["resnet8"](num_classes=CLASSES)
     teachers = Teachers([teacher(k) for k in range(K)])
-    adapters = make_adapters(distill_dict[distill], {}, student, teachers, images(size)[:2])
-    task = Distillation(student, teachers, adapters, ensemble_dict[name](**settings), opt)
+    task = make_objective(distill, name, student, teachers, opt, images(size)[:2], **settings)
     task.trained.train()
     return task
 
 
 def step(task: Distillation, epoch: int = 5, size: int = 16) -> dict[str, Tensor]:
-    return task.step(Batch(images(size), target()), epoch)
+    return task.step(batch(size), When(epoch, 10))
+
+
+def weigh_with(task: Distillation, method: EnsembleMethod) -> None:
+    """Put another method in the place of the task's, at both levels."""
+    for term in task.terms:
+        term.method = method
 
 
 class Listener(EnsembleMethod):
@@ -74,8 +91,7 @@ class Listener(EnsembleMethod):
         return self.answers[teachers.level]
 
 
-@each_distill
-@each_method
+@each_pair
 @pytest.mark.parametrize("K", [1, 3, 16])
 def test_everything_that_should_learn_does_and_nothing_else(
     distill: str, name: str, K: int, loss_options: Make
@@ -102,12 +118,14 @@ def test_everything_that_should_learn_does_and_nothing_else(
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in network.parameters())
         assert all(torch.equal(state[entry], value) for entry, value in network.state_dict().items())
     assert set(map(id, task.trained.parameters())) == {
-        id(parameter) for module in (task.student, *task.adapters) for parameter in module.parameters()
+        id(parameter)
+        for module in (task.student, *(each for term in task.terms for each in (*term.losses, term.method)))
+        if isinstance(module, nn.Module)
+        for parameter in module.parameters()
     }
 
 
-@each_feature_loss
-@each_method
+@each_feature_pair
 def test_full_size_images_and_bfloat16(distill: str, name: str, loss_options: Make) -> None:
     task = objective(distill, name, 4, loss_options(), size=32)
     with autocast(torch.device("cpu"), "bf16"):
@@ -117,15 +135,15 @@ def test_full_size_images_and_bfloat16(distill: str, name: str, loss_options: Ma
     assert scalars["loss"].dtype == torch.float32
 
 
-@each_distill
-@each_symmetric
+@each_symmetric_pair
 @pytest.mark.parametrize("K", [3, 7])
 def test_the_order_of_the_teachers_does_not_matter(distill: str, name: str, K: int, loss_options: Make) -> None:
     task = objective(distill, name, K, loss_options(beta=1.0 if distill in FEATURE_LEVEL else 0.0))
     order = torch.randperm(K, generator=torch.Generator().manual_seed(K)).tolist()
     networks = [task.teachers.networks[k] for k in order]
-    adapters = [task.adapters[k] for k in order] if task.adapters else []
-    shuffled = Distillation(task.student, Teachers(networks), adapters, task.method, task.opt)
+    losses = copy.deepcopy([[term.losses[k] for k in order] for term in task.terms])  # as they are before either step
+    methods = [term.method for term in task.terms]
+    shuffled = Distillation(task.student, Teachers(networks), losses, methods, task.opt)
     plain, other = step(task), step(shuffled)
     for part in ("loss", "loss_kd", "loss_feature"):
         if part in plain:
@@ -134,8 +152,7 @@ def test_the_order_of_the_teachers_does_not_matter(distill: str, name: str, K: i
         torch.testing.assert_close(other[f"weight_{place}"], plain[f"weight_{k}"], rtol=1e-3, atol=1e-5)
 
 
-@each_feature_loss
-@each_method
+@each_feature_pair
 def test_the_loss_is_the_weighted_sum_of_its_parts(distill: str, name: str, loss_options: Make) -> None:
     scalars = step(objective(distill, name, 3, loss_options(gamma=0.3, alpha=0.7, beta=11.0)))
     parts = 0.3 * scalars["loss_ce"] + 0.7 * scalars["loss_kd"] + 11 * scalars["loss_feature"]
@@ -199,8 +216,7 @@ def test_weighing_logits_needs_no_backward_pass(name: str, loss_options: Make, m
     assert reached.count("student") == len(list(task.student.parameters()))
 
 
-@each_feature_loss
-@each_method
+@each_feature_pair
 def test_weighing_features_stops_before_the_student(
     distill: str, name: str, loss_options: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,11 +226,14 @@ def test_weighing_features_stops_before_the_student(
     loss = step(task)["loss"]
     assert not {"feature", "student"} & set(reached)
     weights = sum(1 for adapter in task.adapters for _ in adapter.parameters())
-    gradients = 3 + weights if ensemble_dict[name].constant else 3
+    reads = task.adapters[0].student
+    tensors = 3 * len(observe(task.student, images(), reads).seen(reads).tensors())
+    gradients = tensors + weights if ensemble_dict[name].constant else tensors
     assert len(asked) in (0, gradients)
-    assert all(alias.shape[0] == B for alias in asked[:3])  # [B, C, H, W]
+    assert all(alias.shape[0] == B for alias in asked[:tensors])  # [B, …]
     assert not {id(parameter) for parameter in task.student.parameters()} & set(map(id, asked))
     before = len(asked)
+    reached.clear()  # the look at its features
     loss.backward()
     assert reached.count("student") == len(list(task.student.parameters()))
     assert len(asked) == before
@@ -228,7 +247,7 @@ def gradients_of(task: Distillation, precision: str) -> tuple[Tensor, list[Tenso
         network.double()
     x = images().double() if double else images()
     with autocast(torch.device("cpu"), precision):
-        loss = task.step(Batch(x, target()), 5)["loss"]
+        loss = task.step(Batch(x, target(), places=torch.arange(B)), When(5, 10))["loss"]
     loss.backward()
     gradients = [parameter.grad for parameter in task.trained.parameters()]
     task.trained.zero_grad()
@@ -245,11 +264,11 @@ def test_gradients_found_for_the_weights_are_those_of_the_loss(
     """Weighing the gradients of a first pass gives what a second pass through the weighted loss would."""
     opt = loss_options(alpha=0.7, beta=3.7, kd_scale="unit")
     asked: list[bool] = []
-    known = Branches.known
-    monkeypatch.setattr(Branches, "known", lambda self, weights: asked.append(known(self, weights)) or asked[-1])
+    known = OnePass.known
+    monkeypatch.setattr(OnePass, "known", lambda self, weights: asked.append(known(self, weights)) or asked[-1])
     loss, gradients = gradients_of(objective(distill, "AEKD", 3, opt, C=0.5), precision)
     assert asked == [True]
-    monkeypatch.setattr(Branches, "known", lambda self, weights: False)
+    monkeypatch.setattr(OnePass, "known", lambda self, weights: False)
     monkeypatch.setattr(ensemble_dict["AEKD"], "constant", False)
     expected_loss, expected = gradients_of(objective(distill, "AEKD", 3, opt, C=0.5), precision)
     torch.testing.assert_close(loss, expected_loss, rtol=0, atol=0)
@@ -268,10 +287,11 @@ def test_gradients_serve_weights_that_are_not_constant(distill: str, loss_option
             return teachers.gram.diagonal().float()[:, None] + teachers.losses
 
     task = objective(distill, "AEKD", 3, loss_options())
-    task.method = Odd()
+    odd = Odd()
+    weigh_with(task, odd)
     step(task)["loss"].backward()
     assert all(parameter.grad is not None for parameter in task.student.parameters())
-    task.method.constant = True  # type: ignore[misc]
+    odd.constant = True  # type: ignore[misc]
     with pytest.raises(TypeError, match=r"Odd\.constant is True"):
         step(task)
 
@@ -279,14 +299,22 @@ def test_gradients_serve_weights_that_are_not_constant(distill: str, loss_option
 @each_feature_loss
 def test_feature_gradients_are_those_of_each_teacher_alone(distill: str, loss_options: Make) -> None:
     task = objective(distill, "AEKD", 5, loss_options())
-    task.method = listener = Listener(task.method)
+    listener = Listener(task.terms[0].method)
+    weigh_with(task, listener)
+    losses = copy.deepcopy(task.terms[1].losses)
     step(task)
-    layer = task.adapters[0].layer
-    student_map = task.student(images(), is_feat=True)[0][layer].detach().requires_grad_()
-    maps, _ = task.teachers.maps(images(), layer)
-    losses = [adapter(student_map, theirs).mean() for adapter, theirs in zip(task.adapters, maps, strict=True)]
-    expected = torch.stack([torch.autograd.grad(loss, student_map)[0].mean(0).flatten() for loss in losses])
-    torch.testing.assert_close(listener.heard["feature"].gradients, expected.double(), rtol=1e-4, atol=1e-9)
+    seen = observe(task.student, images(), losses[0].student).seen(losses[0].student)
+    start = [tensor.detach().requires_grad_() for tensor in seen.tensors()]
+    expected = []
+    for loss, network in zip(losses, task.teachers.networks, strict=True):
+        with torch.no_grad():
+            theirs = observe(network, images(), loss.teacher).seen(loss.teacher)
+        value = loss(seen.with_tensors(start), theirs, batch(), When(5, 10)).mean()
+        slopes = torch.autograd.grad(value, start, allow_unused=True, materialize_grads=True)
+        expected.append(torch.cat([slope.mean(0).flatten() for slope in slopes]))
+    torch.testing.assert_close(
+        listener.heard["feature"].gradients, torch.stack(expected).double(), rtol=1e-4, atol=1e-9
+    )
 
 
 @each_feature_loss
@@ -294,16 +322,19 @@ def test_feature_gradients_are_those_of_each_teacher_alone(distill: str, loss_op
 def test_what_weighs_the_features(distill: str, name: str, loss_options: Make) -> None:
     """The teachers' own classifiers where they can read the adapted map, else what they say of the image."""
     task = objective(distill, name, 4, loss_options())
-    task.method = listener = Listener(task.method)
+    listener = Listener(task.terms[0].method)
+    weigh_with(task, listener)
+    losses = copy.deepcopy(task.terms[1].losses)
     step(task)
     logits = listener.heard["feature"].logits
-    if not distill_dict[distill].feeds_head:
+    seen = observe(task.student, images(), losses[0].student).seen(losses[0].student)
+    read = [loss.as_teacher_reads(loss.prepare(seen)) for loss in losses]
+    if read[0] is None:
         torch.testing.assert_close(listener.answers["feature"], listener.answers["logit"])
         assert not logits.requires_grad
         return
-    features, _ = task.student(images(), is_feat=True)
-    for k, (adapter, network) in enumerate(zip(task.adapters, task.teachers.networks, strict=True)):
-        torch.testing.assert_close(logits[k], network.classify(adapter.adapt(features[-2])), rtol=1e-4, atol=1e-5)
+    for k, (maps, network) in enumerate(zip(read, task.teachers.networks, strict=True)):
+        torch.testing.assert_close(logits[k], network.classify(maps), rtol=1e-4, atol=1e-5)
     assert logits.requires_grad
     assert listener.answers["feature"].requires_grad == (name == "CAMKD")
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from distiller_zoo import DistillKL, Inter
+from distiller_zoo import KD, DistillKL, Inter, Pair
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
-from helper.teachers import Teachers
-from train_student import Distillation
+from helper.batch import Batch, When
+from helper.seen import Observed
+from train_student import Term
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "losses.json").read_text())
 ROWS = [(case, row) for case in CASES for row in case["aekd"] if row["feasible"]]
@@ -82,7 +81,7 @@ def test_camkd_of_features(case: Case) -> None:
     golden = case["camkd_feature"]
     mine, theirs = single(golden["student_features"]), single(golden["teacher_features"])  # [K, B, C, H, W]
     shapes = [tuple(mine.shape[2:]), (mine.shape[2],)]
-    distance = Inter(shapes, shapes).distance
+    distance = Inter(Pair(shapes, shapes)).distance
     losses = torch.stack([distance(*pair) for pair in zip(mine, theirs, strict=True)])
     heads = single(golden["teacher_head_logits"])
     teachers = TeacherLosses(losses, torch.tensor(case["target"]), "feature", lambda: heads, unused)
@@ -98,19 +97,24 @@ def autograd_gradients(student: Tensor, teachers: Tensor, T: float) -> Tensor:
     return torch.stack([torch.autograd.grad(loss, leaf, retain_graph=True)[0].mean(0) for loss in losses])
 
 
-def objective(method: EnsembleMethod, opt: argparse.Namespace) -> Distillation:
-    return Distillation(nn.Identity(), Teachers([]), [], method, opt)
+def logit_loss(method: EnsembleMethod, case: Case, T: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted KL of a case, and what is reported of it."""
+    student, theirs = tensor(case["student"]), tensor(case["teachers"])
+    term = Term([KD(kd_T=T) for _ in theirs], method, "released")
+    target = torch.tensor(case["target"])
+    batch = Batch(torch.zeros(len(target), 3, 8, 8), target)
+    loss, _, report = term(Observed(student), [Observed(each) for each in theirs], theirs, batch, When(1, 1))
+    return loss, report
 
 
 @pytest.mark.parametrize(
     ("case", "row"), ROWS, ids=lambda value: f"{value.get('C')}-{value.get('norm', value.get('K'))}"
 )
-def test_aekd(case: Case, row: dict[str, Any], loss_options: Callable[..., argparse.Namespace]) -> None:
+def test_aekd(case: Case, row: dict[str, Any]) -> None:
     """The whole logit level: closed-form gradients, Gram matrix, solver, combination."""
     student, theirs = tensor(case["student"]), tensor(case["teachers"])
     method = ensemble_dict["AEKD"](C=row["C"], svm_norm=row["norm"])
-    task = objective(method, loss_options(kd_T=case["T"]))
-    loss, report = task.logit_loss(student, theirs, torch.tensor(case["target"]))
+    loss, report = logit_loss(method, case, case["T"])
     weights = torch.stack([report[f"weight_{k}"] for k in range(case["K"])])
     gradients = autograd_gradients(student, theirs, case["T"])
     combined = (weights @ gradients).norm()
@@ -126,9 +130,7 @@ def test_aekd(case: Case, row: dict[str, Any], loss_options: Callable[..., argpa
 
 @by_case
 @pytest.mark.parametrize("T", [1.0, 4.0, 20.0])
-def test_closed_form_gradients_are_autograds(
-    case: Case, T: float, loss_options: Callable[..., argparse.Namespace]
-) -> None:
+def test_closed_form_gradients_are_autograds(case: Case, T: float) -> None:
     class Listener(EnsembleMethod):
         def weights(self, teachers: TeacherLosses) -> Tensor:
             self.gradients = teachers.gradients
@@ -136,5 +138,5 @@ def test_closed_form_gradients_are_autograds(
 
     student, theirs = tensor(case["student"]), tensor(case["teachers"])
     listener = Listener()
-    objective(listener, loss_options(kd_T=T)).logit_loss(student, theirs, torch.tensor(case["target"]))
+    logit_loss(listener, case, T)
     torch.testing.assert_close(listener.gradients, autograd_gradients(student, theirs, T), rtol=1e-9, atol=1e-12)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sums import crossed
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -18,6 +19,7 @@ from helper.errors import UsageError
 
 SIZES = [2, 3, 4, 5, 6, 7, 8, 12, 16, 64]
 CAPS = ["average", "just above", "above", 0.3, 0.5, 0.6, 0.8, 1.0]
+each_size_and_cap = pytest.mark.parametrize(("K", "C"), crossed(SIZES, CAPS, (3, 8), ("just above", 0.6)))
 CASES = json.loads((Path(__file__).parents[1] / "data" / "losses.json").read_text())
 ROWS = [(case, row) for case in CASES for row in case["aekd"]]
 
@@ -84,8 +86,7 @@ def assert_feasible(weights: Tensor, C: float, tolerance: float) -> None:
 
 
 @both
-@pytest.mark.parametrize("C", CAPS)
-@pytest.mark.parametrize("K", SIZES)
+@each_size_and_cap
 def test_optimal_on_awkward_gradients(K: int, C: float | str) -> None:
     C = cap_of(C, K)
     for gradients in awkward_gradients(K):
@@ -104,8 +105,7 @@ def test_optimal_on_awkward_gradients(K: int, C: float | str) -> None:
 
 
 @both
-@pytest.mark.parametrize("above", [1.01, 1.1, 1.3])
-@pytest.mark.parametrize("K", [5, 8, 12, 24])
+@pytest.mark.parametrize(("K", "above"), crossed([5, 8, 12, 24], [1.01, 1.1, 1.3], [8], [1.1]))
 def test_optimal_on_lengths_of_all_magnitudes(K: int, above: float) -> None:
     """Bounds just above the average: where a predictor–corrector method without safeguards has been seen to cycle."""
     gradients = random_gradients(K, K // 2 + 1, count=600, seed=5)
@@ -116,8 +116,7 @@ def test_optimal_on_lengths_of_all_magnitudes(K: int, above: float) -> None:
 
 
 @both
-@pytest.mark.parametrize("C", [0.3, 0.6, 1.0])
-@pytest.mark.parametrize("K", [2, 3, 5, 8, 16])
+@pytest.mark.parametrize(("K", "C"), crossed([2, 3, 5, 8, 16], [0.3, 0.6, 1.0], [5], [0.6]))
 def test_no_better_than_cvxpy_and_scipy(K: int, C: float) -> None:
     C = max(C, 1 / K)
     for gradients in awkward_gradients(K)[7:14]:  # N = 2
@@ -142,8 +141,7 @@ def test_scale_of_the_gradients_is_irrelevant(K: int, dtype: torch.dtype) -> Non
 
 @both
 @pytest.mark.parametrize("solve", [solve_min_norm, solve_normalised])
-@pytest.mark.parametrize("C", [0.3, 0.6, 1.0])
-@pytest.mark.parametrize("K", [2, 3, 5, 8, 16, 64])
+@pytest.mark.parametrize(("K", "C"), crossed([2, 3, 5, 8, 16, 64], [0.3, 0.6, 1.0], [5], [0.6]))
 def test_order_of_the_gradients_is_irrelevant(K: int, C: float, solve) -> None:
     gradients = random_gradients(K, 4 * K)
     gram = gradients @ gradients.mT
@@ -214,8 +212,7 @@ def test_batched_equals_looped(K: int, solve) -> None:
     assert solve(gram[:0], 0.6).shape == (0, K)
 
 
-@pytest.mark.parametrize("C", CAPS)
-@pytest.mark.parametrize("K", SIZES)
+@each_size_and_cap
 def test_host_and_device_agree(K: int, C: float | str, monkeypatch: pytest.MonkeyPatch) -> None:
     C = cap_of(C, K)
     for gradients in awkward_gradients(K):
@@ -346,8 +343,9 @@ def golden_solve(gram: Tensor, row: dict, solver: str) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])
-@pytest.mark.parametrize("solver", ["exact", "cvxpy", "scipy"])
+@pytest.mark.parametrize(
+    ("solver", "scale"), crossed(["exact", "cvxpy", "scipy"], [1e-12, 1.0, 1e6], ["exact"], [1e-12])
+)
 def test_golden_optimum(solver: str, scale: float, dtype: torch.dtype) -> None:
     tolerance = 1e-5 if dtype == torch.float32 or solver == "scipy" else 1e-7
     for case, row in ROWS:

@@ -1,0 +1,104 @@
+"""The machine that a run is on: device, arithmetic, and ``--compile``, which changes networks in place."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from helper import distributed
+from helper.errors import UsageError
+
+VERSIONS = 64
+"""Compiled versions of one piece of code, of which all networks share some; torch gives up after 8."""
+
+
+def device_of(opt: argparse.Namespace) -> torch.device:
+    """The device that ``--device`` and ``--gpu_id`` ask for.
+
+    Raises:
+        UsageError: no such device, or one for several processes. A ``--gpu_id`` on a machine without a GPU means the
+            CPU, so that the published commands run anywhere.
+    """
+    gpus = torch.cuda.device_count()
+    if opt.gpu_id is not None and opt.device == "auto" and gpus:
+        return _gpu("--gpu_id", opt.gpu_id, gpus)
+    if opt.device in ("auto", "cuda") and gpus:
+        distributed.require_gpus(gpus)
+        return torch.device("cuda", distributed.local_rank())
+    if opt.device in ("auto", "cpu"):
+        return torch.device("cpu")
+    prefix, _, index = opt.device.partition(":")
+    if prefix == "cuda" and (index.isdecimal() or not index):
+        return _gpu("--device", int(index or 0), gpus)
+    raise UsageError(f"--device: unknown value {opt.device!r}; choose from auto, cpu, cuda, cuda:N")
+
+
+def precision_of(opt: argparse.Namespace, device: torch.device) -> str:
+    """``fp32`` or ``bf16``: what ``--precision`` says, or for ``auto`` what ``device`` is fast with."""
+    if opt.precision != "auto":
+        return opt.precision
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # older versions of torch cannot tell
+        has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
+    return "bf16" if fast else "fp32"
+
+
+def _gpu(option: str, index: int, gpus: int) -> torch.device:
+    if index >= gpus:
+        raise UsageError(f"{option}: there is no GPU {index}; this machine has {gpus or 'none'}")
+    if distributed.launched() > 1:
+        raise UsageError(f"{option}: each process takes a GPU of its own; choose them with CUDA_VISIBLE_DEVICES")
+    return torch.device("cuda", index)
+
+
+def device_name(device: torch.device) -> str:
+    """For people: the GPU's name, or the CPU and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Where networks run: bfloat16 for ``bf16``; losses and weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def require_compiler(device: torch.device) -> None:
+    """On a CPU torch.compile writes C++.
+
+    Raises:
+        UsageError: there is no compiler for it.
+    """
+    wanted = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # what torch looks for
+    if device.type == "cpu" and not shutil.which(wanted):
+        raise UsageError(f"--compile: needs a C++ compiler on a CPU, and there is no {wanted}; install it or set CXX")
+
+
+def compile_in_place(networks: Iterable[nn.Module], device: torch.device) -> None:
+    """Let the calls of ``networks`` run compiled from the first one on, on a GPU as CUDA graphs."""
+    torch._dynamo.config.recompile_limit = max(VERSIONS, torch._dynamo.config.recompile_limit)
+    for network in networks:
+        network.compile(mode="reduce-overhead" if device.type == "cuda" else None)
+
+
+def begin_step(compiled: bool, device: torch.device) -> None:
+    """To be called before each update: from here on CUDA graphs may overwrite what they returned before."""
+    if compiled and device.type == "cuda":
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def uncompiled(compiled: bool) -> contextlib.AbstractContextManager[object]:
+    """Where networks run as they are written: for evaluation, whose batches of other sizes would be compiled anew."""
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()

@@ -1,0 +1,62 @@
+"""What the loop trains. A training script describes one by overriding what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from helper.batch import Batch, When
+from helper.meters import Scalars
+from helper.recipe import PUBLISHED, Recipe
+
+
+class Task:
+    """Networks, and what a step and an evaluation make of them.
+
+    Attributes:
+        trained: everything that has weights to train; ``trained["network"]`` is what inference needs.
+        recipe: where the learning rate drops unless the options say so.
+        rates: factors of the learning rate of children of ``trained``; 1 for those not named.
+        decays: their weight decay; ``--weight_decay`` for those not named.
+        keep_all: whether ``best.pth`` holds all of ``trained``, since more than ``network`` is used in the end.
+        notes: go into ``result.json``, for example the teachers' accuracies.
+    """
+
+    trained: nn.ModuleDict
+    recipe: Recipe = PUBLISHED
+    rates: Mapping[str, float] = {}
+    decays: Mapping[str, float] = {}
+    keep_all: bool = False
+    notes: Mapping[str, Any] = {}
+
+    def step(self, batch: Batch, when: When) -> Scalars:
+        """A batch → ``loss``, ``accuracy`` (percent) and any named parts, all scalars.
+
+        The names are the same in all steps of an epoch.
+        """
+        raise NotImplementedError
+
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """Images → named logits, see :func:`helper.evaluation.evaluate`; the best epoch is chosen by the first name."""
+        return {"network": self.trained["network"](images)}
+
+    def compare(self, images: Tensor) -> dict[str, Tensor]:
+        """Images → named measures of each ``[B]``; their means over the test set go into ``result.json``."""
+        return {}
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is more to say of the network when training is over."""
+        return type(self).compare is not Task.compare
+
+    def idles(self, epoch: int) -> bool:
+        """Whether some weights get no gradient in this epoch."""
+        return False
+
+    def after_step(self) -> None:
+        """Called after each update."""
+
+    def after_epoch(self) -> None:
+        """Called once after each epoch, before it is saved."""

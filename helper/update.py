@@ -1,0 +1,117 @@
+"""One update of the weights: micro-batches, processes, and what becomes of too little memory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from helper import distributed
+from helper.batch import Batch, When
+from helper.errors import UsageError
+from helper.machine import autocast, begin_step
+from helper.meters import Scalars
+from helper.task import Task
+
+
+class Step(nn.Module):
+    """A task's step as a module, which DistributedDataParallel can wrap."""
+
+    def __init__(self, task: Task, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.trained = task.trained
+        self.task, self.device, self.precision = task, device, precision
+
+    def forward(self, batch: Batch, when: When) -> Scalars:
+        with autocast(self.device, self.precision):
+            scalars = self.task.step(batch, when)
+        return {name: value if name == "loss" else value.detach() for name, value in scalars.items()}
+
+
+class Update:
+    """A batch → new weights.
+
+    Args:
+        task: what is trained.
+        optimizer: of its weights.
+        opt: ``accumulate``, ``batch_size``, ``clip_grad`` and ``compile``.
+        device, precision: where and with what.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        opt: argparse.Namespace,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.task, self.optimizer, self.opt, self.device, self.precision = task, optimizer, opt, device, precision
+        self.forward: nn.Module = Step(task, device, precision)
+
+    def connect(self, epoch: int) -> None:
+        """Let the processes, if there are several, exchange gradients; they are told whether all weights get one."""
+        idles = self.task.idles(epoch)
+        wrapped = isinstance(self.forward, DistributedDataParallel)
+        if distributed.size() == 1 or (wrapped and self.forward.find_unused_parameters == idles):
+            return
+        # BN's statistics are the first process's when it comes to evaluation. The name has changed with torch 2.15.
+        accepted = inspect.signature(DistributedDataParallel.__init__).parameters
+        leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+        alone: dict[str, Any] = {leave_buffers: False}
+        step = Step(self.task, self.device, self.precision)
+        self.forward = DistributedDataParallel(step, find_unused_parameters=idles, **alone)
+
+    def __call__(self, batch: Batch, when: When) -> Scalars:
+        """One update; the mean scalars of its micro-batches.
+
+        Raises:
+            UsageError: the batch does not fit in the memory; it says which would.
+        """
+        begin_step(self.opt.compile, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = batch.split(self.opt.accumulate)
+        try:
+            each = [self.backward(part, when, len(parts), part is parts[-1]) for part in parts]
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not out_of_memory(error):
+                raise
+            each = []
+        if not each:
+            raise UsageError(self._too_large(batch, when))
+        if self.opt.clip_grad:
+            nn.utils.clip_grad_norm_(self.task.trained.parameters(), self.opt.clip_grad)
+        self.optimizer.step()
+        self.task.after_step()
+        return each[0] if len(each) == 1 else {name: torch.stack([s[name] for s in each]).mean() for name in each[0]}
+
+    def backward(self, batch: Batch, when: When, parts: int, is_last: bool) -> Scalars:
+        """Add the gradient of a micro-batch; processes exchange theirs after the last."""
+        alone = is_last or not isinstance(self.forward, DistributedDataParallel)
+        with contextlib.nullcontext() if alone else self.forward.no_sync():  # type: ignore[operator]
+            scalars: Scalars = self.forward(batch, when)
+            (scalars["loss"] / parts).backward()
+        return {name: value.detach() for name, value in scalars.items()}
+
+    def _too_large(self, batch: Batch, when: When) -> str:
+        """Says which batch would fit, found by trying halves."""
+        size = len(batch.target) // self.opt.accumulate // 2
+        while size and distributed.size() == 1:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                self.backward(batch.part(0, size), when, 1, True)
+                break
+            except RuntimeError:
+                size //= 2
+        hint = f"{size} images at once fit, so try --accumulate" if size else "try a smaller one, or --accumulate"
+        return f"--batch_size: {self.opt.batch_size} does not fit in the memory; {hint}"
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the accelerator's or the host's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
