@@ -10,7 +10,7 @@ import torch
 from tiny_runs import distil, metrics, teach, teach_each_other, weights
 from torch import nn
 
-from helper import compiling
+from helper import machine
 from helper.errors import UsageError
 from helper.machine import compile_in_place, require_compiler
 
@@ -90,10 +90,10 @@ def test_code_is_generated() -> None:
     images, names = torch.randn(5, 3), list(network.state_dict())
     expected = network(images)
     compile_in_place([network], device)
-    compiling.begin_step(True, device)
+    machine.begin_step(True, device)
     torch.testing.assert_close(network(images), expected)
     assert list(network.state_dict()) == names
-    with compiling.uncompiled(True):
+    with machine.uncompiled(True):
         torch.testing.assert_close(network(images), expected, rtol=0, atol=0)
 
 
