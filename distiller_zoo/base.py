@@ -46,6 +46,9 @@ class Distiller(nn.Module):
     broadcasts: ClassVar[bool] = False
     """Of a loss on logits: whether :meth:`compare` takes all teachers' logits ``[K, B, C]`` at once → ``[K, B]``."""
 
+    def __init__(self, pair: Pair = Pair()) -> None:  # noqa: B008 a tuple
+        super().__init__()
+
     @classmethod
     def on_logits(cls) -> bool:
         """Whether it reads logits and nothing else, so that cached logits serve it."""
@@ -92,7 +95,7 @@ class FeatureDistiller(Distiller):
     student = teacher = Reads(maps=(-2,))
 
     def __init__(self, pair: Pair, layer: int = -2) -> None:
-        super().__init__()
+        super().__init__(pair)
         self.student = self.teacher = Reads(maps=(layer,))
         self.student_shape = _map_shape(pair.student, layer, "student")
         self.teacher_shape = _map_shape(pair.teacher, layer, "teacher")

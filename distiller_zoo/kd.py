@@ -43,7 +43,7 @@ class KD(Distiller):
     broadcasts = True
 
     def __init__(self, pair: Pair = Pair(), *, kd_T: float = 4.0) -> None:  # noqa: B008 a tuple
-        super().__init__()
+        super().__init__(pair)
         self.kl = DistillKL(kd_T)
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:

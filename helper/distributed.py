@@ -96,9 +96,14 @@ class _Stack(torch.autograd.Function):
         return total(gradients[0])[rank()]
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """The batch of all processes from each one's part ``[B, …]``, in order, without a gradient."""
-    return differentiable_stack(tensor.detach()).flatten(0, 1) if size() > 1 else tensor.detach()
+def gathered(tensor: Tensor, gradient: bool = False) -> Tensor:
+    """The batch of all processes from each one's part ``[B, …]``, in order.
+
+    Args:
+        gradient: whether a gradient reaches every process's part, as a loss between samples needs it; else none does,
+            in one process too.
+    """
+    return differentiable_stack(tensor if gradient else tensor.detach()).flatten(0, 1)
 
 
 def differentiable_stack(tensor: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def epoch_of(loader: Any, epoch: int) -> tuple[Tensor, Tensor]:
 
 
 def everything(loader: Any) -> tuple[Tensor, Tensor]:
-    images, targets, _ = zip(*loader, strict=True)
+    images, targets, *_ = zip(*loader, strict=True)
     return torch.cat(images), torch.cat(targets)
 
 
@@ -104,12 +104,20 @@ def image_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_batches_have_the_promised_form(digits: Loaders) -> None:
     for loader in (digits.train, digits.validation, digits.test):
         assert loader is not None
-        images, target, _ = next(iter(loader))
+        images, target, *_ = next(iter(loader))
         assert images.shape == (64, 3, 32, 32)
         assert images.dtype == torch.float32
         assert images.is_contiguous(memory_format=torch.channels_last)
         assert target.shape == (64,)
         assert target.dtype == torch.int64
+
+
+def test_places_are_those_of_the_labels(digits: Loaders) -> None:
+    """What a loss remembers of an image is found again by its place."""
+    digits.train.set_epoch(3)
+    for batch in digits.train:
+        assert batch.places is not None
+        assert torch.equal(digits.train.labels[batch.places], batch.target)
 
 
 def test_digits_are_split_for_good(digits: Loaders) -> None:
@@ -229,8 +237,8 @@ def test_training_drops_the_last_batch_and_nothing_else() -> None:
     loader = MemoryTrainLoader(split, still, 10, CPU, 0)
     batches = list(loader)
     assert len(batches) == len(loader) == 10
-    assert all(len(target) == 10 for _, target, _ in batches)
-    seen = torch.cat([images for images, _, _ in batches]).flatten(1)
+    assert all(len(target) == 10 for _, target, *_ in batches)
+    seen = torch.cat([images for images, *_ in batches]).flatten(1)
     assert len(seen.unique(dim=0)) == 100
 
 
@@ -500,7 +508,7 @@ def test_folder_reads_classes_and_images(image_tree: Path) -> None:
     loaders = get_loaders("folder", image_tree, batch_size=4, num_workers=0)
     assert loaders.info.num_classes == 2
     assert (len(loaders.train), loaders.train.num_images) == (3, 15)
-    images, target, _ = next(iter(loaders.train))
+    images, target, *_ = next(iter(loaders.train))
     assert images.shape == (4, 3, 224, 224)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert target.dtype == torch.int64

@@ -75,7 +75,7 @@ def check_same(tmp_path: Path, names: Mapping[int, Sequence[str]]) -> None:
         folder.mkdir()
         made[processes] = outcomes(folder, processes, each)
     for dtype, tolerance in (("torch.float64", 1e-9), ("torch.float32", 1e-5)):
-        assert len(made[1][dtype]) >= 8
+        assert made[1][dtype]
         for processes in names.keys() - {1}:
             for name, (weights, scores) in made[processes][dtype].items():
                 alone, alone_scores = made[1][dtype][name]

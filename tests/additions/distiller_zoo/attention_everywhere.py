@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, Pair, distill_dict
+from distiller_zoo.base import Distiller, distill_dict
 from helper.batch import Batch, When
 from helper.kl import full_precision
 from helper.seen import Reads, Seen
@@ -14,16 +14,9 @@ from helper.seen import Reads, Seen
 
 @distill_dict.register("attention_everywhere")
 class AttentionEverywhere(Distiller):
-    """Squared error between the normalised spatial energies, pooled to the smaller size; stages are paired by the last.
-
-    Args:
-        pair: nothing of it is needed.
-    """
+    """Squared error of normalised spatial energies, pooled to the smaller size; stages are paired from the last one."""
 
     student = teacher = Reads(maps="all")
-
-    def __init__(self, pair: Pair) -> None:
-        super().__init__()
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
         pairs = zip(reversed(prepared.maps), reversed(teacher.maps), strict=False)

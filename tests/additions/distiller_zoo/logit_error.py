@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, Pair, distill_dict
+from distiller_zoo.base import Distiller, distill_dict
 from helper.batch import Batch, When
 from helper.kl import full_precision
 from helper.seen import Reads, Seen
@@ -12,16 +12,9 @@ from helper.seen import Reads, Seen
 
 @distill_dict.register("logit_error")
 class LogitError(Distiller):
-    """``½‖s − t‖²/C``.
-
-    Args:
-        pair: nothing of it is needed.
-    """
+    """``½‖s − t‖²/C``."""
 
     student = teacher = Reads(logits=True)
-
-    def __init__(self, pair: Pair) -> None:
-        super().__init__()
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
         assert prepared.logits is not None

@@ -23,7 +23,7 @@ class Remembered(Distiller):
     bank: Tensor
 
     def __init__(self, pair: Pair) -> None:
-        super().__init__()
+        super().__init__(pair)
         width, (teacher_width,) = pair.student[-1][0], pair.teacher[-1]
         self.embed = nn.Linear(width, teacher_width)
         self.register_buffer("bank", torch.zeros(0 if pair.labels is None else len(pair.labels), teacher_width))
