@@ -62,8 +62,8 @@ class Term:
 
     def __call__(
         self, student: Observed, teachers: list[Observed], teacher_logits: torch.Tensor, batch: Batch, when: When
-    ) -> tuple[torch.Tensor, torch.Tensor, Scalars]:
-        """The weighted loss, its part of each sample ``[B]`` without a gradient, and what is worth a curve.
+    ) -> tuple[torch.Tensor, Callable[[], torch.Tensor], Scalars]:
+        """The weighted loss, a function to its part of each sample ``[B]``, and what is worth a curve.
 
         Gradients that the method has asked for are not computed a second time.
         """
@@ -77,8 +77,7 @@ class Term:
         loss = combine(weights, told.losses)
         if once is not None and once.known(weights):
             loss = once.attach(loss, weights)
-        each = weights.detach() if weights.ndim == 2 else weights.detach()[:, None]
-        return loss, (each * told.losses.detach()).sum(0), report
+        return loss, partial(of_each_sample, weights.detach(), told.losses.detach()), report
 
     def describe(
         self, student: Observed, teachers: list[Observed], teacher_logits: torch.Tensor, batch: Batch, when: When
@@ -135,6 +134,11 @@ class Term:
         # back to the logits alone
         slopes = [torch.autograd.grad(value.mean(), seen.tensors(), retain_graph=True) for value in values]
         return torch.stack([torch.cat([batch_mean(slope) for slope in each]) for each in slopes])
+
+
+def of_each_sample(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    """Weights ``[K]`` or ``[K, B]`` and losses ``[K, B]`` → ``Σ_k w_kb · loss_kb``, ``[B]``."""
+    return ((weights if weights.ndim == 2 else weights[:, None]) * losses).sum(0)
 
 
 def classified(networks: Sequence[Any], maps: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -205,14 +209,14 @@ class Distillation(Task):
         kd, kd_each, report = self.terms[0](student, teachers, teacher_logits, batch, when)
         loss = r * cross_entropy + a * kd
         scalars = {"loss_ce": cross_entropy, "loss_kd": kd, **report, "accuracy": accuracy(logits, batch.target)}
-        feature_each: torch.Tensor | float = 0.0
+        feature_each: Callable[[], torch.Tensor | float] = float
         if b > 0:
             feature, feature_each, report = self.terms[1](student, teachers, teacher_logits, batch, when)
             loss = loss + b * feature
             scalars |= {"loss_feature": feature, **report}
-        if self.listening:
+        if self.listening and self.trained.training:
             each = F.cross_entropy(logits.detach(), batch.target, reduction="none")
-            self.sample_losses.append(r * each + a * kd_each + b * feature_each)
+            self.sample_losses.append(r * each + a * kd_each() + b * feature_each())
         return {"loss": loss, **scalars}
 
     @staticmethod

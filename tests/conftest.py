@@ -25,6 +25,11 @@ SETTING.TEACHERS = {  # type: ignore[attr-defined]
 }
 sys.modules["setting"] = SETTING
 
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # started in the background by a shell, which all children inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers with all threads each would fight for the cores
     torch.set_num_threads(1)
 
