@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -50,8 +51,15 @@ def precision_of(opt: argparse.Namespace, device: torch.device) -> str:
     else:
         # older versions of torch cannot tell
         has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
+        fast = (has.get("avx512_bf16", False) or has.get("amx_bf16", False)) and not held_back()
     return "bf16" if fast else "fp32"
+
+
+def held_back() -> bool:
+    """Whether ``ATEN_CPU_CAPABILITY`` or ``ONEDNN_MAX_CPU_ISA`` tells PyTorch to use less than there is."""
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    without_bf16 = most not in ("", "DEFAULT", "ALL") and not re.search("BF16|FP16|AMX|AVX10", most)
+    return without_bf16 or "AVX512" not in torch.backends.cpu.get_cpu_capability()
 
 
 def _gpu(option: str, index: int, gpus: int) -> torch.device:

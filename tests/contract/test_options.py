@@ -469,6 +469,29 @@ def test_methods_may_share_an_argument() -> None:
 @pytest.mark.parametrize(("able", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_precision_asks_the_hardware(able: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     assert precision_of(argparse.Namespace(precision="auto"), torch.device("cpu")) == expected
     for forced in ("fp32", "bf16"):
         assert precision_of(argparse.Namespace(precision=forced), torch.device("cpu")) == forced
+
+
+@pytest.mark.parametrize(
+    ("isa", "capability", "expected"),
+    [
+        ("AVX2", "AVX512", "fp32"),
+        ("AVX512_CORE", "AVX512", "fp32"),
+        ("AVX512_CORE_BF16", "AVX512", "bf16"),
+        ("AVX512_CORE_AMX", "AVX512", "bf16"),
+        ("", "AVX2", "fp32"),
+        ("", "DEFAULT", "fp32"),
+        ("", "AVX512", "bf16"),
+    ],
+)
+def test_auto_precision_keeps_to_what_may_be_used(
+    isa: str, capability: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    assert precision_of(argparse.Namespace(precision="auto"), torch.device("cpu")) == expected
