@@ -97,6 +97,10 @@ def copy(root: Path, git: bool = True) -> None:
     if git:
         for words in ("init -q", "add -A"):
             subprocess.run(["git", *words.split()], cwd=root, check=True)
+    # what a person has added here is not ours, but an __init__ that they have edited imports it
+    for path in (path for folder in root.glob("*/__init__.py") for path in (ROOT / folder.parent.name).glob("*.py")):
+        if not (root / path.relative_to(ROOT)).exists():
+            shutil.copy(path, root / path.relative_to(ROOT))
 
 
 def write(root: Path, name: str, text: str) -> None:
