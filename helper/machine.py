@@ -94,6 +94,26 @@ def require_compiler(device: torch.device) -> None:
         raise UsageError(f"--compile: needs a C++ compiler on a CPU, and there is no {wanted}; install it or set CXX")
 
 
+def require_right_code(device: torch.device) -> None:
+    """Try torch.compile on two layers where it is known to err: PyTorch 2.14, with AVX2 alone, leaves out their ReLU.
+
+    Raises:
+        UsageError: what it makes differs from the layers.
+    """
+    if device.type != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability():
+        return
+    with torch.random.fork_rng([]):
+        layers = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    images = torch.linspace(-3, 3, 15).view(5, 3)
+    expected = layers(images)
+    compile_in_place([layers], device)
+    if not torch.allclose(layers(images), expected, atol=1e-4):
+        raise UsageError(
+            f"--compile: PyTorch {torch.__version__} makes wrong code for this processor "
+            f"({torch.backends.cpu.get_cpu_capability()}); leave it out"
+        )
+
+
 def compile_in_place(networks: Iterable[nn.Module], device: torch.device) -> None:
     """Let the calls of ``networks`` run compiled from the first one on, on a GPU as CUDA graphs."""
     torch._dynamo.config.recompile_limit = max(VERSIONS, torch._dynamo.config.recompile_limit)

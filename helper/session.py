@@ -17,7 +17,15 @@ from helper.errors import UsageError
 from helper.evaluation import evaluate
 from helper.lone_values import lone_values
 from helper.loop import Fit
-from helper.machine import autocast, compile_in_place, device_of, precision_of, require_compiler, uncompiled
+from helper.machine import (
+    autocast,
+    compile_in_place,
+    device_of,
+    precision_of,
+    require_compiler,
+    require_right_code,
+    uncompiled,
+)
 from helper.nearest import nothing_to_resume
 from helper.recipe import require_sound_recipe, seed_of
 from helper.resuming import Progress, seed_everything
@@ -63,6 +71,7 @@ class Session:
         self.precision = precision_of(opt, self.device)
         if opt.compile:
             require_compiler(self.device)
+            require_right_code(self.device)
         self.info = info_of(opt.dataset, opt.data_dir, skip_damaged=opt.skip_damaged)
         self.dataset: str = "@".join(filter(None, (opt.dataset, self.info.identity)))
         self.labels = Labels(opt.dataset, self.info.num_classes, self.info.classes)

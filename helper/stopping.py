@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.queues import Queue
 from types import FrameType
 from typing import Protocol, TypeVar
 
@@ -215,6 +216,12 @@ def in_readers() -> Callable[[int], None]:
 
 
 def _obey(master: int, _: int) -> None:
+    # a batch that is handed over while the run ends has no taker, of which Python would tell at length
+    said = Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+    Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined]
+        lambda error, item: None if isinstance(error, BrokenPipeError) else said(error, item)
+    )
+
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != master:
             pass

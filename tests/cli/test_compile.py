@@ -12,7 +12,7 @@ from torch import nn
 
 from helper import machine
 from helper.errors import UsageError
-from helper.machine import compile_in_place, require_compiler
+from helper.machine import compile_in_place, require_compiler, require_right_code
 
 pytestmark = pytest.mark.usefixtures("little_data")
 FULL = "--precision fp32 --batch_size 64"
@@ -29,6 +29,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[nn.Module]]:
             network.compile(backend="aot_eager")
 
     monkeypatch.setattr("helper.session.compile_in_place", trace)
+    monkeypatch.setattr("helper.session.require_right_code", lambda device: None)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield compiled
@@ -84,6 +85,7 @@ def test_code_is_generated() -> None:
     device = torch.device("cpu")
     try:
         require_compiler(device)
+        require_right_code(device)
     except UsageError as reason:
         pytest.skip(str(reason))
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
@@ -95,6 +97,17 @@ def test_code_is_generated() -> None:
     assert list(network.state_dict()) == names
     with machine.uncompiled(True):
         torch.testing.assert_close(network(images), expected, rtol=0, atol=0)
+
+
+def test_wrong_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch 2.14 makes it with AVX2 alone: a layer is left out."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr("helper.machine.compile_in_place", lambda networks, device: networks[0].pop(1))
+    outcome = teach(tmp_path, "--compile")
+    assert outcome.code == 2
+    assert "--compile: PyTorch" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

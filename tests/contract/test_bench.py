@@ -61,7 +61,8 @@ def test_released_peers_have_the_same_loss(opt: Any, method: str) -> None:
 
 def test_what_is_ours_is_compiled_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
-    monkeypatch.setattr("helper.session.require_compiler", lambda device: None)
+    for name in ("require_compiler", "require_right_code"):
+        monkeypatch.setattr(f"helper.session.{name}", lambda device: None)
     monkeypatch.setattr("helper.session.compile_in_place", lambda networks, device: compiled.extend(networks))
     opt = benchmark.parse(["--quick", "--device", "cpu", "--precision", "fp32", "--compile"])
     with Offline(Setting("resnet8", 2, "resnet8"), opt) as bench:
