@@ -115,5 +115,7 @@ def add(root: Path, name: str, text: str) -> None:
     write(root, name, text)
     folder, stem = Path(name).parent.name, Path(name).stem
     init = root / folder / "__init__.py"
-    first, rest = init.read_text().split(f"from {folder} import ", 1)
-    init.write_text(f"{first}from {folder} import {stem}\nfrom {folder} import {rest}")
+    line, text = f"from {folder} import {stem}\n", init.read_text()
+    if line not in text:  # somebody has added it here already
+        first, rest = text.split(f"from {folder} import ", 1)
+        init.write_text(f"{first}{line}from {folder} import {rest}")

@@ -63,7 +63,8 @@ def test_the_tables_are_printed_and_drawn(quick: tuple[str, dict[str, Any], Path
             _, found, table = out.partition(f"== {module.TITLE}: {title}\n")
             assert found
             printed = table.splitlines()[1:]
-            assert [line[:32].rstrip() for line in printed[: len(rows)]] == list(rows)
+            assert len(printed) >= len(rows)
+            assert all(line.startswith(name) for line, name in zip(printed, rows, strict=False))
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ensemble.base import EnsembleMethod, TeacherLosses, ensemble_dict
 from helper.distributed import gathered
+from helper.kl import full_precision
 
 
 @ensemble_dict.register("LEARNED_WEIGHTS")
@@ -30,7 +31,7 @@ class LearnedWeights(nn.Module, EnsembleMethod):
 
     def weights(self, teachers: TeacherLosses) -> Tensor:
         assert teachers.student_logits is not None
-        return self.net(teachers.student_logits.to(self.net.weight.dtype)).T.softmax(0)
+        return full_precision(self.net(teachers.student_logits.to(self.net.weight.dtype))).T.softmax(0)
 
     def after_step(self, losses: Tensor) -> None:
         self.hardest = torch.maximum(self.hardest, gathered(losses).max())
