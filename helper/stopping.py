@@ -202,12 +202,17 @@ def starting_readers() -> Iterator[None]:
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     told = signal.getsignal(signal.SIGCHLD)
+    # another thread may take a signal all the same, whose answer would leave torch's loader half made
+    held, signals.held = signals.held, True
     try:
         yield
     finally:
+        signals.held = held
         if signal.getsignal(signal.SIGCHLD) is not told:
             signal.signal(signal.SIGCHLD, told or signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if signals.received and not held:
+        raise signals.asked()
 
 
 def in_readers() -> Callable[[int], None]:
