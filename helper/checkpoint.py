@@ -42,8 +42,9 @@ def save(state: Mapping[str, Any], path: Path) -> None:
             with zipfile.ZipFile(partial) as archive:
                 if archive.testzip():
                     raise OSError(None, "what was written differs when it is read again")
-            if path.exists():
-                _keep(path)
+            kept = _kept(path) if path.exists() else None
+        if kept:
+            os.replace(kept, previous(path))
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch's writer makes RuntimeErrors of some
         reason = getattr(error, "strerror", None) or "the disk may be full"
         raise UsageError(f"{path} cannot be written ({reason}); the one before is kept, --resume goes on") from None
@@ -61,17 +62,20 @@ def written_beside(path: Path) -> Iterator[Path]:
         raise
 
 
-def _keep(path: Path) -> None:
-    """Make ``path`` the previous one too; it stays where it is, if the file system has hard links."""
+def _kept(path: Path) -> Path | None:
+    """A second name for what is at ``path``, to become the previous one only when the new one stands.
+
+    So two checkpoints with bytes of their own are there at any moment. None: the file system has no hard links, and it
+    is the previous one already.
+    """
     link = previous(path).with_name(previous(path).name + ".partial")
     link.unlink(missing_ok=True)
-    if previous(path).exists() and path.samefile(previous(path)):
-        return  # a crash came right after this; renaming one link to the other would do nothing
     try:
         os.link(path, link)
     except OSError:
-        link = path
-    os.replace(link, previous(path))
+        os.replace(path, previous(path))
+        return None
+    return link
 
 
 def previous(path: Path) -> Path:
