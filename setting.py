@@ -23,8 +23,8 @@ TEACHERS: dict[str, list[tuple[str, str]]] = {
         ("resnet32x4", "save/teachers/resnet32x4-tinyimagenet-trial=2/last.pth"),
     ],
     "digits": [
-        ("resnet14", "save/teachers/resnet14-digits-epochs=10-trial=0/last.pth"),
-        ("resnet14", "save/teachers/resnet14-digits-epochs=10-trial=1/last.pth"),
-        ("resnet14", "save/teachers/resnet14-digits-epochs=10-trial=2/last.pth"),
+        ("resnet14", "save/teachers/resnet14-digits-epochs=8-trial=0/last.pth"),
+        ("resnet14", "save/teachers/resnet14-digits-epochs=8-trial=1/last.pth"),
+        ("resnet14", "save/teachers/resnet14-digits-epochs=8-trial=2/last.pth"),
     ],
 }

@@ -15,7 +15,7 @@ OUT = Path("results/quickstart")
 
 # A fixed choice, however many methods there are, and whatever setting.py says; at its end FitNet-MKD and CA-MKD itself.
 OFFLINE = """
-DATASET=digits TEACHER=resnet14,epochs=10 TEACHER_NUM=3 STUDENTS=resnet8 EPOCHS=6
+DATASET=digits TEACHER=resnet14,epochs=8 TEACHER_NUM=3 STUDENTS=resnet8 EPOCHS=6
 METHODS="kd:AVERAGE_LOSS kd:EBKD kd:CAMKD kd:AEKD hint:AVERAGE_LOSS:100 inter:CAMKD:50"
 """
 ONLINE = """

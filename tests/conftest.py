@@ -21,7 +21,7 @@ from models import model_dict
 SETTING = ModuleType("setting")
 SETTING.TEACHERS = {  # type: ignore[attr-defined]
     "cifar100": [("resnet32x4", f"save/teachers/resnet32x4-cifar100-trial={k}/last.pth") for k in range(3)],
-    "digits": [("resnet14", f"save/teachers/resnet14-digits-epochs=10-trial={k}/last.pth") for k in range(3)],
+    "digits": [("resnet14", f"save/teachers/resnet14-digits-epochs=8-trial={k}/last.pth") for k in range(3)],
 }
 sys.modules["setting"] = SETTING
 

@@ -80,7 +80,7 @@ def make(root: Path, git: bool = True) -> None:
         write(root, name, "if then /home/me/data <!-- results/nowhere -->\n")
     write(root, "results/quickstart/table.md", "<!-- results/quickstart -->\n")
     write(root, "results/quickstart/runs.csv", "label\n")
-    for name in ("save/teachers/resnet14-digits-epochs=10-trial=0", "save/students/mine", "save/online/mine"):
+    for name in ("save/teachers/resnet14-digits-epochs=8-trial=0", "save/students/mine", "save/online/mine"):
         write(root, f"{name}/parameters.json", json.dumps({"model": "resnet14"}))
         write(root, f"{name}/last.pth", "damaged")
     write(root, "data/digits", "not a folder")

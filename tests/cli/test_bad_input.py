@@ -173,7 +173,7 @@ def test_missing_teachers_come_with_their_commands(
     ("dataset", "arch", "path"),
     [
         ("cifar100", "resnet32x4", "save/teachers/resnet32x4-cifar100-trial=2/last.pth"),
-        ("digits", "resnet14", "save/teachers/resnet14-digits-epochs=10-trial=1/last.pth"),
+        ("digits", "resnet14", "save/teachers/resnet14-digits-epochs=8-trial=1/last.pth"),
         (
             "digits",
             "wrn_16_1",

@@ -131,7 +131,7 @@ def test_quick_starts_runs_keep_their_folders(monkeypatch: pytest.MonkeyPatch) -
     pairs = ("kd-AVERAGE_LOSS", "kd-EBKD", "kd-CAMKD", "kd-AEKD", "hint-AVERAGE_LOSS", "inter-CAMKD")
     strengths = (0, 0, 0, 0, 100, 50)
     assert names == [
-        *(f"teachers/resnet14-digits-epochs=10-trial={trial}" for trial in range(3)),
+        *(f"teachers/resnet14-digits-epochs=8-trial={trial}" for trial in range(3)),
         "teachers/resnet8-digits-epochs=6-nesterov-trial=0",
         *(
             f"students/resnet8-digits-{pair}-3xresnet14-r=1-a=1-b={b}-epochs=6-nesterov-trial=0"
