@@ -29,7 +29,7 @@ from helper.gradients import OnePass, batch_mean
 from helper.kl import full_precision
 from helper.machine import autocast
 from helper.meters import Scalars, accuracy
-from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
+from helper.options import Options, chosen_names, one_of, positive_float, positive_int, text_of, weight, weights
 from helper.recipe import add_recipe
 from helper.script import run_script
 from helper.seen import Observed, Reads, Seen, Shape, either, feature_shapes, observe
@@ -55,10 +55,11 @@ class Term:
         losses: one per teacher, all of one class.
         method: weighs the teachers.
         kd_scale: see :func:`ensemble.weigh`.
+        name: what tells its curves and its method's state from other terms'.
     """
 
-    def __init__(self, losses: Sequence[Distiller], method: EnsembleMethod, kd_scale: str) -> None:
-        self.losses, self.method, self.kd_scale = list(losses), method, kd_scale
+    def __init__(self, losses: Sequence[Distiller], method: EnsembleMethod, kd_scale: str, name: str) -> None:
+        self.losses, self.method, self.kd_scale, self.name = list(losses), method, kd_scale, name
         self.level: Literal["logit", "feature"] = "logit" if losses[0].on_logits() else "feature"
 
     def __call__(
@@ -71,13 +72,14 @@ class Term:
         told, once = self.describe(student, teachers, teacher_logits, batch, when)
         weights = weigh(self.method, told, self.kd_scale)
         means = weights if weights.ndim == 1 else weights.mean(1)
-        prefix = "feature_" if self.level == "feature" else ""
+        prefix = f"{self.name}_" if self.level == "feature" else ""
         report = {f"{prefix}weight_{k}": mean.detach() for k, mean in enumerate(means)}
         if len(means) > 1:
             report |= {f"{prefix}{name}": value for name, value in self.method.diagnostics(told, weights).items()}
         loss = combine(weights, told.losses)
         if once is not None and once.known(weights):
             loss = once.attach(loss, weights)
+        report = {f"loss_{self.name if self.level == 'feature' else 'kd'}": loss, **report}
         return loss, partial(of_each_sample, weights.detach(), told.losses.detach()), report
 
     def describe(
@@ -153,8 +155,9 @@ class Distillation(Task):
     Args:
         student: the network that is trained.
         teachers: K frozen networks.
-        losses: K of a loss on logits, weighted by ``-a``; then, or not, K of another one, weighted by ``-b``.
-        methods: weigh the teachers, one for each of these losses.
+        losses: by name, K of a loss on logits, weighted by ``-a``; then K of each of any number of others, each
+            weighted by its part of ``-b``.
+        methods: weigh the teachers, one for each of these names.
         opt: ``gamma``, ``alpha``, ``beta``, ``kd_scale``, ``distill_decay``, ``feat_start_epoch`` and ``epochs`` as
             :func:`options` describes them.
     """
@@ -163,22 +166,27 @@ class Distillation(Task):
         self,
         student: nn.Module,
         teachers: Teachers,
-        losses: Sequence[Sequence[Distiller]],
+        losses: Mapping[str, Sequence[Distiller]],
         methods: Sequence[EnsembleMethod],
         opt: argparse.Namespace,
     ) -> None:
         self.student, self.teachers, self.opt = student, teachers, opt
-        self.terms = [Term(each, method, opt.kd_scale) for each, method in zip(losses, methods, strict=True)]
+        names = ["logit", *("feature" if len(losses) == 2 else f"feature_{name}" for name in list(losses)[1:])]
+        self.terms = [
+            Term(each, method, opt.kd_scale, name)
+            for name, each, method in zip(names, losses.values(), methods, strict=True)
+        ]
+        self.betas = betas(opt) if len(losses) > 1 else []
         self.listening = any(type(method).after_step is not EnsembleMethod.after_step for method in methods)
         self.sample_losses: list[torch.Tensor] = []
-        logit_losses, *rest = losses
-        self.adapters = list(rest[0]) if rest else []
-        weightings = {term.level: method for term, method in zip(self.terms, methods, strict=True)}
+        logit_term, *rest = self.terms
+        self.adapters = [loss for term in rest for loss in term.losses]
+        weightings = {term.name: term.method for term in self.terms}
         self.trained = nn.ModuleDict(
             {
                 "network": student,
                 "adapters": nn.ModuleList(self.adapters),
-                "logit_losses": nn.ModuleList(logit_losses),
+                "logit_losses": nn.ModuleList(logit_term.losses),
                 "weightings": nn.ModuleDict({k: each for k, each in weightings.items() if isinstance(each, nn.Module)}),
             }
         )
@@ -194,32 +202,33 @@ class Distillation(Task):
         student = observe(self.student, images, of_student)
         teachers, logits = self.teachers.observe(images, of_teachers)
         for term in self.terms:
-            term.method.attach(term.describe(student, teachers, logits, batch, When(1, self.opt.epochs))[0])
+            described = term.describe(student, list(teachers), logits, batch, When(1, self.opt.epochs))
+            term.method.attach(described[0])
         self.trained.train().to(images.device)
 
     def step(self, batch: Batch, when: When) -> Scalars:
         """A batch → ``loss`` and its parts, each a batch mean."""
-        r, a, b = self.loss_weights(when.epoch)
-        terms = self.terms if b > 0 else self.terms[:1]
-        of_student, of_teachers = self.reads(terms)
+        r, *shares = self.loss_weights(when.epoch)
+        terms = [(term, share) for term, share in zip(self.terms, shares, strict=True) if self.counts(term, share)]
+        of_student, of_teachers = self.reads([term for term, _ in terms])
         teachers, teacher_logits = self.teachers.observe(batch.images, of_teachers, batch.views)
         student = observe(self.student, batch.images, of_student)
 
         logits = full_precision(student.logits)
         cross_entropy = F.cross_entropy(logits, batch.target)
-        a *= self.terms[0].losses[0].factor(when)
-        kd, kd_each, report = self.terms[0](student, teachers, teacher_logits, batch, when)
-        loss = r * cross_entropy + a * kd
-        scalars = {"loss_ce": cross_entropy, "loss_kd": kd, **report, "accuracy": accuracy(logits, batch.target)}
-        feature_each: Callable[[], torch.Tensor | float] = float
-        if b > 0:
-            b *= self.terms[1].losses[0].factor(when)
-            feature, feature_each, report = self.terms[1](student, teachers, teacher_logits, batch, when)
-            loss = loss + b * feature
-            scalars |= {"loss_feature": feature, **report}
+        loss = r * cross_entropy
+        scalars = {"loss_ce": cross_entropy, "accuracy": accuracy(logits, batch.target)}
+        parts: list[tuple[float, Callable[[], torch.Tensor]]] = []
+        for term, share in terms:
+            last = term is terms[-1][0]  # those before it leave the maps to the others
+            value, each, report = term(student, teachers if last else list(teachers), teacher_logits, batch, when)
+            share *= term.losses[0].factor(when)
+            loss = loss + share * value
+            parts.append((share, each))
+            scalars |= report
         if self.listening and self.trained.training:
-            each = F.cross_entropy(logits.detach(), batch.target, reduction="none")
-            self.sample_losses.append(r * each + a * kd_each() + b * feature_each())
+            own = r * F.cross_entropy(logits.detach(), batch.target, reduction="none")
+            self.sample_losses.append(sum((share * each() for share, each in parts), own))
         return {"loss": loss, **scalars}
 
     @staticmethod
@@ -239,23 +248,34 @@ class Distillation(Task):
         for term in self.terms:
             term.method.after_epoch()
 
-    def loss_weights(self, epoch: int) -> tuple[float, float, float]:
-        """``r, a, b`` in this epoch. ``--distill_decay`` lets ``a`` fall to 0 over the second half, ``r = 1 − a``."""
-        r, a, b = self.opt.gamma, self.opt.alpha, self.opt.beta
+    def loss_weights(self, epoch: int) -> tuple[float, ...]:
+        """``r, a, b, …`` in this epoch. ``--distill_decay``: ``a`` falls to 0 over the second half, ``r = 1 − a``."""
+        r, a = self.opt.gamma, self.opt.alpha
         half = self.opt.epochs / 2
         if self.opt.distill_decay and epoch > half:
             a = a * (self.opt.epochs - epoch) / half
             r = 1 - a
-        return r, a, b if self.adapters and epoch >= feat_start_epoch(self.opt) else 0.0
+        begun = epoch >= feat_start_epoch(self.opt)
+        return r, a, *(b if begun else 0.0 for b in self.betas)
+
+    @staticmethod
+    def counts(term: Term, weight: float) -> bool:
+        """Whether a term is computed: without weight that of the logits is, for its curve."""
+        return term.level == "logit" or weight > 0
 
     def idles(self, epoch: int) -> bool:
-        """Whether the adapters are left alone in this epoch."""
-        return bool(self.adapters) and self.loss_weights(epoch)[2] == 0
+        """Whether the adapters of a loss are left alone in this epoch."""
+        return 0.0 in self.loss_weights(epoch)[2:]
 
     def compare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """How close the student is to the teachers' ensemble: ``ensemble_agreement`` in percent, ``ensemble_kl``."""
         measures = compared(self.student(images), ensemble_logits(self.teachers.logits(images)))
         return {f"ensemble_{name}": each for name, each in measures.items()}
+
+
+def betas(opt: argparse.Namespace) -> list[float]:
+    """``-b``: a weight for each loss that does not read logits alone."""
+    return opt.beta if isinstance(opt.beta, list) else [opt.beta]
 
 
 def feat_start_epoch(opt: argparse.Namespace) -> int:
@@ -322,7 +342,14 @@ def options() -> Options:
     add = parser.section("loss r·CE + a·L_kd + b·L_feat")
     add("-r", "--gamma", type=weight, default=1.0, help="weight of the cross-entropy with the labels")
     add("-a", "--alpha", type=weight, default=1.0, help="weight of the softened KL to the teachers' logits")
-    add("-b", "--beta", type=weight, default=0.0, help="weight of the loss on feature maps of hint and inter")
+    add(
+        "-b",
+        "--beta",
+        type=weights,
+        default=0.0,
+        metavar="B[,B…]",
+        help="weight of a loss on maps or vectors; one for each of several: --distill at,sp -b 1000,3000",
+    )
     add("--kd_T", type=positive_float, default=4.0, help="temperature of the softened KL")
     add(
         "--kd_scale",
@@ -354,7 +381,14 @@ def options() -> Options:
         "for losses on logits alone",
     )
     add("--teacher_cache_gb", type=positive_float, default=20.0, named=False, help="the folder's largest size")
-    parser.add_methods("distillation loss", "distill", distill_dict, "kd", "loss between the student and one teacher")
+    parser.add_methods(
+        "distillation loss",
+        "distill",
+        distill_dict,
+        "kd",
+        "loss between the student and one teacher; several, separated by commas, at most one of them on logits",
+        several=True,
+    )
     parser.add_methods("ensemble method", "ensemble_method", ensemble_dict, "AVERAGE_LOSS", "weights the teachers")
     add_recipe(parser, dataset_dict, nesterov_help="Nesterov momentum (the published student commands have it)")
     return parser
@@ -371,9 +405,27 @@ def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFi
     return [*choices, *losses, *changed, f"trial={opt.trial}"]
 
 
+def chosen_losses(opt: argparse.Namespace, default: str) -> list[str]:
+    """The losses that ``--distill`` names, first the one on logits: ``default``, unless there is one among them.
+
+    Raises:
+        UsageError: there are several.
+    """
+    names = chosen_names(opt, "distill")
+    on_logits = [name for name in names if distill_dict[name].on_logits()]
+    if len(on_logits) > 1:
+        raise UsageError(f"--distill: {' and '.join(on_logits)} both compare logits, under one -a; choose one of them")
+    return [*(on_logits or [default]), *(name for name in names if name not in on_logits)]
+
+
+def on_features(opt: argparse.Namespace) -> list[str]:
+    """Those of them that stand under ``-b``."""
+    return [name for name in chosen_names(opt, "distill") if not distill_dict[name].on_logits()]
+
+
 def uses_cache(opt: argparse.Namespace) -> bool:
     """Whether there is a cache and logits are all that is asked of the teachers."""
-    return opt.teacher_cache is not None and (distill_dict[opt.distill].on_logits() or opt.beta == 0)
+    return opt.teacher_cache is not None and (not on_features(opt) or not any(betas(opt)))
 
 
 def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[TeacherFile], session: Session) -> None:
@@ -409,9 +461,7 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
     return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
 
 
-def require_sound_objective(
-    opt: argparse.Namespace, kind: type[Distiller], method: EnsembleMethod, teacher_num: int
-) -> None:
+def require_sound_objective(opt: argparse.Namespace, method: EnsembleMethod, teacher_num: int) -> None:
     """Refuse what cannot be meant, before anything is loaded.
 
     Raises:
@@ -422,9 +472,17 @@ def require_sound_objective(
         raise UsageError(
             f"--kd_scale: unit makes weights sum to 1, but those of {opt.ensemble_method} sum to 0; choose released"
         )
-    if opt.beta > 0 and kind.on_logits():
-        raise UsageError(f"-b: {opt.beta:g} weighs a loss on features, which --distill {opt.distill} does not have")
-    if opt.feat_start_epoch is not None and (kind.on_logits() or opt.beta == 0):
+    weighted, given = on_features(opt), betas(opt)
+    if not weighted and (any(given) or len(given) > 1):
+        raise UsageError(
+            f"-b: {text_of(opt.beta)} weighs a loss on features, which --distill {opt.distill} does not have"
+        )
+    if weighted and len(given) != len(weighted):
+        raise UsageError(
+            f"-b: {text_of(opt.beta)} is {len(given)} of {len(weighted)} weights; give one for each of "
+            f"{', '.join(weighted)}, separated by commas"
+        )
+    if opt.feat_start_epoch is not None and not any(given):
         raise UsageError(
             "--feat_start_epoch: there is no loss on feature maps; choose a --distill that has one, and -b"
         )
@@ -432,7 +490,7 @@ def require_sound_objective(
         raise UsageError(f"--feat_start_epoch: {opt.feat_start_epoch} is after the last of {opt.epochs} --epochs")
     if opt.distill_decay and opt.alpha > 1:
         raise UsageError(f"--distill_decay: r = 1 − a would be negative; choose -a from 0 to 1, not {opt.alpha:g}")
-    if opt.gamma == opt.alpha == opt.beta == 0:
+    if opt.gamma == opt.alpha == 0 and not any(given):
         raise UsageError("-r, -a, -b: all are 0, so that there is no loss")
 
 
@@ -444,13 +502,12 @@ def distillation(
     teachers: Teachers,
     methods: Sequence[EnsembleMethod],
 ) -> Distillation:
-    """The objective that the options describe: the chosen loss; beside one on features, the default one on logits."""
-    chosen = [opt.distill] if distill_dict[opt.distill].on_logits() else [parser.get_default("distill"), opt.distill]
+    """The objective that the options describe: the chosen losses; beside those on features, one on logits."""
     example, labels = session.example(), session.loaders.train.labels
     at_once = distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
     with autocast(session.device, session.precision):
-        losses = [
-            make_losses(
+        losses = {
+            name: make_losses(
                 distill_dict[name],
                 parser.hyperparameters(opt, "distill", name),
                 student,
@@ -460,8 +517,8 @@ def distillation(
                 labels,
                 at_once,
             )
-            for name in chosen
-        ]
+            for name in chosen_losses(opt, parser.get_default("distill"))
+        }
         task = Distillation(student, teachers, losses, methods[: len(losses)], opt)
         task.attach(session.example(at_once))
     return task
@@ -480,9 +537,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     source = "--teachers" if opt.teachers else "setting.py"
     opt.teachers = [str(file) for file in files]  # on record, whatever setting.py says later
-    kind = distill_dict[opt.distill]
-    methods = [ensemble_dict[opt.ensemble_method](**parser.hyperparameters(opt, "ensemble_method")) for _ in range(2)]
-    require_sound_objective(opt, kind, methods[0], len(files))
+    settings = parser.hyperparameters(opt, "ensemble_method")
+    methods = [
+        ensemble_dict[opt.ensemble_method](**settings) for _ in chosen_losses(opt, parser.get_default("distill"))
+    ]
+    require_sound_objective(opt, methods[0], len(files))
     run = session.run_folder("students", run_name(parser, opt, files, session.dataset))
     if run is None:
         return
@@ -493,8 +552,9 @@ def main(arguments: Sequence[str]) -> None:
     task = distillation(parser, opt, session, student, teachers, methods)
     for note in notes:
         print(note)
-    if not kind.on_logits() and opt.beta == 0:
-        print(f"-b 0: the feature loss of --distill {opt.distill} is left out")
+    for name, b in zip(on_features(opt), betas(opt), strict=False):
+        if b == 0:
+            print(f"-b 0: the feature loss of --distill {name} is left out")
     if uses_cache(opt):
         attach_cache(opt, teachers, files, session)
     elif opt.teacher_cache:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from scripts.reporting.runs import LEVELS, Group, Run
+from scripts.reporting.runs import Group, Run
 from scripts.reporting.statistics import half_width
 from scripts.reporting.tables import chosen_on, spread
 
@@ -153,7 +153,7 @@ def draw_line(axes: Axes, index: int, x: Sequence[float], y: Sequence[float], la
 def weight_panels(groups: Sequence[Group]) -> Iterator[tuple[str, list[Series]]]:
     """Title and curves of each method and level that weighs teachers, of those with two or more."""
     for each in groups:
-        for prefix, level in LEVELS.items():
+        for prefix, level in each.levels.items():
             names = each.names(f"{prefix}weight_")
             if len(names) > 1:
                 yield f"{each.label}\n{level}", [(f"teacher {k}", each, name) for k, name in enumerate(names)]
@@ -186,7 +186,7 @@ def draw_conflict(groups: Sequence[Group]) -> Figure | None:
     series = [
         (f"{each.label}: {level}", each, f"{prefix}gradient_cosine")
         for each in groups
-        for prefix, level in LEVELS.items()
+        for prefix, level in each.levels.items()
         if each.names(f"{prefix}gradient_cosine")
     ]
     return one_panel(series, "mean cosine between two teachers' gradients\n(1 agree, 0 unrelated, below 0 conflict)")
@@ -195,7 +195,7 @@ def draw_conflict(groups: Sequence[Group]) -> Figure | None:
 def draw_solver(groups: Sequence[Group]) -> Figure | None:
     """Solvers beside the exact one: the length of the combined gradient with either's weights, and how often a solver
     left its start; None where only the exact one was used."""
-    levels = [(each, prefix, level) for each in groups for prefix, level in LEVELS.items()]
+    levels = [(each, prefix, level) for each in groups for prefix, level in each.levels.items()]
     solved = [one for one in levels if one[0].names(f"{one[1]}exact_combined_gradient")]
     if not solved:
         return None

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from distiller_zoo import distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, ensemble_dict
 from helper.batch import Batch, When
+from helper.errors import UsageError
 from helper.gradients import OnePass
 from helper.machine import autocast
 from helper.seen import feature_shapes, observe
 from helper.teachers import Teachers
 from models import model_dict
-from train_student import Distillation, feat_start_epoch
+from train_student import Distillation, chosen_losses, feat_start_epoch
 
 CLASSES, B = 7, 6
 ARCHS = ["resnet8x4", "vgg8", "wrn_16_1", "ShuffleV2_0_5", "resnet8"]
@@ -141,7 +142,7 @@ def test_the_order_of_the_teachers_does_not_matter(distill: str, name: str, K: i
     task = objective(distill, name, K, loss_options(beta=1.0 if distill in FEATURE_LEVEL else 0.0))
     order = torch.randperm(K, generator=torch.Generator().manual_seed(K)).tolist()
     networks = [task.teachers.networks[k] for k in order]
-    losses = copy.deepcopy([[term.losses[k] for k in order] for term in task.terms])  # as they are before either step
+    losses = copy.deepcopy({term.name: [term.losses[k] for k in order] for term in task.terms})  # before either step
     methods = [term.method for term in task.terms]
     shuffled = Distillation(task.student, Teachers(networks), losses, methods, task.opt)
     plain, other = step(task), step(shuffled)
@@ -161,6 +162,58 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(distill: str, name: str, loss
     assert expected <= scalars.keys()
     assert {f"{level}weight_{k}" for level in ("", "feature_") for k in range(3)} <= scalars.keys()
     assert "weight_3" not in scalars
+
+
+def test_several_losses_are_summed(loss_options: Make) -> None:
+    """Each as it would be alone, with a weight and a weighting method of its own, under names of its own."""
+    opt = loss_options(gamma=0.3, alpha=0.7, beta=[11.0, 0.5])
+    task = objective("hint,inter", "AEKD", 3, opt)
+    losses = copy.deepcopy([term.losses for term in task.terms])
+    scalars = step(task)
+    parts = [0.3 * scalars["loss_ce"], 0.7 * scalars["loss_kd"]]
+    for name, weight, mine in zip(("hint", "inter"), opt.beta, losses[1:], strict=True):
+        methods = [ensemble_dict["AEKD"](), ensemble_dict["AEKD"]()]
+        alone = argparse.Namespace(**{**vars(opt), "beta": weight})
+        single = step(Distillation(task.student, task.teachers, {"kd": losses[0], name: mine}, methods, alone))
+        for which in ("loss_feature", "feature_weight_0", "feature_gradient_cosine"):
+            several = which.replace("feature", f"feature_{name}")
+            torch.testing.assert_close(scalars[several], single[which], rtol=1e-4, atol=1e-6)
+        parts.append(weight * single["loss_feature"])
+    torch.testing.assert_close(scalars["loss"], torch.stack(parts).sum(), rtol=1e-4, atol=1e-6)
+    scalars["loss"].backward()
+    assert len(task.adapters) == 6
+    for adapter in task.adapters:
+        assert all(parameter.grad is not None for parameter in adapter.parameters())
+    assert len({id(term.method) for term in task.terms}) == 3
+
+
+def test_what_checkpoints_hold_of_one_loss_and_of_several(loss_options: Make) -> None:
+    cases = (("hint", 1.0), ("hint,inter", [1.0, 1.0]))
+    one, two = (objective(names, "AEKD", 2, loss_options(beta=b)) for names, b in cases)
+    keys = [[key for key in task.trained.state_dict() if not key.startswith("network.")] for task in (one, two)]
+    assert {key.split(".")[1] for key in keys[0]} == {"0", "1"}
+    assert keys[1][: len(keys[0])] == keys[0]
+    assert {key.split(".")[1] for key in keys[1]} == {"0", "1", "2", "3"}
+
+
+@pytest.mark.skipif(len(distill_dict) - len(FEATURE_LEVEL) < 2, reason="there is one loss on logits only")
+def test_two_losses_on_logits_are_refused() -> None:
+    names = [name for name in distill_dict if name not in FEATURE_LEVEL][:2]
+    with pytest.raises(UsageError, match=f"^--distill: {' and '.join(names)} both compare logits"):
+        chosen_losses(argparse.Namespace(distill=",".join(["hint", *names])), "kd")
+    for distill, expected in (("hint,inter", ["kd", "hint", "inter"]), (f"hint,{names[1]}", [names[1], "hint"])):
+        assert chosen_losses(argparse.Namespace(distill=distill), "kd") == expected
+
+
+def test_a_warm_up_of_the_weight(loss_options: Make) -> None:
+    task = objective("hint", "AVERAGE_LOSS", 2, loss_options(alpha=0.7, beta=2.0))
+    for k, term in enumerate(task.terms):
+        for loss in term.losses:
+            loss.warmup = 5 * k
+    for epoch, factor in ((1, 0.2), (3, 0.6), (5, 1.0), (9, 1.0)):
+        scalars = step(task, epoch)
+        parts = scalars["loss_ce"] + 0.7 * scalars["loss_kd"] + factor * 2 * scalars["loss_feature"]
+        torch.testing.assert_close(scalars["loss"], parts)
 
 
 @each_method
