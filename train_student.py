@@ -32,7 +32,7 @@ from helper.meters import Scalars, accuracy
 from helper.options import Options, chosen_names, one_of, positive_float, positive_int, text_of, weight, weights
 from helper.recipe import add_recipe
 from helper.script import run_script
-from helper.seen import Observed, Reads, Seen, Shape, either, feature_shapes, observe
+from helper.seen import Observed, Reads, Seen, Shape, either, feature_shapes, norms_of, observe
 from helper.session import Session
 from helper.task import Task
 from helper.teacher_cache import TeacherCache
@@ -305,7 +305,8 @@ def make_losses(
     losses = []
     for teacher in teachers.networks:
         theirs = shapes_read(teacher, kind.teacher, images)
-        losses.append(make(Pair(mine, theirs, num_classes, labels, batch_size), **settings))
+        norms = norms_of(teacher) if kind.teacher.before_relu else ()
+        losses.append(make(Pair(mine, theirs, num_classes, labels, batch_size, norms), **settings))
     return [loss.to(images.device, memory_format=torch.channels_last) for loss in losses]  # type: ignore[call-overload]
 
 

@@ -23,6 +23,8 @@ class Pair(NamedTuple):
         num_classes: C.
         labels: of all images that are trained on, int64 ``[N]``, as ``Batch.places`` numbers them, if any.
         batch_size: how many samples a process compares at once in training; 0: not known.
+        teacher_norms: for each entry of ``teacher`` scale and shift ``[C]`` of the batch normalisation that the map
+            before the ReLU comes from, or None; empty unless such maps are read.
     """
 
     student: Sequence[Shape] = ()
@@ -30,6 +32,7 @@ class Pair(NamedTuple):
     num_classes: int = 0
     labels: Tensor | None = None
     batch_size: int = 0
+    teacher_norms: Sequence[tuple[Tensor, Tensor] | None] = ()
 
 
 class Distiller(nn.Module):

@@ -310,7 +310,7 @@ def gradients_of(task: Distillation, precision: str) -> tuple[Tensor, list[Tenso
 
 
 @each_feature_loss
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-10), ("fp32", 1e-5), ("bf16", 0.02)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-10), ("fp32", 1e-5), ("bf16", 0.05)])
 def test_gradients_found_for_the_weights_are_those_of_the_loss(
     distill: str, precision: str, tolerance: float, loss_options: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

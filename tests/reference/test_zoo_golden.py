@@ -29,7 +29,9 @@ ARGUMENTS: dict[str, dict[str, str]] = {}
 # More arguments of a case.
 SETTINGS: dict[str, dict[str, Any]] = {}
 # Parameters in the file → those of our module, by what their names begin with; "": all others.
-NAMES: dict[str, dict[str, str]] = {}
+NAMES: dict[str, dict[str, str]] = {
+    "ofd": {"": "connectors."},
+}
 # Parameters of our modules that a case leaves at their start values.
 STARTS: dict[str, tuple[str, ...]] = {}
 # What a layer counts in the sum, where it would count 1 alone.
@@ -120,16 +122,28 @@ def loss_of(case: Case, student: Observed, teacher: Observed) -> Distiller:
     settings = {name: value for name, value in constants.items() if name in accepted}
     shapes = [[tuple(each.shape[1:]) for each in one.features] for one in (student, teacher)]
     classes, size = teacher.logits.shape[1], len(student.logits)
-    loss: Distiller = kind(Pair(*shapes, classes, batch_size=size), **{**settings, **SETTINGS.get(case["name"], {})})
+    pair = Pair(*shapes, classes, batch_size=size, teacher_norms=norms_of(case))
+    loss: Distiller = kind(pair, **{**settings, **SETTINGS.get(case["name"], {})})
     load(loss.double(), case)
     return loss.train()
+
+
+def norms_of(case: Case) -> list[tuple[Tensor, Tensor] | None]:
+    """The teacher's normalisations, if the case has any; the stem and the vector have none."""
+    theirs = {name: each for name, each in parameters_of(case).items() if ".teacher_bn." in name}
+    pairs = []
+    for stage in range(len(theirs) // 2):
+        scale, shift = (theirs[f"{stage}.teacher_bn.{which}"] for which in ("weight", "bias"))
+        scale[1], shift[0] = -scale[1], 4  # as the case's note says
+        pairs.append((scale, shift))
+    return [None, *pairs, None] if pairs else []
 
 
 def load(loss: Distiller, case: Case) -> None:
     """Every parameter of the module is one of the file's, and the other way round, but for the teacher's own."""
     mine = dict(loss.named_parameters())
     for name, value in parameters_of(case).items():
-        if name.startswith("head."):
+        if name.startswith("head.") or ".teacher_bn." in name:
             continue
         begins = max((each for each in NAMES.get(case["loss"], {}) if name.startswith(each)), key=len, default=None)
         ours = name if begins is None else NAMES[case["loss"]][begins] + name.removeprefix(begins)
