@@ -23,7 +23,7 @@ from helper.recipe import PUBLISHED, Recipe, add_recipe
 from helper.script import run_script
 from helper.session import Session
 from helper.task import Task
-from helper.teachers import TeacherFile, fingerprint
+from helper.teachers.files import TeacherFile, fingerprint
 from helper.weights import located
 from models import model_dict
 from online import OnlineMethod, Peers, online_dict

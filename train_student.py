@@ -35,16 +35,11 @@ from helper.script import run_script
 from helper.seen import Observed, Reads, Seen, Shape, either, feature_shapes, norms_of, observe
 from helper.session import Session
 from helper.task import Task
-from helper.teacher_cache import TeacherCache
-from helper.teachers import (
-    TeacherFile,
-    Teachers,
-    chosen_teachers,
-    ensemble_logits,
-    fingerprint,
-    load_teachers,
-    require_files,
-)
+from helper.teachers.asked import Teachers, ensemble_logits
+from helper.teachers.cache import TeacherCache
+from helper.teachers.classes import Known
+from helper.teachers.files import TeacherFile, chosen_teachers, fingerprint, require_files
+from helper.teachers.loading import load_teachers
 from models import model_dict
 
 
@@ -56,10 +51,14 @@ class Term:
         method: weighs the teachers.
         kd_scale: see :func:`ensemble.weigh`.
         name: what tells its curves and its method's state from other terms'.
+        known: which classes the teachers know; None: all know all.
     """
 
-    def __init__(self, losses: Sequence[Distiller], method: EnsembleMethod, kd_scale: str, name: str) -> None:
+    def __init__(
+        self, losses: Sequence[Distiller], method: EnsembleMethod, kd_scale: str, name: str, known: Known | None = None
+    ) -> None:
         self.losses, self.method, self.kd_scale, self.name = list(losses), method, kd_scale, name
+        self.known = known
         self.level: Literal["logit", "feature"] = "logit" if losses[0].on_logits() else "feature"
 
     def __call__(
@@ -89,29 +88,34 @@ class Term:
 
         Below the logits the list of the teachers is emptied, so that maps take no memory while gradients are computed.
         """
-        first, once = self.losses[0], None
+        first, once, known = self.losses[0], None, self.known
         seen = student.seen(first.student)
         heads: Callable[[], torch.Tensor] = lambda: teacher_logits  # noqa: E731 replaced where the student feeds them
-        if first.broadcasts:
+        if first.broadcasts and known is None:
             theirs = Seen(logits=teacher_logits)
             values = full_precision(first(seen, theirs, batch, when))  # [K, B]
             gradients = partial(self._closed_gradients, values, seen, theirs)
         else:
             once = OnePass(seen.tensors(), self.losses)
             aliases = [seen.with_tensors(each) for each in once.aliases]
+            batches = [batch] * len(aliases)
+            if known is not None:
+                aliases, batches = known.of_student(aliases), known.of_batch(batch)
             mine = [loss.prepare(alias) for loss, alias in zip(self.losses, aliases, strict=True)]
             size = len(batch.target)
             values = torch.stack(
                 [
-                    full_precision(loss.compare(prepared, teacher.seen(loss.teacher), batch, when)).expand(size)
-                    for loss, prepared, teacher in zip(self.losses, mine, teachers, strict=True)
+                    full_precision(loss.compare(prepared, teacher.seen(loss.teacher), each, when)).expand(size)
+                    for loss, prepared, teacher, each in zip(self.losses, mine, teachers, batches, strict=True)
                 ]
             )  # [K, B]
+            if known is not None:
+                values = known.shared(values, batch.target)
             gradients = partial(self._found_gradients, values, once)
             read = [loss.as_teacher_reads(prepared) for loss, prepared in zip(self.losses, mine, strict=True)]
             maps = [each for each in read if each is not None]
             if maps:
-                heads = partial(classified, [teacher.network for teacher in teachers], maps)
+                heads = partial(classified, [teacher.network for teacher in teachers], maps, known)
             if self.level == "feature":
                 teachers.clear()
         told = TeacherLosses(
@@ -122,6 +126,7 @@ class Term:
             gradients_of=gradients,
             student_logits=student.logits.detach(),
             when=when,
+            knows=None if known is None else known.knows,
         )
         return told, once
 
@@ -144,9 +149,10 @@ def of_each_sample(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
     return ((weights if weights.ndim == 2 else weights[:, None]) * losses).sum(0)
 
 
-def classified(networks: Sequence[Any], maps: Sequence[torch.Tensor]) -> torch.Tensor:
+def classified(networks: Sequence[Any], maps: Sequence[torch.Tensor], known: Known | None) -> torch.Tensor:
     """What the teachers' own classifiers make of maps ``[B, C_k, H_k, W_k]``: ``[K, B, C]``; gradients flow to them."""
-    return torch.stack([network.classify(each) for network, each in zip(networks, maps, strict=True)])
+    logits = [network.classify(each) for network, each in zip(networks, maps, strict=True)]
+    return known.spread(logits) if known else torch.stack(logits)
 
 
 class Distillation(Task):
@@ -173,7 +179,7 @@ class Distillation(Task):
         self.student, self.teachers, self.opt = student, teachers, opt
         names = ["logit", *("feature" if len(losses) == 2 else f"feature_{name}" for name in list(losses)[1:])]
         self.terms = [
-            Term(each, method, opt.kd_scale, name)
+            Term(each, method, opt.kd_scale, name, teachers.known)
             for name, each, method in zip(names, losses.values(), methods, strict=True)
         ]
         self.betas = betas(opt) if len(losses) > 1 else []
@@ -303,8 +309,8 @@ def make_losses(
     make: Callable[..., Distiller] = kind
     mine = shapes_read(student, kind.student, images)
     losses = []
-    for teacher in teachers.networks:
-        theirs = shapes_read(teacher, kind.teacher, images)
+    for teacher, seen in zip(teachers.networks, teachers.shown(images), strict=True):
+        theirs = shapes_read(teacher, kind.teacher, seen)
         norms = norms_of(teacher) if kind.teacher.before_relu else ()
         losses.append(make(Pair(mine, theirs, num_classes, labels, batch_size, norms), **settings))
     return [loss.to(images.device, memory_format=torch.channels_last) for loss in losses]  # type: ignore[call-overload]
@@ -338,7 +344,8 @@ def options() -> Options:
         nargs="+",
         metavar="PATH[:ARCH][@KEY]",
         default=None,
-        help="checkpoints to use instead of setting.py's; KEY where one holds several",
+        help="checkpoints to use instead of setting.py's; KEY where one holds several; each sees images with the mean "
+        "and std, and of the size, that a checkpoint of ours or setting.py says",
     )
     add = parser.section("loss r·CE + a·L_kd + b·L_feat")
     add("-r", "--gamma", type=weight, default=1.0, help="weight of the cross-entropy with the labels")
@@ -429,7 +436,7 @@ def uses_cache(opt: argparse.Namespace) -> bool:
     return opt.teacher_cache is not None and (not on_features(opt) or not any(betas(opt)))
 
 
-def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[TeacherFile], session: Session) -> None:
+def attach_cache(opt: argparse.Namespace, teachers: Teachers, session: Session) -> None:
     """Let the teachers answer from ``--teacher_cache``.
 
     Raises:
@@ -438,27 +445,29 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[Te
     views = session.loaders.train.views
     if views is None:
         raise UsageError(f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways; leave it out")
-    described = [(file.arch, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
     teachers.cache = TeacherCache(
-        opt.teacher_cache, opt.teacher_cache_gb, views, described, session.precision, session.info.num_classes
+        opt.teacher_cache, opt.teacher_cache_gb, views, teachers.identities, session.precision, session.info.num_classes
     )
 
 
 def report_teachers(session: Session, teachers: Teachers, files: Sequence[TeacherFile]) -> dict[str, object]:
-    """Print the accuracy of every teacher and of their ensemble; returns it for ``result.json``."""
+    """Print the accuracy of every teacher, over the classes that it knows, and of their ensemble.
+
+    Returns:
+        them for ``result.json``.
+    """
+    known = {} if teachers.known is None else dict(enumerate(teachers.known.knows))
 
     def predict(images: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = teachers.logits(images)
         return {**{str(k): each for k, each in enumerate(logits)}, "ensemble": ensemble_logits(logits)}
 
-    scores = session.test(predict)
+    scores = session.test(predict, {str(k): knows for k, knows in known.items()})
     for k, file in enumerate(files):
-        print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %  {file.arch}  {file.path}")
+        over = f" over the {int(known[k].sum())} classes that it knows" if k in known else ""
+        print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %{over}  {file.arch}  {file.path}")
     print(f"their ensemble: {scores['ensemble']['accuracy']:.2f} %", flush=True)
-    described = [
-        {"arch": file.arch, "path": str(file.path), **({"key": file.key} if file.key else {}), **scores[str(k)]}
-        for k, file in enumerate(files)
-    ]
+    described = [{**file.about(), **scores[str(k)]} for k, file in enumerate(files)]
     return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
 
 
@@ -549,7 +558,7 @@ def main(arguments: Sequence[str]) -> None:
     require_files(files, opt.dataset, source)
     # The student first: its initial weights depend on the seed alone, whoever teaches it.
     student = session.build(opt.model_s, pretrained=opt.pretrained)
-    teachers, notes = load_teachers(files, session.build, session.labels, session.example(), session.precision)
+    teachers, notes = load_teachers(files, session.construct, session.around, session.precision)
     task = distillation(parser, opt, session, student, teachers, methods)
     for note in notes:
         print(note)
@@ -557,7 +566,7 @@ def main(arguments: Sequence[str]) -> None:
         if b == 0:
             print(f"-b 0: the feature loss of --distill {name} is left out")
     if uses_cache(opt):
-        attach_cache(opt, teachers, files, session)
+        attach_cache(opt, teachers, session)
     elif opt.teacher_cache:
         print(f"--teacher_cache: --distill {opt.distill} compares maps, which are not kept; going on without")
     # What the cache lacks comes in batches of all sizes, each of which would be compiled anew.

@@ -31,6 +31,9 @@ class TeacherLosses:
             batch is this process's part.
         student_logits: ``[B, C]``, without a gradient.
         when: epoch and step.
+        knows: bool ``[K, C]``: which classes each teacher knows; None: all. On a sample of a class that it does not
+            know its loss is 0; the losses of the others are K/n times as large where n of K know the class. A class
+            that it does not know has the probability 0 in its logits.
     """
 
     losses: torch.Tensor
@@ -40,6 +43,7 @@ class TeacherLosses:
     gradients_of: Callable[[], torch.Tensor]
     student_logits: torch.Tensor | None = None
     when: When = When(1, 1)  # noqa: RUF009 a tuple
+    knows: torch.Tensor | None = None
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -56,6 +60,15 @@ class TeacherLosses:
     def gram(self) -> torch.Tensor:
         """``[K, K]`` inner products of the gradients, in float64: squares of 1e-12 still have all their digits."""
         return self.gradients @ self.gradients.T
+
+    @cached_property
+    def has_say(self) -> torch.Tensor | None:
+        """Which teachers know the class of each sample, bool ``[K, B]``; None: all."""
+        return None if self.knows is None else self.knows[:, self.target]
+
+    def where_known(self, values: torch.Tensor, otherwise: float) -> torch.Tensor:
+        """``values`` ``[K, B]`` of the teachers that know a sample's class; ``otherwise`` for those that do not."""
+        return values if self.has_say is None else values.masked_fill(~self.has_say, otherwise)
 
 
 class EnsembleMethod:
@@ -141,8 +154,29 @@ def weigh(method: EnsembleMethod, teachers: TeacherLosses, kd_scale: str) -> tor
     if method.constant and (weights.ndim != 1 or weights.requires_grad):
         raise TypeError(f"{type(method).__name__}.constant is True, but its weights are per sample or have a gradient")
     if kd_scale == "unit":
-        return unit_sum(weights)
-    return weights / teacher_num if method.released_division else weights
+        weights = unit_sum(weights)
+    elif method.released_division:
+        weights = weights / teacher_num
+    return weights if weights.ndim == 1 or teachers.has_say is None else among_those(teachers.has_say, weights)
+
+
+def among_those(has_say: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weights ``[K, B]`` → the same for teachers that know a sample's class: the others' are shared out among them.
+
+    In proportion to their own, or in equal parts where one is negative or all are nothing. Since their losses are K/n
+    times as large, the weights sum to n/K of what they did, so that every sample is taught as much.
+
+    Args:
+        has_say: bool ``[K, B]``.
+        weights: ``[K, B]``.
+    """
+    total, count = weights.sum(0), has_say.sum(0)  # [B]
+    own = weights * has_say
+    left = own.sum(0)
+    equal = (count <= 1) | (own.amin(0) < 0) | (left <= NOTHING * total.abs())
+    # divided by 1 there: the gradient of what is not chosen has to be finite too
+    shares = torch.where(equal, has_say / count.clamp_min(1), own / torch.where(equal, 1.0, left))
+    return shares * total * (count / len(weights))
 
 
 def unit_sum(weights: torch.Tensor) -> torch.Tensor:

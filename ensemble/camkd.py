@@ -8,6 +8,9 @@ import torch.nn.functional as F
 from ensemble.base import EnsembleMethod, TeacherLosses, ensemble_dict
 from helper.kl import full_precision
 
+NOWHERE = 1e4
+"""Of such a difference no exponential is left."""
+
 
 @ensemble_dict.register("CAMKD")
 class CAMKD(EnsembleMethod):
@@ -28,4 +31,6 @@ class CAMKD(EnsembleMethod):
         teacher_num = len(logits)
         target = teachers.target.expand(teacher_num, -1)
         cross_entropy = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-        return (1 - cross_entropy.view_as(target).softmax(0)) / (teacher_num - 1)
+        # of a teacher that does not know the class it says nothing, and takes no part of the others'
+        compared = teachers.where_known(cross_entropy.view_as(target), -NOWHERE)
+        return (1 - compared.softmax(0)) / (teacher_num - 1)

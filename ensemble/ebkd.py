@@ -27,7 +27,8 @@ class EBKD(EnsembleMethod):
 
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
         log_p = F.log_softmax(full_precision(teachers.logits.detach()), dim=-1)  # [K, B, C]
-        entropy = -(log_p.exp() * log_p).sum(-1)  # [K, B]
+        # of those that know the class: what others say of it is no measure of certainty
+        entropy = teachers.where_known(-(log_p.exp() * log_p).sum(-1), 0.0)  # [K, B]
         total = entropy.sum(0)
         # Teachers that are all perfectly certain have no entropy to share out: equal parts.
         share = torch.where(total > 0, entropy / total, 1 / len(entropy))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,12 +22,20 @@ Predict = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 Sums = dict[str, torch.Tensor]
 
 
-def evaluate(predict: Predict, loader: Any, device: torch.device, precision: str) -> dict[str, dict[str, float]]:
+def evaluate(
+    predict: Predict,
+    loader: Any,
+    device: torch.device,
+    precision: str,
+    known: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> dict[str, dict[str, float]]:
     """Named predictions' mean scores over a loader, of which each process has a part.
 
     Args:
         predict: images ``[B, 3, H, W]`` → for each name logits ``[B, C]``; or those of m networks ``[m, B, C]``, which
             are scored as ``name_0``, ``name_1``, … and, as their mean, ``name``; or a measure of each image ``[B]``.
+        known: for some names of logits ``[B, C]`` the classes whose images they are scored on, bool ``[C]``; all else
+            is scored on all images.
 
     Returns:
         for each name ``accuracy`` and ``accuracy5`` in percent, ``loss`` (cross-entropy in nats, which is the negative
@@ -39,7 +48,11 @@ def evaluate(predict: Predict, loader: Any, device: torch.device, precision: str
             with autocast(device, precision):
                 predictions = predict(batch.images)
             for name, prediction in predictions.items():
-                for which, sums, count in _named_sums(name, prediction, batch.target):
+                target = batch.target
+                if name in known:
+                    of_these = known[name][target]
+                    prediction, target = prediction[of_these], target[of_these]
+                for which, sums, count in _named_sums(name, prediction, target):
                     means.setdefault(which, Means()).add_sums(sums, count)
     return _calibrated(Means.read_together(means))
 

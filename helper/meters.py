@@ -58,7 +58,9 @@ class Means:
                 so_far, number = merged.get(key, ({}, 0))
                 total = {name: so_far.get(name, 0.0) + value for name, value in zip(names, sums, strict=True)}
                 merged[key] = so_far | total, number + count
-        return {key: {name: total / count for name, total in sums.items()} for key, (sums, count) in merged.items()}
+        return {
+            key: {name: total / max(count, 1) for name, total in sums.items()} for key, (sums, count) in merged.items()
+        }
 
 
 def stacked(values: Scalars) -> torch.Tensor:

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from helper.errors import UsageError
+
 Shape = tuple[int, ...]
 """One feature without its batch axis: ``(C, H, W)`` of a map, ``(D,)`` of the pooled vector."""
 
@@ -95,6 +97,11 @@ class Seen(NamedTuple):
     before_relu: tuple[Tensor, ...] = ()
     cam: Tensor | None = None
 
+    def of_classes(self, numbers: Tensor) -> Seen:
+        """The same of some classes alone, int64 ``[C_k]``."""
+        logits, cam = (each if each is None else each.index_select(1, numbers) for each in (self.logits, self.cam))
+        return self._replace(logits=logits, cam=cam)
+
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, which gradients are taken with respect to."""
         each = (self.logits, *self.maps, *self.before_relu, self.vector, self.cam)
@@ -171,6 +178,23 @@ def norms_of(network: Any) -> list[tuple[Tensor, Tensor] | None]:
     """
     modules = [network.norms.get(stage) and network.get_submodule(network.norms[stage]) for stage in network.stages]
     return [*(each and (each.weight.detach().clone(), each.bias.detach().clone()) for each in modules), None]
+
+
+@torch.no_grad()
+def logits_shape(network: nn.Module, images: Tensor, arch: str, dataset: str) -> torch.Size:
+    """The shape of a network's logits of some images, without their number.
+
+    Raises:
+        UsageError: they are too small for it, or not of the one size it takes.
+    """
+    training, size = network.training, images.shape[-1]
+    try:
+        logits: Tensor = network.eval()(images)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{arch} cannot take {dataset}'s images of {size}×{size}: {reason}") from None
+    network.train(training)
+    return logits.shape[1:]
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,7 +31,10 @@ from helper.nearest import nothing_to_resume
 from helper.recipe import require_sound_recipe, seed_of
 from helper.resuming import Progress, seed_everything
 from helper.run_folder import RunFolder, parameters_of
+from helper.seen import logits_shape
 from helper.task import Task
+from helper.teachers.loading import Around
+from helper.teachers.record import Eyes
 from helper.weights import Labels, load_network, located
 
 DEFAULT_RATE = 0.05
@@ -107,6 +111,12 @@ class Session:
         """So many black images ``[…, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
         return torch.zeros(number, 3, self.info.image_size, self.info.image_size, device=self.device)
 
+    @property
+    def around(self) -> Around:
+        """What teachers are asked about."""
+        info = self.info
+        return Around(self.labels, Eyes(info.mean, info.std, info.image_size, "RGB").checked(info.name), self.example())
+
     def build(self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None) -> Any:
         """A network for the dataset's classes, on the device; UsageError where no weights are published for it.
 
@@ -117,21 +127,14 @@ class Session:
         settings: dict[str, Any] = {"pretrained": True} if pretrained else {}
         if widths is not None:
             settings["widths"] = widths
-        network = self.models[arch](num_classes=self.info.num_classes, **settings)
-        network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._try_size(network, arch)
+        network = self.construct(arch, **settings)
+        logits_shape(network, self.example(), arch, self.opt.dataset)
         return network
 
-    @torch.no_grad()
-    def _try_size(self, network: nn.Module, arch: str) -> None:
-        """UsageError where the dataset's images are too small for the network, or not of the one size it takes."""
-        size = self.info.image_size
-        try:
-            network.eval()(self.example())
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"{arch} cannot take {self.opt.dataset}'s images of {size}×{size}: {reason}") from None
-        network.train()
+    def construct(self, arch: str, num_classes: int | None = None, **settings: Any) -> Any:
+        """A network on the device, for the dataset's classes or another number of them; not tried on its images."""
+        network: Any = self.models[arch](num_classes=num_classes or self.info.num_classes, **settings)
+        return network.to(self.device, memory_format=torch.channels_last)
 
     def compile(self, *networks: nn.Module) -> None:
         """With ``--compile``, let these networks run compiled in training from now on."""
@@ -236,10 +239,14 @@ class Session:
             "std": list(info.std),
         }
 
-    def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
-        """Scores of named predictions on the test set, see :func:`helper.loop.evaluate`."""
+    def test(
+        self,
+        predict: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+        known: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> dict[str, dict[str, float]]:
+        """Scores of named predictions on the test set, see :func:`helper.evaluation.evaluate`."""
         with uncompiled(self.opt.compile):
-            return evaluate(predict, self.loaders.test, self.device, self.precision)
+            return evaluate(predict, self.loaders.test, self.device, self.precision, known)
 
     def load(self, network: nn.Module, given: Path, arch: str, option: str) -> Path:
         """Load the checkpoint ``PATH[@KEY]`` into ``network`` and print what is to be said of it; returns its path."""

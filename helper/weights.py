@@ -37,7 +37,10 @@ Weights = dict[str, Tensor]
 
 
 class Labels(NamedTuple):
-    """What logits stand for: a dataset, how many classes it has, and their names in label order, where known."""
+    """What logits stand for: a dataset, how many classes it has, and their names in label order, where known.
+
+    Without a dataset it is known what each stands for, and nothing but their number is to be compared.
+    """
 
     dataset: str
     num_classes: int
@@ -45,10 +48,11 @@ class Labels(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint says beside its weights, and lines that the user should see."""
+    """What a checkpoint says beside its weights, lines that the user should see, and whether it is one of ours."""
 
     about: dict[str, Any]
     notes: list[str]
+    ours: bool = False
 
 
 class Found(NamedTuple):
@@ -96,7 +100,7 @@ def load_network(
     chosen, note = _chosen(what, state, own, arch, labels.num_classes, key)
     network.load_state_dict(_as_trained(what, chosen.weights, own), strict=False)
     about = {name: value for name, value in state.items() if not isinstance(value, Mapping)}
-    return Loaded(about, [*notes, *note])
+    return Loaded(about, [*notes, *note], is_ours(state))
 
 
 def architecture(state: Mapping[str, Any], known: Mapping[str, Callable[..., nn.Module]]) -> str | None:
@@ -121,13 +125,33 @@ def is_ours(state: Mapping[str, Any]) -> bool:
     return says and isinstance(state["arch"], str) and isinstance(state["num_classes"], int)
 
 
+def classes_in(path: Path, build: Callable[..., nn.Module]) -> int | None:
+    """For how many classes the network in a checkpoint is; None where that cannot be told, which loading it explains.
+
+    Args:
+        path: the checkpoint, ours or another's.
+        build: makes the network for ``num_classes=``.
+    """
+    try:
+        state = foreign.read(path)
+    except Damaged:
+        return None
+    return state["num_classes"] if is_ours(state) else _classes(state, build)
+
+
 def _resembles(state: Mapping[str, Any], build: Callable[..., nn.Module]) -> bool:
     """Whether a checkpoint holds the network's weights, for any number of classes."""
+    return _classes(state, build) is not None
+
+
+def _classes(state: Mapping[str, Any], build: Callable[..., nn.Module]) -> int | None:
+    """For how many classes the network's weights in a checkpoint are; None where there are none."""
     classes = 7  # a number of channels that no layer has but the classifier
     with torch.random.fork_rng(devices=[]):  # the student's initial weights depend on the seed alone
         own = build(num_classes=classes).state_dict()
-    named = (each.weights for each in _found(state, own) if not any(_differing_names(each.weights, own)))
-    return any(not _differing_shapes(each, own) or _other_classes(each, own, classes) for each in named)
+    named = [each.weights for each in _found(state, own) if not any(_differing_names(each.weights, own))]
+    counts = [_other_classes(each, own, classes) if _differing_shapes(each, own) else classes for each in named]
+    return next(filter(None, counts), None)
 
 
 # ---- where weights lie
@@ -308,7 +332,7 @@ def _compare_labels(what: str, state: Mapping[str, Any], labels: Labels) -> list
         if labels.classes and isinstance(classes, list) and len(classes) == count:
             _require_same(what, repr(dataset), [str(name) for name in classes], labels.dataset, labels.classes)
             return []
-    if not isinstance(dataset, str) or _letters(dataset) == _letters(labels.dataset):
+    if not isinstance(dataset, str) or not labels.dataset or _letters(dataset) == _letters(labels.dataset):
         return []
     return [f"{what} was trained on {dataset!r}, not on {labels.dataset!r}; its classes may be others"]
 

@@ -21,7 +21,8 @@ from helper.machine import autocast
 from helper.options import Options
 from helper.script import run_script
 from helper.session import Session
-from helper.teachers import chosen_teachers, load_teachers, require_files
+from helper.teachers.files import chosen_teachers, require_files
+from helper.teachers.loading import load_teachers
 from models import model_dict
 
 
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str]) -> None:
     listed = setting.TEACHERS.get(opt.dataset, [])
     files = chosen_teachers(listed, opt.teachers, opt.teacher_num, opt.dataset, model_dict)
     require_files(files, opt.dataset, "--teachers" if opt.teachers else "setting.py")
-    teachers, _ = load_teachers(files, session.build, session.labels, session.example(), session.precision)
-    train_student.attach_cache(opt, teachers, files, session)
+    teachers, _ = load_teachers(files, session.construct, session.around, session.precision)
+    train_student.attach_cache(opt, teachers, session)
     loader = session.loaders.train
     batches = all_batches(loader, opt.batch_size) if opt.all_views else batches_of_run(loader, opt.epochs)
     total = len(loader.all_views()) if opt.all_views else opt.epochs * len(loader) * opt.batch_size

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distiller_zoo import distill_dict
 from ensemble import EnsembleMethod, ensemble_dict
-from helper.teachers import Teachers
+from helper.teachers.asked import Teachers
 from train_student import Distillation, make_losses
 
 LOSSES, METHODS = ("kd", "inter"), ("AVERAGE_LOSS", "AEKD")

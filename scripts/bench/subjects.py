@@ -35,7 +35,9 @@ from helper.loop import Fit
 from helper.machine import autocast
 from helper.run_folder import RunFolder
 from helper.session import Session
-from helper.teachers import TeacherFile, Teachers, load_teachers
+from helper.teachers.asked import Teachers
+from helper.teachers.files import TeacherFile
+from helper.teachers.loading import load_teachers
 from models import model_dict
 from scripts.bench.as_released import RATE, ReleasedDistillation, ReleasedPeers
 
@@ -182,7 +184,7 @@ class Offline:
 
     def _load(self) -> Teachers:
         session = self.session
-        return load_teachers(self.files, session.build, session.labels, session.example(), session.precision)[0]
+        return load_teachers(self.files, session.construct, session.around, session.precision)[0]
 
     def raw_teachers(self) -> list[nn.Module]:
         """The networks as their training left them."""
@@ -203,7 +205,7 @@ class Offline:
         """The same with a cache that holds all batches that are trained on."""
         teachers = self._load()
         opt = train_student.options().parse(words(self.bench, "--teacher_cache", self._folder.name))
-        train_student.attach_cache(opt, teachers, self.files, self.session)
+        train_student.attach_cache(opt, teachers, self.session)
         with autocast(self.device, self.session.precision):
             for batch in self.batches:
                 teachers.logits(batch.images, batch.views)

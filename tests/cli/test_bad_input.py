@@ -19,7 +19,7 @@ from tiny_runs import TRAIN, Outcome, call, distil, teach, teach_each_other, wei
 import train_student
 import train_teacher
 from helper.session import Session
-from helper.teachers import TeacherFile, training_command
+from helper.teachers.files import TeacherFile, training_command
 from models import model_dict
 
 pytestmark = pytest.mark.usefixtures("little_data")

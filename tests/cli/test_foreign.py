@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_runs import Outcome, distil, result, teach, teach_each_other, weights
 
-from helper.teachers import TeacherFile, fingerprint
+from helper.teachers.files import TeacherFile, fingerprint
 from models import model_dict
 
 pytestmark = pytest.mark.usefixtures("little_data")

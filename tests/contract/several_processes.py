@@ -24,7 +24,7 @@ from helper import distributed
 from helper.batch import Batch
 from helper.loop import Fit
 from helper.run_folder import RunFolder
-from helper.teachers import Teachers
+from helper.teachers.asked import Teachers
 from models import model_dict
 from online import online_dict
 

@@ -21,12 +21,15 @@ from helper import checkpoint, foreign
 from helper.checkpoint import Damaged, load, load_newest, previous, save
 from helper.errors import UsageError
 from helper.run_folder import RunFolder
-from helper.teachers import TeacherFile, chosen_teachers, load_teachers
+from helper.teachers.files import TeacherFile, chosen_teachers
+from helper.teachers.loading import Around, load_teachers
+from helper.teachers.record import Eyes
 from helper.weights import Labels, load_network
 from models import model_dict
 
 CLASSES = 4
 LABELS = Labels("digits", CLASSES)
+AROUND = Around(LABELS, Eyes(0.5, 0.5, 32, "RGB").checked("digits"), torch.zeros(2, 3, 32, 32))
 
 
 def network(name: str = "resnet8", num_classes: int = CLASSES, seed: int = 0) -> nn.Module:
@@ -375,7 +378,7 @@ def test_teachers_say_their_own_architecture(tmp_path: Path) -> None:
     given = [*files[:2], f"{files[2]}:resnet8"]
     chosen = chosen_teachers([], given, None, "digits", model_dict)
     assert [file.arch for file in chosen] == ["vgg8", "resnet8x4", "resnet8"]
-    teachers, notes = load_teachers(chosen, network, LABELS, torch.zeros(2, 3, 32, 32), "fp32")
+    teachers, notes = load_teachers(chosen, network, AROUND, "fp32")
     assert (len(teachers), notes) == (3, [])
     assert not any(parameter.requires_grad for one in teachers.networks for parameter in one.parameters())
     assert chosen_teachers([], given, 2, "digits", model_dict) == chosen[:2]
@@ -396,5 +399,5 @@ def test_teachers_say_their_own_architecture(tmp_path: Path) -> None:
 def test_unfinished_teachers_are_named(tmp_path: Path) -> None:
     path = tmp_path / "last.pth"
     save({"model": network().state_dict(), "epoch": 3, "epochs": 10}, path)
-    _, notes = load_teachers([TeacherFile("resnet8", path)], network, LABELS, torch.zeros(2, 3, 32, 32), "fp32")
+    _, notes = load_teachers([TeacherFile("resnet8", path)], network, AROUND, "fp32")
     assert notes == [f"{path}: trained for 3 of 10 epochs only"]

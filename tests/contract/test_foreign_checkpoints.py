@@ -31,13 +31,16 @@ from torch import nn
 from helper import foreign
 from helper.checkpoint import Damaged
 from helper.errors import UsageError
-from helper.teachers import TeacherFile, chosen_teachers, fingerprint, load_teachers
+from helper.teachers.files import TeacherFile, chosen_teachers, fingerprint
+from helper.teachers.loading import Around, load_teachers
+from helper.teachers.record import Eyes
 from helper.weights import Labels, Loaded, load_network, located
 from models import model_dict
 
 ROOT = Path(__file__).parents[2]
 CLASSES = 4
 LABELS = Labels("digits", CLASSES, ("a", "b", "c", "d"))
+AROUND = Around(LABELS, Eyes(0.5, 0.5, 32, "RGB").checked("digits"), torch.zeros(2, 3, 32, 32))
 State = dict[str, torch.Tensor]
 
 
@@ -628,6 +631,6 @@ def test_a_key_enters_the_runs_name_only_when_given() -> None:
 def test_teachers_by_key(path: Path) -> None:
     torch.save({"state_dict": weights(1), "state_dict_ema": weights(3)}, path)
     files = [TeacherFile("resnet8", path), TeacherFile("resnet8", path, "state_dict_ema")]
-    teachers, notes = load_teachers(files, network, LABELS, torch.zeros(2, 3, 32, 32), "fp32")
+    teachers, notes = load_teachers(files, network, AROUND, "fp32")
     assert len(notes) == 1
-    assert teachers.checksums[0] != teachers.checksums[1]
+    assert teachers.identities[0][1] != teachers.identities[1][1]

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helper.frozen import fold_batch_norms, freeze
 from helper.machine import autocast
 from helper.seen import Reads
-from helper.teachers import Teachers
+from helper.teachers.asked import Teachers
+from helper.teachers.frozen import fold_batch_norms, freeze
 from models import model_dict
 
 OWN = [name for name in model_dict if not name.startswith("torchvision/")]

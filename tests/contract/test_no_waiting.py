@@ -19,7 +19,7 @@ from ensemble import min_norm
 from helper.batch import Batch, When
 from helper.meters import FirstBad, Means
 from helper.task import Task
-from helper.teachers import Teachers
+from helper.teachers.asked import Teachers
 from helper.update import Step
 from models import model_dict
 from online import online_dict

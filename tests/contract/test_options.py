@@ -23,7 +23,7 @@ from helper.options import Options, _hyperparameters
 from helper.recipe import PUBLISHED_DROPS, PUBLISHED_EPOCHS, lr_drops, require_sound_recipe, seed_of
 from helper.run_folder import RunFolder, parameters_of
 from helper.session import Session, folder_name
-from helper.teachers import TeacherFile
+from helper.teachers.files import TeacherFile
 
 FILES = [TeacherFile("resnet20", Path("save/a.pth")), TeacherFile("resnet20", Path("save/b.pth"))]
 

@@ -19,7 +19,7 @@ from helper.errors import UsageError
 from helper.gradients import OnePass
 from helper.machine import autocast
 from helper.seen import feature_shapes, observe
-from helper.teachers import Teachers
+from helper.teachers.asked import Teachers
 from models import model_dict
 from train_student import Distillation, chosen_losses, feat_start_epoch
 

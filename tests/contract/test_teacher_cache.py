@@ -18,11 +18,11 @@ from torch import nn
 from dataset.base import DatasetInfo, Split
 from dataset.memory import MemoryTrainLoader
 from dataset.views import crops_of, numbers_of, view_space, views_per_image
-from helper import teacher_cache
 from helper.batch import ViewSpace
 from helper.errors import UsageError
-from helper.teacher_cache import HEADER, LogitsFile, Room, TeacherCache, weights_checksum
-from helper.teachers import Teachers
+from helper.teachers import cache as teacher_cache
+from helper.teachers.asked import Teachers
+from helper.teachers.cache import HEADER, LogitsFile, Room, TeacherCache, weights_checksum
 
 INFO = DatasetInfo("noise", 7, 8, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), padding=2, flip=True)
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import fcntl
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -244,7 +244,8 @@ class TeacherCache:
         folder: made if it is not there; caches of other teachers and datasets lie there too.
         gigabytes: the folder's largest size.
         views: all views of the training set.
-        teachers: architecture and checksum of the weights of each.
+        teachers: architecture and checksum of the weights of each, and what else its logits depend on, such as
+            ``classes``, how many it has, if they are not as many as the dataset's.
         precision: what they are computed with.
         num_classes: C.
 
@@ -257,7 +258,7 @@ class TeacherCache:
         folder: Path,
         gigabytes: float,
         views: ViewSpace,
-        teachers: Sequence[tuple[str, str]],
+        teachers: Sequence[tuple[str, str, Mapping[str, Any]]],
         precision: str,
         num_classes: int,
     ) -> None:
@@ -265,8 +266,8 @@ class TeacherCache:
             folder.mkdir(parents=True, exist_ok=True)
             room = Room(folder, gigabytes)
             self.files = []
-            for arch, checksum in teachers:
-                about = {
+            for arch, checksum, special in teachers:
+                about: dict[str, Any] = {
                     "format": FORMAT,
                     "images": views.identity,
                     "views": views.size,
@@ -274,21 +275,36 @@ class TeacherCache:
                     "weights": checksum,
                     "precision": precision,
                     "classes": num_classes,
+                    **special,
                 }
                 key = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
                 path = folder / f"{arch.replace('/', '.')}-{precision}-{key}.logits"
-                self.files.append(LogitsFile(path, about, views.size, num_classes, room))
+                self.files.append(LogitsFile(path, about, views.size, about["classes"], room))
         except OSError as error:
             raise UsageError(f"--teacher_cache: {folder} cannot be written ({error.strerror})") from None
 
-    def logits(self, images: torch.Tensor, views: torch.Tensor, teachers: Sequence[Compute]) -> torch.Tensor:
-        """Images ``[B, 3, H, W]`` and the numbers of their views, int64 ``[B]`` on the host → float32 ``[K, B, C]``."""
+    def logits(
+        self, images: torch.Tensor, views: torch.Tensor, teachers: Sequence[Compute]
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """What each teacher says, float32 ``[K, B, C]``, or a list where they have different numbers of classes.
+
+        Args:
+            images: ``[B, 3, H, W]``, as they are handed to ``teachers`` where need be.
+            views: their numbers, int64 ``[B]`` on the host.
+            teachers: images → logits ``[B, C_k]`` of each.
+        """
         numbers = views.numpy()
         each = [self._of(file, images, numbers, compute) for file, compute in zip(self.files, teachers, strict=True)]
-        stacked = torch.from_numpy(np.stack(each))
-        if images.device.type == "cuda":
-            stacked = stacked.pin_memory()
-        return stacked.to(images.device, non_blocking=True).float()
+        if len({logits.shape for logits in each}) == 1:
+            return self._to(images.device, np.stack(each))
+        return [self._to(images.device, logits) for logits in each]
+
+    @staticmethod
+    def _to(device: torch.device, logits: Words) -> torch.Tensor:
+        stored = torch.from_numpy(logits)
+        if device.type == "cuda":
+            stored = stored.pin_memory()
+        return stored.to(device, non_blocking=True).float()
 
     @staticmethod
     def _of(file: LogitsFile, images: torch.Tensor, views: Words, compute: Compute) -> Words:

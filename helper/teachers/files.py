@@ -1,42 +1,73 @@
-"""Frozen teachers: where they lie, and what they say of a batch."""
+"""Where teachers lie: what ``setting.py`` or ``--teachers`` says, and what runs call and record of it."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 
 from helper import foreign
 from helper.checkpoint import Damaged
-from helper.errors import UsageError
-from helper.frozen import freeze
+from helper.errors import UsageError, unknown
 from helper.names import local, recorded
-from helper.seen import Observed, Reads, observe
-from helper.teacher_cache import TeacherCache, weights_checksum
-from helper.weights import Labels, architecture, load_network, located
+from helper.teachers.record import Classes, Eyes, Teacher
+from helper.weights import architecture, located
+
+SPECIAL = ("mean", "std", "size", "channels", "classes")
+"""What may be said of a teacher beside where it lies."""
+
+PLAIN = Eyes()
 
 
 @dataclass(frozen=True)
 class TeacherFile:
-    """One teacher: its architecture, its checkpoint, and which of several weights in it."""
+    """One teacher.
+
+    Attributes:
+        arch: its architecture.
+        path: its checkpoint.
+        key: which of several weights in it.
+        eyes: how it wants its images, as far as a person has said it.
+        classes: of :class:`Teacher`.
+    """
 
     arch: str
     path: Path
     key: str | None = None
+    eyes: Eyes = PLAIN
+    classes: Classes | None = None
 
     def __str__(self) -> str:
-        """As ``--teachers`` takes it."""
-        return f"{self.path}:{self.arch}" + (f"@{self.key}" if self.key else "")
+        """As ``--teachers`` takes it: ``PATH:ARCH[@KEY]``, then as JSON what is special about it."""
+        plain = f"{self.path}:{self.arch}" + (f"@{self.key}" if self.key else "")
+        return f"{plain} {json.dumps(self.special)}" if self.special else plain
+
+    @property
+    def special(self) -> dict[str, Any]:
+        """What is said of its images and its classes, such that JSON can hold it."""
+        classes = self.classes if self.classes is None else {"classes": _in_json(self.classes)}
+        return {**self.eyes.said(), **(classes or {})}
+
+    def about(self) -> dict[str, Any]:
+        """What a run's record says of it."""
+        return {"arch": self.arch, "path": str(self.path), **({"key": self.key} if self.key else {}), **self.special}
+
+    @classmethod
+    def recorded(cls, about: Mapping[str, Any]) -> TeacherFile:
+        """The teacher that :meth:`about` has described, among other things."""
+        special = {name: about[name] for name in SPECIAL if name in about}
+        return cls(about["arch"], Path(about["path"]), about.get("key"), *_special("result.json", special))
 
 
 def chosen_teachers(
-    listed: Sequence[tuple[str, str]],
+    listed: Sequence[tuple[str, str] | Teacher],
     given: Sequence[str] | None,
     teacher_num: int | None,
     dataset: str,
@@ -45,19 +76,16 @@ def chosen_teachers(
     """The teachers that the options choose.
 
     Args:
-        listed: of ``setting.py`` for the dataset: ``(architecture, path[@key])``.
-        given: ``--teachers path[:arch][@key] …``, which override the list.
+        listed: of ``setting.py`` for the dataset: ``(architecture, path[@key])``, or a :class:`Teacher`.
+        given: ``--teachers path[:arch][@key] …``, which override the list; see :meth:`TeacherFile.__str__`.
         teacher_num: how many of them, from the first; None means all.
         known: the architectures that exist, and what builds them.
 
     Raises:
-        UsageError: none is listed, fewer than ``--teacher_num``, or an architecture is unknown.
+        UsageError: none is listed, fewer than ``--teacher_num``, an architecture is unknown, or what is said of its
+            images makes no sense.
     """
-    files = (
-        [_parse(text, known) for text in given]
-        if given
-        else [TeacherFile(arch, *located(local(path))) for arch, path in listed]
-    )
+    files = [_parse(text, known) for text in given] if given else [_listed(entry) for entry in listed]
     if not files:
         raise UsageError(f"--dataset: setting.py lists no teachers for {dataset}; add them, or give --teachers")
     source = "--teachers" if given else "setting.py"
@@ -73,7 +101,45 @@ def chosen_teachers(
     return files[:teacher_num]
 
 
+def _listed(entry: tuple[str, str] | Teacher) -> TeacherFile:
+    """An entry of ``setting.py``."""
+    teacher = entry if isinstance(entry, Teacher) else Teacher(*entry)
+    if teacher.path is None:
+        raise UsageError(f"setting.py: a teacher {teacher.arch!r} has no checkpoint; name its file")
+    path, key = located(local(str(teacher.path)))
+    eyes = teacher.eyes.checked(f"setting.py: {str(path)!r}")
+    return TeacherFile(teacher.arch, path, key, eyes, teacher.classes)
+
+
+def _in_json(classes: Classes) -> list[Any]:
+    """A mapping as pairs: the keys of a dictionary in JSON would all be texts."""
+    return [list(each) for each in classes.items()] if isinstance(classes, Mapping) else list(classes)
+
+
+def _special(what: str, said: Mapping[str, Any]) -> tuple[Eyes, Classes | None]:
+    """What JSON says of a teacher's images and classes; ``what`` begins the line of an error."""
+    wrong = [name for name in said if name not in SPECIAL]
+    if wrong:
+        raise unknown(what, wrong[0], SPECIAL)
+    classes = said.get("classes")
+    if isinstance(classes, list) and all(isinstance(each, list) and len(each) == 2 for each in classes):
+        classes = dict(classes)
+    return Eyes(**{name: said.get(name) for name in SPECIAL[:-1]}).checked(what), classes
+
+
 def _parse(text: str, known: Mapping[str, Callable[..., nn.Module]]) -> TeacherFile:
+    """As :meth:`TeacherFile.__str__` has it, or a path whose checkpoint or folder says the architecture."""
+    plain, brace, said = text.partition(" {")
+    if not brace:
+        return _plain(text, known)
+    try:
+        eyes, classes = _special(f"--teachers: {plain!r}", json.loads("{" + said))
+    except ValueError as error:
+        raise UsageError(f"--teachers: what stands behind {plain!r} is no JSON: {error}") from None
+    return replace(_plain(plain, known), eyes=eyes, classes=classes)
+
+
+def _plain(text: str, known: Mapping[str, Callable[..., nn.Module]]) -> TeacherFile:
     """``path:arch``, or a path whose checkpoint or folder says the architecture; ``@key`` behind either."""
     head, _, tail = text.rpartition(":")
     arch, _, key = tail.partition("@")
@@ -143,95 +209,11 @@ def fingerprint(files: Sequence[TeacherFile]) -> str:
     archs = [file.arch for file in files]
     kinds = "+".join(f"{archs.count(arch)}x{arch}" for arch in dict.fromkeys(archs))
     kinds = kinds if len(kinds) <= 60 else f"{len(files)}xmixed"
-    lines = (f"{file.arch} {file.path.as_posix()}" + (f"@{file.key}" if file.key else "") for file in files)
+    lines = (
+        f"{file.arch} {file.path.as_posix()}"
+        + (f"@{file.key}" if file.key else "")
+        + (f" {json.dumps(file.special)}" if file.special else "")
+        for file in files
+    )
     told = recorded("\n".join(lines)).encode("utf-8", "surrogateescape")
     return f"{kinds}@{sha256(told).hexdigest()[:6]}"
-
-
-class Teachers:
-    """K trained networks that stay as they are: in eval mode, without gradients of their own.
-
-    Args:
-        networks: K networks on one device, of any architectures.
-        checksums: of their weights as they were loaded.
-    """
-
-    # torch.inference_mode would gain nothing that can be measured over no_grad, and a loss that saves one of these
-    # tensors for its backward pass would fail.
-
-    def __init__(self, networks: Sequence[nn.Module], checksums: Sequence[str] = ()) -> None:
-        self.networks = [network.eval().requires_grad_(False) for network in networks]
-        self.checksums = list(checksums)
-        self.cache: TeacherCache | None = None
-
-    def __len__(self) -> int:
-        return len(self.networks)
-
-    @torch.no_grad()
-    def logits(self, images: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
-        """Images ``[B, 3, H, W]`` → ``[K, B, C]``; from the cache, if there is one, where ``views`` numbers them."""
-        images = as_autocast(images)
-        if self.cache is not None and views is not None:
-            return self.cache.logits(images, views, self.networks)
-        return torch.stack([network(images) for network in self.networks])
-
-    @torch.no_grad()
-    def observe(
-        self, images: torch.Tensor, reads: Reads, views: torch.Tensor | None = None
-    ) -> tuple[list[Observed], torch.Tensor]:
-        """Images ``[B, 3, H, W]`` → what each teacher makes of them, and all logits ``[K, B, C]``.
-
-        From the cache where logits are all that is read; ``views``: see :meth:`logits`.
-        """
-        if reads.features:
-            images = as_autocast(images)
-            observed = [observe(network, images, reads) for network in self.networks]
-            return observed, torch.stack([each.logits for each in observed])
-        logits = self.logits(images, views)
-        return [Observed(*each) for each in zip(logits, [()] * len(logits), self.networks, strict=True)], logits
-
-
-def as_autocast(images: torch.Tensor) -> torch.Tensor:
-    """``images`` in the type that autocast would convert them to for each network anew."""
-    kind = images.device.type
-    return images.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else images
-
-
-def load_teachers(
-    files: Sequence[TeacherFile],
-    build: Callable[[str], nn.Module],
-    labels: Labels,
-    images: torch.Tensor,
-    precision: str,
-) -> tuple[Teachers, list[str]]:
-    """Construct, load and freeze the teachers.
-
-    Args:
-        files: where they lie.
-        build: architecture → network, on the device.
-        labels: what their logits have to stand for.
-        images: ``[B, 3, H, W]`` of any content and of the dataset's size.
-        precision: of ``--precision``, see :func:`helper.frozen.freeze`.
-
-    Returns:
-        the teachers, and lines on what the user should know of them.
-
-    Raises:
-        UsageError: a checkpoint is missing, damaged, of another architecture or for other classes.
-    """
-    networks, checksums, notes = [], [], []
-    for file in files:
-        network = build(file.arch)
-        about, said = load_network(network, file.path, file.arch, labels, "setting.py or --teachers", file.key)
-        notes += said
-        epoch, epochs = about.get("epoch"), about.get("epochs")
-        if file.path.name.startswith("last") and isinstance(epochs, int) and epoch != epochs:
-            notes.append(f"{file.path}: trained for {epoch} of {epochs} epochs only")
-        checksums.append(weights_checksum(network))
-        networks.append(freeze(network, images, precision))
-    return Teachers(networks, checksums), notes
-
-
-def ensemble_logits(logits: torch.Tensor) -> torch.Tensor:
-    """The teachers' joint opinion: the logarithm of their mean probability, ``[K, B, C]`` → ``[B, C]``."""
-    return logits.float().log_softmax(-1).logsumexp(0)

@@ -1,0 +1,154 @@
+"""From files to frozen teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from helper.errors import UsageError
+from helper.seen import logits_shape
+from helper.teachers.asked import Teachers
+from helper.teachers.cache import weights_checksum
+from helper.teachers.classes import Chosen, ClassMap, Known, class_map
+from helper.teachers.conversion import Conversion, conversion_for, narrowed
+from helper.teachers.files import TeacherFile
+from helper.teachers.frozen import freeze
+from helper.teachers.record import Eyes
+from helper.weights import Labels, Loaded, classes_in, load_network
+
+SOURCE = "setting.py or --teachers"
+
+
+class Around(NamedTuple):
+    """What teachers are asked about.
+
+    Attributes:
+        labels: what logits stand for.
+        shown: how images are handed out; complete.
+        images: ``[B, 3, H, W]`` of any content.
+    """
+
+    labels: Labels
+    shown: Eyes
+    images: Tensor
+
+
+class Ready(NamedTuple):
+    """A teacher that can be asked.
+
+    Attributes:
+        network: frozen.
+        conversion: see :class:`Teachers`.
+        known: the classes that it knows, ascending; None: all.
+        identity: architecture, checksum of the weights, and what else its logits depend on.
+        notes: lines on what the user should know of it.
+    """
+
+    network: nn.Module
+    conversion: Conversion | None
+    known: tuple[int, ...] | None
+    identity: tuple[str, str, dict[str, Any]]
+    notes: list[str]
+
+
+def load_teachers(
+    files: Sequence[TeacherFile], build: Callable[..., nn.Module], data: Around, precision: str
+) -> tuple[Teachers, list[str]]:
+    """Construct, load and freeze the teachers.
+
+    Args:
+        files: where they lie.
+        build: architecture → network for the dataset's classes, or with ``num_classes=`` others, on the device.
+        data: what they are asked about.
+        precision: of ``--precision``, see :func:`helper.teachers.frozen.freeze`.
+
+    Returns:
+        the teachers, and lines on what the user should know of them.
+
+    Raises:
+        UsageError: a checkpoint is missing, damaged, of another architecture or for other classes, or a network cannot
+            take the images.
+    """
+    ready = [_load(file, build, data, precision) for file in files]
+    notes = [note for each in ready for note in each.notes]
+    known = None
+    if any(each.known for each in ready):
+        known = Known([each.known for each in ready], data.labels.num_classes, data.images.device)
+        notes += _nobody_knows(known, data.labels)
+    made = {each.conversion: each.conversion for each in ready}  # equal ones become one
+    conversions = [made[each.conversion] for each in ready]
+    return Teachers([each.network for each in ready], conversions, known, [each.identity for each in ready]), notes
+
+
+def _load(file: TeacherFile, build: Callable[..., nn.Module], data: Around, precision: str) -> Ready:
+    what = f"{SOURCE}: {str(file.path)!r}"
+    classes = None if file.classes is None else class_map(file.classes, data.labels, what)
+    if classes is None:
+        network = build(file.arch)
+        loaded = _with_weights(network, file, data.labels)
+    else:
+        count = _number_of_logits(file, classes, build, what) or data.labels.num_classes
+        network = build(file.arch, num_classes=count)
+        loaded = _with_weights(network, file, Labels("", count))
+    wants = (getattr(network, "wants", None) or Eyes()).checked(file.arch)
+    eyes = file.eyes.over(_eyes_of(loaded, what)).over(wants)
+    conversion = conversion_for(network, eyes, data.shown, data.images, what)
+    images = conversion(data.images) if conversion else data.images
+    count = logits_shape(network, images, file.arch, data.labels.dataset)[-1]
+    special: dict[str, Any] = {"eyes": conversion.wanted.said()} if conversion else {}
+    checksum = weights_checksum(network)
+    network = freeze(network, images, precision)
+    known = None
+    if classes is not None:
+        known = classes.known if len(classes.known) < data.labels.num_classes else None
+        special |= {"classes": len(classes.known)}
+        if classes.logits != tuple(range(count)):
+            network, special["logits"] = Chosen(network, classes.logits), list(classes.logits)
+    notes = [*loaded.notes, *_unfinished(file.path, loaded.about)]
+    notes += [f"{file.path}: sees {conversion.wanted}"] if conversion else []
+    return Ready(network, conversion, known, (file.arch, checksum, special), notes)
+
+
+def _number_of_logits(file: TeacherFile, classes: ClassMap, build: Callable[..., nn.Module], what: str) -> int | None:
+    """How many a teacher has whose classes are said; None where that cannot be told.
+
+    Raises:
+        UsageError: they are not those that are said.
+    """
+    count = classes_in(file.path, lambda **settings: build(file.arch, **settings))
+    said = classes.outputs or max(classes.logits) + 1
+    if count is not None and (count < said or (classes.outputs and count != said)):
+        raise UsageError(f"{what}: classes: names {said} logits, but it has {count}")
+    return count or classes.outputs
+
+
+def _with_weights(network: nn.Module, file: TeacherFile, labels: Labels) -> Loaded:
+    """Load them; of a network that is to see brightness alone the first convolution may have one channel for that."""
+    try:
+        return load_network(network, file.path, file.arch, labels, SOURCE, file.key)
+    except UsageError:
+        if file.eyes.channels != 1 or not narrowed(network):
+            raise
+    return load_network(network, file.path, file.arch, labels, SOURCE, file.key)
+
+
+def _eyes_of(loaded: Loaded, what: str) -> Eyes:
+    """How a network saw its images in training, as far as a checkpoint of ours says it."""
+    about = loaded.about if loaded.ours else {}
+    size, channels = about.get("image_size"), about.get("channels")
+    return Eyes(about.get("mean"), about.get("std"), size, channels).checked(what)
+
+
+def _unfinished(path: Path, about: dict[str, Any]) -> list[str]:
+    epoch, epochs = about.get("epoch"), about.get("epochs")
+    unfinished = path.name.startswith("last") and isinstance(epochs, int) and epoch != epochs
+    return [f"{path}: trained for {epoch} of {epochs} epochs only"] if unfinished else []
+
+
+def _nobody_knows(known: Known, labels: Labels) -> list[str]:
+    numbers = [c for c, some in enumerate(known.knows.any(0).tolist()) if not some]
+    names = ", ".join(str(labels.classes[c] if labels.classes else c) for c in numbers)
+    return [f"no teacher knows {names}: only the labels teach these"] if numbers else []
