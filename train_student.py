@@ -100,7 +100,8 @@ class Term:
             aliases = [seen.with_tensors(each) for each in once.aliases]
             batches = [batch] * len(aliases)
             if known is not None:
-                aliases, batches = known.of_student(aliases), known.of_batch(batch)
+                aliases = known.of_student(aliases)
+                batches = known.of_batch(batch) if first.teacher.logits or first.teacher.cam else batches
             mine = [loss.prepare(alias) for loss, alias in zip(self.losses, aliases, strict=True)]
             size = len(batch.target)
             values = torch.stack(

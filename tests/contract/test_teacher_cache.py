@@ -60,7 +60,7 @@ def network(seed: int) -> nn.Module:
 
 def cached(folder: Path, networks: list[nn.Module], precision: str = "fp32", gigabytes: float = 1.0) -> Teachers:
     teachers = Teachers(networks)
-    described = [("mlp", weights_checksum(network)) for network in networks]
+    described = [("mlp", weights_checksum(network), {}) for network in networks]
     views = noise_loader().views
     assert views is not None
     teachers.cache = TeacherCache(folder, gigabytes, views, described, precision, CLASSES)
