@@ -103,7 +103,9 @@ def test_each_teacher_is_as_accurate_as_alone(
     lists(monkeypatch)
     again = distil(tmp_path / "s", f"--config {live.folder / 'parameters.json'}")
     assert f"{live.folder} is finished" in again.out
-    filled = call(fill_cache.main, "fill_cache.py", f"--config {cached.folder / 'parameters.json'} --device cpu {cache}")
+    filled = call(
+        fill_cache.main, "fill_cache.py", f"--config {cached.folder / 'parameters.json'} --device cpu {cache}"
+    )
     assert "views of 3 teachers are there" in filled.out, filled.err
 
 

@@ -108,9 +108,7 @@ class Bright(nn.Module):
 def test_a_network_of_one_channel_gets_one() -> None:
     conversion = converted(OTHERS[4], Bright())
     assert conversion is not None
-    torch.testing.assert_close(
-        conversion(handed_out(pixels())), seen(OTHERS[4], pixels())[:, :1], rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(conversion(handed_out(pixels())), seen(OTHERS[4], pixels())[:, :1], rtol=1e-4, atol=1e-4)
     with pytest.raises(UsageError, match=r"^x: channels: it takes one; say its mean and std"):
         converted(Eyes(channels=1), Bright())
 
