@@ -345,8 +345,8 @@ def options() -> Options:
         nargs="+",
         metavar="PATH[:ARCH][@KEY]",
         default=None,
-        help="checkpoints to use instead of setting.py's; KEY where one holds several; mean and std of the images are each "
-        "teacher's own, and so is their size, where its checkpoint says them",
+        help="checkpoints to use instead of setting.py's; KEY where one holds several; mean and std of the images are "
+        "each teacher's own, and so is their size, where its checkpoint says them",
     )
     add = parser.section("loss r·CE + a·L_kd + b·L_feat")
     add("-r", "--gamma", type=weight, default=1.0, help="weight of the cross-entropy with the labels")

@@ -41,12 +41,10 @@ def class_map(classes: Classes, labels: Labels, what: str) -> ClassMap:
         what: begins the line of an error.
 
     Raises:
-        UsageError: a class is unknown, a class or logit is there twice, or there are none.
+        UsageError: a class is unknown, or a class or logit is there twice.
     """
     names = list(classes)
     logits = list(classes.values()) if isinstance(classes, Mapping) else list(range(len(names)))
-    if not names or isinstance(classes, str):
-        raise UsageError(f"{what}: classes: {classes!r} names no classes; give a list of them")
     if not all(type(logit) is int and logit >= 0 for logit in logits):
         raise UsageError(f"{what}: classes: {logits} are to be the numbers of its logits, counted from 0")
     known = [_number(name, labels, what) for name in names]

@@ -47,7 +47,7 @@ class TeacherFile:
     def __str__(self) -> str:
         """As ``--teachers`` takes it: ``PATH:ARCH[@KEY]``, then as JSON what is special about it."""
         plain = f"{self.path}:{self.arch}" + (f"@{self.key}" if self.key else "")
-        return f"{plain} {json.dumps(self.special)}" if self.special else plain
+        return f"{plain} {json.dumps(self.special, default=str)}" if self.special else plain
 
     @property
     def special(self) -> dict[str, Any]:
@@ -62,8 +62,7 @@ class TeacherFile:
     @classmethod
     def recorded(cls, about: Mapping[str, Any]) -> TeacherFile:
         """The teacher that :meth:`about` has described, among other things."""
-        special = {name: about[name] for name in SPECIAL if name in about}
-        return cls(about["arch"], Path(about["path"]), about.get("key"), *_special("result.json", special))
+        return cls(about["arch"], Path(about["path"]), about.get("key"), *_special("result.json", about))
 
 
 def chosen_teachers(
@@ -107,8 +106,7 @@ def _listed(entry: tuple[str, str] | Teacher) -> TeacherFile:
     if teacher.path is None:
         raise UsageError(f"setting.py: a teacher {teacher.arch!r} has no checkpoint; name its file")
     path, key = located(local(str(teacher.path)))
-    eyes = teacher.eyes.checked(f"setting.py: {str(path)!r}")
-    return TeacherFile(teacher.arch, path, key, eyes, teacher.classes)
+    return TeacherFile(teacher.arch, path, key, *_special(f"setting.py: {str(path)!r}", vars(teacher)))
 
 
 def _in_json(classes: Classes) -> list[Any]:
@@ -116,15 +114,21 @@ def _in_json(classes: Classes) -> list[Any]:
     return [list(each) for each in classes.items()] if isinstance(classes, Mapping) else list(classes)
 
 
-def _special(what: str, said: Mapping[str, Any]) -> tuple[Eyes, Classes | None]:
-    """What JSON says of a teacher's images and classes; ``what`` begins the line of an error."""
-    wrong = [name for name in said if name not in SPECIAL]
-    if wrong:
-        raise unknown(what, wrong[0], SPECIAL)
-    classes = said.get("classes")
+def _of_json(classes: Any, what: str) -> Classes | None:
+    """The same back; UsageError for what is neither a list nor a mapping."""
     if isinstance(classes, list) and all(isinstance(each, list) and len(each) == 2 for each in classes):
-        classes = dict(classes)
-    return Eyes(**{name: said.get(name) for name in SPECIAL[:-1]}).checked(what), classes
+        classes = {str(name) if isinstance(name, list) else name: logit for name, logit in classes}
+    if classes is not None and (
+        isinstance(classes, str) or not isinstance(classes, (Sequence, Mapping)) or not classes
+    ):
+        raise UsageError(f"{what}: classes: {classes!r} names no classes; give a list of them")
+    return classes
+
+
+def _special(what: str, said: Mapping[str, Any]) -> tuple[Eyes, Classes | None]:
+    """What is said of a teacher's images and classes, checked; ``what`` begins the line of an error."""
+    eyes = Eyes(**{name: said.get(name) for name in SPECIAL[:-1]})
+    return eyes.checked(what), _of_json(said.get("classes"), what)
 
 
 def _parse(text: str, known: Mapping[str, Callable[..., nn.Module]]) -> TeacherFile:
@@ -132,10 +136,15 @@ def _parse(text: str, known: Mapping[str, Callable[..., nn.Module]]) -> TeacherF
     plain, brace, said = text.partition(" {")
     if not brace:
         return _plain(text, known)
+    what = f"--teachers: {plain!r}"
     try:
-        eyes, classes = _special(f"--teachers: {plain!r}", json.loads("{" + said))
+        special = json.loads("{" + said)
     except ValueError as error:
-        raise UsageError(f"--teachers: what stands behind {plain!r} is no JSON: {error}") from None
+        raise UsageError(f"{what}: what stands behind it is no JSON: {error}") from None
+    for name in special:
+        if name not in SPECIAL:
+            raise unknown(what, name, SPECIAL)
+    eyes, classes = _special(what, special)
     return replace(_plain(plain, known), eyes=eyes, classes=classes)
 
 
@@ -212,7 +221,7 @@ def fingerprint(files: Sequence[TeacherFile]) -> str:
     lines = (
         f"{file.arch} {file.path.as_posix()}"
         + (f"@{file.key}" if file.key else "")
-        + (f" {json.dumps(file.special)}" if file.special else "")
+        + (f" {json.dumps(file.special, default=str)}" if file.special else "")
         for file in files
     )
     told = recorded("\n".join(lines)).encode("utf-8", "surrogateescape")

@@ -87,11 +87,6 @@ class Teacher:
     channels: Channels | None = None
     classes: Classes | None = None
 
-    @property
-    def eyes(self) -> Eyes:
-        """How it wants its images, as far as that is said."""
-        return Eyes(self.mean, self.std, self.size, self.channels)
-
 
 def _three(what: str, given: Any) -> tuple[float, float, float] | None:
     """One number or three → three; UsageError for all else."""

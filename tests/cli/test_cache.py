@@ -11,7 +11,6 @@ from tiny_runs import call, distil, metrics, same, weights, without_times
 from torch import nn
 
 from helper.loop import Fit
-from helper.teachers.asked import Teachers
 from scripts import fill_cache
 
 pytestmark = pytest.mark.usefixtures("little_data")

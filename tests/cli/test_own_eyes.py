@@ -1,4 +1,4 @@
-"""Teachers with eyes and classes of their own in the real scripts, live and from the cache; what is wrong is one line."""
+"""Teachers with eyes and classes of their own in the real scripts, live and from the cache; faults are one line."""
 
 from __future__ import annotations
 
@@ -103,9 +103,8 @@ def test_each_teacher_is_as_accurate_as_alone(
     lists(monkeypatch)
     again = distil(tmp_path / "s", f"--config {live.folder / 'parameters.json'}")
     assert f"{live.folder} is finished" in again.out
-    filled = call(
-        fill_cache.main, "fill_cache.py", f"--config {cached.folder / 'parameters.json'} --device cpu {cache}"
-    )
+    config = f"--config {cached.folder / 'parameters.json'}"
+    filled = call(fill_cache.main, "fill_cache.py", f"{config} --device cpu {cache}")
     assert "views of 3 teachers are there" in filled.out, filled.err
 
 

@@ -186,7 +186,7 @@ def test_a_stem_of_one_channel_is_loaded(tmp_path: Path) -> None:
     one, three = (loaded([TeacherFile("resnet8", tmp_path / name, None, eyes)])[0] for name in ("one.pth", "x.pth"))
     said = one.logits(handed_out(pixels()))
     torch.testing.assert_close(said, three.logits(handed_out(pixels())), rtol=1e-4, atol=1e-4)
-    with pytest.raises(UsageError, match="conv1.weight"):
+    with pytest.raises(UsageError, match=r"conv1\.weight"):
         loaded([TeacherFile("resnet8", tmp_path / "one.pth")])
 
 
@@ -231,6 +231,12 @@ def test_what_makes_no_sense_is_refused(eyes: Eyes, why: str) -> None:
     with pytest.raises(UsageError, match=f"^setting.py: 'x.pth': {why}") as caught:
         chosen_teachers(listed, None, None, "noise", model_dict)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [[], {}, "cat", 3])
+def test_classes_are_a_list_or_a_mapping(classes: Any) -> None:
+    with pytest.raises(UsageError, match=r"^setting.py: 'x.pth': classes: .* names no classes; give a list of them"):
+        chosen_teachers([Teacher("resnet8", "x.pth", classes=classes)], None, None, "noise", model_dict)
 
 
 def test_what_is_typed_and_recorded_is_the_same_teacher() -> None:
