@@ -4,6 +4,9 @@ The first --teacher_num of the list are used. What is listed below is what these
     python train_teacher.py --model resnet32x4 --dataset cifar100 --trial 0    (likewise 1 and 2)
     sh scripts/quickstart.sh                                                   (digits)
 Teachers may be of different architectures; `python train_student.py --teachers PATH[:ARCH] …` overrides the list.
+One with a mean, std, size or channels of its own, or that knows some of the classes, see docs/teachers.md:
+    from helper.teachers.record import Teacher
+    Teacher("resnet56", "x.pth", mean=0.5, std=0.5, size=48, channels="BGR", classes=["cat", "dog"])
 """
 
 TEACHERS: dict[str, list[tuple[str, str]]] = {

@@ -34,13 +34,17 @@ class Conversion:
 
     def __call__(self, images: Tensor) -> Tensor:
         size = self.wanted.size
-        if size is not None and size != images.shape[-1]:
+        assert size is not None
+        if size < images.shape[-1]:  # colours change while there are few pixels
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         if self._luma is not None:
             images = (images * self._luma).sum(1, keepdim=True)
         elif self.wanted.channels == "BGR":
             images = images.flip(1)
-        images = images if self._affine is None else torch.addcmul(self._affine[0], images, self._affine[1])
+        if self._affine is not None:
+            images = torch.addcmul(self._affine[0], images, self._affine[1])
+        if size > images.shape[-1]:
+            images = F.interpolate(images, (size, size), mode="bilinear")
         return images.contiguous(memory_format=torch.channels_last)
 
     @cached_property

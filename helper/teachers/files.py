@@ -118,9 +118,8 @@ def _of_json(classes: Any, what: str) -> Classes | None:
     """The same back; UsageError for what is neither a list nor a mapping."""
     if isinstance(classes, list) and all(isinstance(each, list) and len(each) == 2 for each in classes):
         classes = {str(name) if isinstance(name, list) else name: logit for name, logit in classes}
-    if classes is not None and (
-        isinstance(classes, str) or not isinstance(classes, (Sequence, Mapping)) or not classes
-    ):
+    sound = isinstance(classes, (Sequence, Mapping)) and not isinstance(classes, str) and classes
+    if classes is not None and not sound:
         raise UsageError(f"{what}: classes: {classes!r} names no classes; give a list of them")
     return classes
 

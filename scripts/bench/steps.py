@@ -11,7 +11,7 @@ from scripts.bench.subjects import AVERAGE, METHODS, Offline, Pair, pairs, step_
 from scripts.bench.timing import Rows, alternate, ratio, rows_of
 
 TITLE = "training steps, K teachers → one student"
-ALONE, TEACHERS = "student", "teachers' forward"
+ALONE, TEACHERS, IMAGES = "student", "teachers' forward", "teachers' own images"
 
 
 def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Rows]:
@@ -28,10 +28,11 @@ def rows_of_setting(bench: Offline, opt: argparse.Namespace, say: Callable[[str]
     live = {str(pair): step_of(bench.fit(pair)) for pair in pairs()}
     on_logits = [pair for pair in pairs() if distill_dict[pair.distill].on_logits()]
     cached = {f"{pair}, cached": step_of(bench.fit(pair, cached=True)) for pair in on_logits}
-    ours = {ALONE: bench.alone(), TEACHERS: bench.teachers_forward(), **live, **cached}
+    ours = {ALONE: bench.alone(), TEACHERS: bench.teachers_forward(), IMAGES: bench.own_images(), **live, **cached}
     say(f"{bench.setting}: {len(ours)} of ours")
     times = alternate(ours, opt.steps, opt.seconds, bench.device)
     rows = rows_of(times, opt.batch_size, list(ours), ALONE)
+    rows[IMAGES]["vs_teachers_and_student"] = ratio(times, IMAGES, TEACHERS, ALONE)
     for pair in pairs():
         rows[str(pair)]["vs_average"] = ratio(times, str(pair), str(Pair(pair.distill, AVERAGE)))
         rows[str(pair)]["vs_teachers_and_student"] = ratio(times, str(pair), TEACHERS, ALONE)

@@ -36,8 +36,10 @@ from helper.machine import autocast
 from helper.run_folder import RunFolder
 from helper.session import Session
 from helper.teachers.asked import Teachers
+from helper.teachers.conversion import Conversion
 from helper.teachers.files import TeacherFile
 from helper.teachers.loading import load_teachers
+from helper.teachers.record import Eyes
 from models import model_dict
 from scripts.bench.as_released import RATE, ReleasedDistillation, ReleasedPeers
 
@@ -226,6 +228,15 @@ class Offline:
                 return teachers.logits(next(batches).images)
 
         return forward
+
+    def own_images(self) -> Step:
+        """What each teacher would see if all had means of their own, and every other one images half as large again."""
+        batches, (_, shown, images) = cycle(self.batches), self.session.around
+        assert shown.size is not None
+        wanted = [Eyes(k / 100, size=shown.size * (2 + k % 2) // 2) for k in range(self.setting.teacher_num)]
+        conversions = [Conversion(each.checked("").over(shown), shown, images.device) for each in wanted]
+        teachers = Teachers(self.teachers.networks, conversions)
+        return lambda: teachers.shown(next(batches).images)
 
     def options(self, pair: Pair) -> tuple[Any, argparse.Namespace]:
         """The parser and the options of ``train_student.py`` for a pair."""
