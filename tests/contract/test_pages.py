@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,14 @@ from checkout import ROOT, examples, own_files, own_names, pages
 import train_online
 import train_student
 import train_teacher
+from dataset import info_of
 from distiller_zoo import Pair, distill_dict
 from ensemble import TeacherLosses, ensemble_dict, weigh
 from helper import optimisation
 from helper.batch import When
+from helper.teachers.classes import class_map
+from helper.teachers.files import chosen_teachers
+from helper.weights import Labels
 from models import model_dict
 from online import Outputs, online_dict
 
@@ -28,6 +33,8 @@ BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```python\n
 EXAMPLES = examples()
 (BELOW,) = [block for block in BLOCKS if "schedule_dict.register" in block]
 """The example that is no file of its own, but belongs below the others in helper/optimisation.py."""
+(LISTED,) = [block for block in BLOCKS if block.startswith("from helper.teachers.record import Teacher")]
+"""What a person may write into setting.py."""
 
 REGISTRIES = (
     *(distill_dict, ensemble_dict, model_dict, online_dict),
@@ -54,9 +61,20 @@ def _added() -> Iterator[None]:
 def test_every_block_of_python_is_tested() -> None:
     """As a worked example here, or with an exported network in test_export.py."""
     assert [
-        block for block in BLOCKS if block not in (*EXAMPLES.values(), BELOW) and "photograph.jpg" not in block
+        block for block in BLOCKS if block not in (*EXAMPLES.values(), BELOW, LISTED) and "photograph.jpg" not in block
     ] == []
     assert {name.split("/")[0] for name in EXAMPLES} == {"distiller_zoo", "ensemble", "models", "online"}
+
+
+def test_example_of_teachers() -> None:
+    written: dict[str, Any] = {}
+    exec(LISTED, written)
+    ((dataset, listed),) = written["TEACHERS"].items()
+    files = chosen_teachers(listed, None, None, dataset, model_dict)
+    info = info_of(dataset)
+    labels = Labels(dataset, info.num_classes, info.classes)
+    assert all(class_map(file.classes, labels, "x").known for file in files if file.classes is not None)
+    assert len(files) == len(listed)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
