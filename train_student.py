@@ -8,7 +8,7 @@ python train_student.py --model_s vgg8 --teacher_num 3 --distill inter --ensembl
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,8 @@ import setting
 from dataset import dataset_dict, get_loaders, info_of
 from distiller_zoo import Distiller, Pair, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
-from helper import distributed
+from helper import checkpoint, distributed
+from helper.answering import Answering, Heads
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import compared
@@ -30,6 +31,7 @@ from helper.kl import full_precision
 from helper.machine import autocast
 from helper.meters import Scalars, accuracy
 from helper.options import Options, chosen_names, one_of, positive_float, positive_int, text_of, weight, weights
+from helper.pretraining import First, pretrain
 from helper.recipe import add_recipe
 from helper.script import run_script
 from helper.seen import Observed, Reads, Seen, Shape, either, feature_shapes, norms_of, observe
@@ -39,7 +41,9 @@ from helper.teachers.asked import Teachers, ensemble_logits
 from helper.teachers.cache import TeacherCache
 from helper.teachers.classes import Known
 from helper.teachers.files import TeacherFile, chosen_teachers, fingerprint, require_files
+from helper.teachers.frozen import freeze
 from helper.teachers.loading import load_teachers
+from helper.weights import HEADS, located
 from models import model_dict
 
 
@@ -60,6 +64,7 @@ class Term:
         self.losses, self.method, self.kd_scale, self.name = list(losses), method, kd_scale, name
         self.known = known
         self.level: Literal["logit", "feature"] = "logit" if losses[0].on_logits() else "feature"
+        self.heads: Heads | None = None
 
     def __call__(
         self, student: Observed, teachers: list[Observed], teacher_logits: torch.Tensor, batch: Batch, when: When
@@ -75,11 +80,21 @@ class Term:
         report = {f"{prefix}weight_{k}": mean.detach() for k, mean in enumerate(means)}
         if len(means) > 1:
             report |= {f"{prefix}{name}": value for name, value in self.method.diagnostics(told, weights).items()}
+        if self.heads is not None:
+            report["accuracy"] = self.accuracy(told, means.detach(), batch.target)
         loss = combine(weights, told.losses)
         if once is not None and once.known(weights):
             loss = once.attach(loss, weights)
         report = {f"loss_{self.name if self.level == 'feature' else 'kd'}": loss, **report}
         return loss, partial(of_each_sample, weights.detach(), told.losses.detach()), report
+
+    @torch.no_grad()
+    def accuracy(self, told: TeacherLosses, weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Of a loss that predicts: of the student's answers, in percent; weights ``[K]`` are followed."""
+        assert self.heads is not None
+        if self.losses[0].training:
+            self.heads.follow(weights)
+        return accuracy(self.heads.together(told.logits), target)
 
     def describe(
         self, student: Observed, teachers: list[Observed], teacher_logits: torch.Tensor, batch: Batch, when: When
@@ -197,6 +212,25 @@ class Distillation(Task):
                 "weightings": nn.ModuleDict({k: each for k, each in weightings.items() if isinstance(each, nn.Module)}),
             }
         )
+        self.answering: nn.Module = student
+        for term in rest:
+            if term.losses[0].predicts:
+                self.answer_through(term)
+
+    def answer_through(self, term: Term) -> None:
+        """Let the student's answers be what the teachers' classifiers make of its maps.
+
+        Raises:
+            UsageError: these know other classes, or maps of other images.
+        """
+        if not self.teachers.usual:
+            raise UsageError(
+                f"--distill: {self.opt.distill} answers through the teachers' classifiers, which needs teachers of all "
+                "classes in their order that see images of the dataset's size; choose another loss or other teachers"
+            )
+        term.heads = self.trained["heads"] = Heads(self.teachers.networks)
+        self.answering = Answering(self.student, term.losses, term.heads)
+        self.keep_all, self.about = True, {"answers": HEADS}
 
     def attach(self, images: torch.Tensor) -> None:
         """Let the weighting methods build what they own; ``images`` ``[B, 3, H, W]`` show the shapes."""
@@ -212,6 +246,14 @@ class Distillation(Task):
             described = term.describe(student, list(teachers), logits, batch, When(1, self.opt.epochs))
             term.method.attach(described[0])
         self.trained.train().to(images.device)
+
+    def before(self, batches: Callable[[int], Iterable[Batch]]) -> None:
+        """Let losses learn what they need from the teachers alone."""
+        _, *shares = self.loss_weights(self.opt.epochs)
+        terms = [term for term, share in zip(self.terms, shares, strict=True) if self.counts(term, share)]
+        firsts = [First(loss, k, self.opt.epochs) for term in terms for k, loss in enumerate(term.losses)]
+        _, of_teachers = self.reads(terms)
+        pretrain(firsts, lambda batch: self.teachers.observe(batch.images, of_teachers)[0], batches)
 
     def step(self, batch: Batch, when: When) -> Scalars:
         """A batch → ``loss`` and its parts, each a batch mean."""
@@ -274,9 +316,12 @@ class Distillation(Task):
         """Whether the adapters of a loss are left alone in this epoch."""
         return 0.0 in self.loss_weights(epoch)[2:]
 
+    def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"network": self.answering(images)}
+
     def compare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """How close the student is to the teachers' ensemble: ``ensemble_agreement`` in percent, ``ensemble_kl``."""
-        measures = compared(self.student(images), ensemble_logits(self.teachers.logits(images)))
+        measures = compared(self.answering(images), ensemble_logits(self.teachers.logits(images)))
         return {f"ensemble_{name}": each for name, each in measures.items()}
 
 
@@ -286,8 +331,11 @@ def betas(opt: argparse.Namespace) -> list[float]:
 
 
 def feat_start_epoch(opt: argparse.Namespace) -> int:
-    """The first epoch with the feature loss: the released code leaves it out of the first, if there is another."""
-    return opt.feat_start_epoch or min(2, opt.epochs)
+    """The first epoch with the feature loss: the released code leaves it out of the first, if there is another.
+
+    Not where there is no other loss.
+    """
+    return opt.feat_start_epoch or (1 if opt.gamma == opt.alpha == 0 else min(2, opt.epochs))
 
 
 def make_losses(
@@ -377,7 +425,7 @@ def options() -> Options:
         "--feat_start_epoch",
         type=positive_int,
         default=None,
-        help="first epoch with the feature loss; 2, unless given (1 when the run has one epoch)",
+        help="first epoch with the feature loss; 2, unless given (1 when the run has one epoch, or with -r 0 -a 0)",
     )
     add = parser.section("teacher cache")
     add(
@@ -493,6 +541,9 @@ def require_sound_objective(opt: argparse.Namespace, method: EnsembleMethod, tea
             f"-b: {text_of(opt.beta)} is {len(given)} of {len(weighted)} weights; give one for each of "
             f"{', '.join(weighted)}, separated by commas"
         )
+    for name, b in zip(weighted, given, strict=True) if weighted else ():
+        if b == 0 and distill_dict[name].predicts:
+            raise UsageError(f"-b: 0, but --distill {name} gives the student its answers; choose a weight above 0")
     if opt.feat_start_epoch is not None and not any(given):
         raise UsageError(
             "--feat_start_epoch: there is no loss on feature maps; choose a --distill that has one, and -b"
@@ -535,13 +586,61 @@ def distillation(
     return task
 
 
+def evaluate(parser: Options, opt: argparse.Namespace, session: Session) -> None:
+    """Print a checkpoint's accuracy; of a student that answers through heads, with the options of its run."""
+    if not any(distill_dict[name].predicts for name in on_features(opt)):
+        session.print_evaluation(session.build(opt.model_s), opt.model_s, opt.evaluate)
+        return
+    path, _ = located(opt.evaluate)
+    try:
+        state = checkpoint.load(path)
+    except (OSError, checkpoint.Damaged) as error:
+        raise UsageError(f"--evaluate: {str(path)!r} cannot be loaded: {error}") from None
+    network = answering(parser, opt, state, session.build, session.example(), "--evaluate")
+    session.print_scores(network, opt.model_s, path)
+
+
+def answering(
+    parser: Options,
+    opt: argparse.Namespace,
+    state: Mapping[str, Any],
+    build: Callable[[str], Any],
+    images: torch.Tensor,
+    option: str,
+) -> nn.Module:
+    """The student of a checkpoint that answers through its teachers' heads, whose files are not needed for it.
+
+    Args:
+        parser, opt: the command line of its run.
+        state: the checkpoint.
+        build: architecture → network.
+        images: ``[B, 3, H, W]`` of its size.
+        option: what named the file, for the messages.
+
+    Raises:
+        UsageError: it is not of such a run.
+    """
+    names = on_features(opt)
+    place = [distill_dict[name].predicts for name in names].index(True)
+    archs = [text.partition(" {")[0].rpartition(":")[2].partition("@")[0] for text in opt.teachers or ()]
+    if state.get("answers") != HEADS or state["arch"] != opt.model_s or not archs:
+        raise UsageError(f"{option}: the checkpoint is not of such a run; give its parameters.json as --config")
+    student = build(opt.model_s)
+    teachers = Teachers([freeze(build(arch), images, "fp32") for arch in archs])
+    settings = parser.hyperparameters(opt, "distill", names[place])
+    losses = make_losses(distill_dict[names[place]], settings, student, teachers, images, state["num_classes"])
+    network = Answering(student, losses, Heads(teachers.networks))
+    network.load(state["trained"], place * len(archs))
+    return network.eval().to(memory_format=torch.contiguous_format)  # as what is exported has to lie
+
+
 def main(arguments: Sequence[str]) -> None:
     """Train, or evaluate, as the command line says."""
     parser = options()
     opt = parser.parse(arguments)
     session = Session(opt, model_dict, get_loaders, info_of)
     if opt.evaluate:
-        session.print_evaluation(session.build(opt.model_s), opt.model_s, opt.evaluate)
+        evaluate(parser, opt, session)
         return
     files = chosen_teachers(
         setting.TEACHERS.get(opt.dataset, []), opt.teachers, opt.teacher_num, opt.dataset, model_dict

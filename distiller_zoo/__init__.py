@@ -1,6 +1,6 @@
 """Losses between one student and one teacher: one paper per file, one line per file here."""
 
-from distiller_zoo import hint, inter, kd, ofd
+from distiller_zoo import crd, ft, hint, inter, kd, ofd, simkd
 from distiller_zoo.base import Distiller, FeatureDistiller, Pair, distill_dict
 from distiller_zoo.hint import Hint
 from distiller_zoo.inter import Inter
@@ -18,5 +18,4 @@ __all__ = [
     "hint",
     "inter",
     "kd",
-    "ofd",
 ]

@@ -50,6 +50,8 @@ class Distiller(nn.Module):
     teacher: Reads = Reads()
     broadcasts: ClassVar[bool] = False
     """Of a loss on logits: whether :meth:`compare` takes all teachers' logits ``[K, B, C]`` at once → ``[K, B]``."""
+    predicts: ClassVar[bool] = False
+    """Whether the student's answers are what the teacher's classifier makes of :meth:`as_teacher_reads`."""
     warmup: int = 0
     """Over so many epochs its weight rises to what ``-a`` or ``-b`` says: of n, the first has 1/n of it."""
 
@@ -64,6 +66,17 @@ class Distiller(nn.Module):
     def factor(self, when: When) -> float:
         """What ``-a`` or ``-b`` is multiplied by in an epoch, see :attr:`warmup`."""
         return min(when.epoch / self.warmup, 1.0) if self.warmup else 1.0
+
+    def first_epochs(self, epochs: int) -> int:
+        """Before a run of so many epochs, in how many others a part of the loss learns from the teacher alone.
+
+        That part are the parameters that require no gradient, so that they stay afterwards.
+        """
+        return 0
+
+    def first_loss(self, teacher: Seen) -> Tensor:
+        """What they learn, a scalar; ``teacher`` as in :meth:`compare`."""
+        raise NotImplementedError
 
     def prepare(self, student: Seen) -> Any:
         """What the loss makes of the student before it looks at the teacher; the student as it is, by default."""
@@ -84,7 +97,7 @@ class Distiller(nn.Module):
         return self.compare(self.prepare(student), teacher, batch, when)
 
     def as_teacher_reads(self, prepared: Any) -> Tensor | None:
-        """The student's map where the teacher's own classifier reads ``[B, C_t, H_t, W_t]``, if the loss makes one."""
+        """A map ``[B, C_t, H, W]`` of the student that the teacher's own classifier can read, if the loss makes one."""
         return None
 
     def slopes(self, student: Seen, teacher: Seen) -> Tensor | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -116,6 +117,14 @@ class StagedModel(nn.Module):
         """
         logits: Tensor = self.get_submodule(self.head)(vector)
         return logits
+
+    def tail(self) -> StagedModel:
+        """A copy of what follows the last stage; it can ``classify`` and nothing else."""
+        twin = copy.deepcopy(self)
+        for path in chain(*self.parts.values()):
+            parent, _, child = path.rpartition(".")
+            delattr(twin.get_submodule(parent), child)
+        return twin
 
     def class_activation_maps(self, x: Tensor) -> Tensor:
         """The last map [B, C_f, H, W] → what the classifier makes of each position alone [B, C, H, W].

@@ -24,6 +24,11 @@ def pairs() -> list[tuple[str, str]]:
     return crossed(distill_dict, ensemble_dict, LOSSES, METHODS)
 
 
+def few_pairs() -> list[tuple[str, str]]:
+    """Each loss under one weighting, for tests that take long: the one that looks at gradients."""
+    return crossed(distill_dict, ensemble_dict, LOSSES, METHODS[1:])
+
+
 NO_SETTINGS: Mapping[str, Any] = {}
 
 

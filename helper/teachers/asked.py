@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from helper.seen import Observed, Reads, observe
 from helper.teachers.cache import Compute, TeacherCache
-from helper.teachers.classes import Known
+from helper.teachers.classes import Chosen, Known
 from helper.teachers.conversion import Conversion
 
 
@@ -43,6 +43,12 @@ class Teachers:
 
     def __len__(self) -> int:
         return len(self.networks)
+
+    @property
+    def usual(self) -> bool:
+        """Whether all have logits of the dataset's classes in their order, and take images of its size and channels."""
+        plain = all(each is None or each.keeps_shape for each in self.conversions)
+        return self.known is None and plain and not any(isinstance(each, Chosen) for each in self.networks)
 
     def shown(self, images: Tensor) -> list[Tensor]:
         """Images ``[B, 3, H, W]`` as the dataset has them → as each network takes them."""

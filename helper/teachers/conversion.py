@@ -32,6 +32,11 @@ class Conversion:
     device: torch.device
     channels: int = 3
 
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether images stay ``[B, 3, H, W]``."""
+        return self.channels == 3 and self.wanted.size == self.shown.size
+
     def __call__(self, images: Tensor) -> Tensor:
         size = self.wanted.size
         assert size is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from objectives import pairs
+from objectives import few_pairs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import (
     ARCHS,
@@ -140,7 +140,7 @@ def test_aekd_logs_its_gradients(tmp_path: Path, teachers: str) -> None:
 # ---- every pair of loss and method
 
 
-@pytest.mark.parametrize(("distill", "method"), pairs())
+@pytest.mark.parametrize(("distill", "method"), few_pairs())
 def test_three_teachers_of_different_families(tmp_path: Path, teachers: str, distill: str, method: str) -> None:
     beta = 0 if distill_dict[distill].on_logits() else 0.1
     folder = distil(tmp_path, f"{teachers} --distill {distill} --ensemble_method {method} -b {beta}").folder

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from objectives import make_objective, pairs
+from objectives import few_pairs, make_objective
 
 import train_online
 import train_student
@@ -103,7 +103,7 @@ def online(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def cases(dtype: torch.dtype, names: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
-    for distill, method in pairs():
+    for distill, method in few_pairs():
         # not those that draw weights by chance, unless they are asked for
         if ensemble_dict[method].symmetric if not names else {distill, method} & {*names}:
             yield f"{distill} {method}", *offline(distill, method, dtype)

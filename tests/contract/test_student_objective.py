@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 from collections.abc import Callable
 from functools import cache
 
@@ -25,6 +26,8 @@ from train_student import Distillation, chosen_losses, feat_start_epoch
 
 CLASSES, B = 7, 6
 ARCHS = ["resnet8x4", "vgg8", "wrn_16_1", "ShuffleV2_0_5", "resnet8"]
+MAY_IDLE = re.compile(r"regressor\.0\.bias|translator\.\d\.bias")
+"""A bias before BN has no effect."""
 FEATURE_LEVEL = [name for name, kind in distill_dict.items() if not kind.on_logits()]
 each_pair = pytest.mark.parametrize(("distill", "name"), pairs())
 each_feature_pair = pytest.mark.parametrize(
@@ -110,19 +113,20 @@ def test_everything_that_should_learn_does_and_nothing_else(
         assert parameter.grad.any()
     for k, adapter in enumerate(task.adapters):
         counts = scalars[f"feature_weight_{k}"].abs() > 1e-6  # AEKD may leave a teacher out
-        for which, parameter in adapter.named_parameters():
+        for which, parameter in ((name, each) for name, each in adapter.named_parameters() if each.requires_grad):
             assert parameter.grad is not None
             assert parameter.grad.isfinite().all()
-            assert parameter.grad.any() or not counts or which == "regressor.0.bias"  # a bias before BN has no effect
+            assert parameter.grad.any() or not counts or MAY_IDLE.fullmatch(which)
     for network, state in zip(task.teachers.networks, before, strict=True):
         assert not any(module.training for module in network.modules())
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in network.parameters())
         assert all(torch.equal(state[entry], value) for entry, value in network.state_dict().items())
-    assert set(map(id, task.trained.parameters())) == {
+    assert {id(each) for each in task.trained.parameters() if each.requires_grad} == {
         id(parameter)
         for module in (task.student, *(each for term in task.terms for each in (*term.losses, term.method)))
         if isinstance(module, nn.Module)
         for parameter in module.parameters()
+        if parameter.requires_grad
     }
 
 
@@ -232,6 +236,10 @@ def test_kd_scale(name: str, loss_options: Make) -> None:
         assert sum(unit[f"{level}weight_{k}"].item() for k in range(K)) == pytest.approx(1, rel=1e-5)
 
 
+def learning(module: nn.Module) -> list[nn.Parameter]:
+    return [each for each in module.parameters() if each.requires_grad]
+
+
 def count_gradients(monkeypatch: pytest.MonkeyPatch, task: Distillation) -> tuple[list[Tensor], list[str]]:
     """What ``autograd.grad`` is asked for from now on, and whenever a gradient reaches a feature or a weight."""
     asked: list[Tensor] = []
@@ -252,7 +260,7 @@ def count_gradients(monkeypatch: pytest.MonkeyPatch, task: Distillation) -> tupl
     for parameter in task.student.parameters():
         parameter.register_hook(lambda _: reached.append("student"))
     for adapter in task.adapters:
-        for parameter in adapter.parameters():
+        for parameter in learning(adapter):
             parameter.register_hook(lambda _: reached.append("adapter"))
     return asked, reached
 
@@ -278,7 +286,7 @@ def test_weighing_features_stops_before_the_student(
     asked, reached = count_gradients(monkeypatch, task)
     loss = step(task)["loss"]
     assert not {"feature", "student"} & set(reached)
-    weights = sum(1 for adapter in task.adapters for _ in adapter.parameters())
+    weights = sum(len(learning(adapter)) for adapter in task.adapters)
     reads = task.adapters[0].student
     tensors = 3 * len(observe(task.student, images(), reads).seen(reads).tensors())
     gradients = tensors + weights if ensemble_dict[name].constant else tensors
@@ -310,9 +318,11 @@ def gradients_of(task: Distillation, precision: str) -> tuple[Tensor, list[Tenso
 
 
 @each_feature_loss
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-10), ("fp32", 1e-5), ("bf16", 0.05)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "floor"), [("fp64", 1e-10, 0.01), ("fp32", 1e-5, 0.1), ("bf16", 0.05, 0.1)]
+)
 def test_gradients_found_for_the_weights_are_those_of_the_loss(
-    distill: str, precision: str, tolerance: float, loss_options: Make, monkeypatch: pytest.MonkeyPatch
+    distill: str, precision: str, tolerance: float, floor: float, loss_options: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weighing the gradients of a first pass gives what a second pass through the weighted loss would."""
     opt = loss_options(alpha=0.7, beta=3.7, kd_scale="unit")
@@ -328,7 +338,7 @@ def test_gradients_found_for_the_weights_are_those_of_the_loss(
     assert len(gradients) == len(expected)
     largest = max(each.norm() for each in expected)
     for mine, theirs in zip(gradients, expected, strict=True):
-        assert (mine - theirs).norm() <= tolerance * (theirs.norm() + 0.01 * largest)  # a bias before BN has none
+        assert (mine - theirs).norm() <= tolerance * (theirs.norm() + floor * largest)  # a bias before BN has none
 
 
 @each_feature_loss

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from distiller_zoo import Distiller, Pair, distill_dict
 from helper.batch import Batch, When
-from helper.seen import Observed
+from helper.seen import Observed, Seen
 
 Case = dict[str, Any]
 CASES: list[Case] = json.loads((Path(__file__).parents[1] / "data" / "losses_zoo.json").read_text())
@@ -30,7 +30,17 @@ ARGUMENTS: dict[str, dict[str, str]] = {}
 SETTINGS: dict[str, dict[str, Any]] = {}
 # Parameters in the file → those of our module, by what their names begin with; "": all others.
 NAMES: dict[str, dict[str, str]] = {
+    "crd": {"": "embed_"},
+    "ft": {
+        **{f"paraphraser.{n}.": f"{part}.{2 * (n % 3)}." for n, part in enumerate(3 * ["encoder"] + 3 * ["decoder"])},
+        **{
+            f"translator.{n}.{part}.": f"translator.{3 * n + k}."
+            for n in range(3)
+            for k, part in enumerate(("conv", "bn"))
+        },
+    },
     "ofd": {"": "connectors."},
+    "simkd": {f"{n}.{part}.": f"embed.{n}.{place}." for n in range(3) for place, part in enumerate(("conv", "bn"))},
 }
 # Parameters of our modules that a case leaves at their start values.
 STARTS: dict[str, tuple[str, ...]] = {}
@@ -171,7 +181,7 @@ def close(actual: Tensor, expected: Any, tolerance: float, size: float = 0.0) ->
     torch.testing.assert_close(actual.detach().double(), wanted, rtol=tolerance, atol=tolerance * size)
 
 
-def compare_gradients(case: Case, inputs: dict[str, Tensor], gradients: dict[str, Tensor], tolerance: float) -> None:
+def compare_gradients(case: Case, gradients: dict[str, Tensor], tolerance: float) -> None:
     for name, expected in case["gradients"].items():
         found = gradients[name]
         fixed = torch.from_numpy(np.random.RandomState(12345).standard_normal(found.shape))
@@ -191,7 +201,7 @@ def test_value_parts_and_gradients(case: Case) -> None:
         close(values, case["derived"]["per_sample"], tolerance)
     names = list(case["gradients"])
     gradients = dict(zip(names, torch.autograd.grad(values.mean(), [inputs[name] for name in names]), strict=True))
-    compare_gradients(case, inputs, gradients, tolerance)
+    compare_gradients(case, gradients, tolerance)
 
 
 def alone(case: Case) -> int:
@@ -217,3 +227,45 @@ def test_each_layer_alone(case: Case) -> None:
 def test_every_loss_is_here(name: str) -> None:
     if name not in distill_dict:
         pytest.skip("not written yet")
+
+
+def test_crd_over_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The normalisers of the first step, both halves of the loss, its gradient, and the banks after either step."""
+    (case,) = (case for case in CASES if case["loss"] == "crd")
+    inputs, constants = inputs_of(case), case["constants"]
+    shapes = [[tuple(inputs[name].shape[1:])] for name in ("s_step0", "t_step0")]
+    labels = torch.arange(constants["n_data"]) % 2
+    loss: Any = distill_dict["crd"](Pair(*shapes, 2, labels), nce_k=constants["negatives"]).double().train()
+    load(loss, case)
+    for name in ("student_bank", "teacher_bank"):
+        setattr(loss, name, inputs[name])
+    values, halves = [], []
+    contrast = loss.contrast
+    monkeypatch.setattr(loss, "contrast", lambda x: halves.append(contrast(x)) or halves[-1])
+    for step in range(2):
+        (seed,) = (each["seed"] for each in case["inputs"] if each["name"] == f"index_step{step}")
+        random = np.random.RandomState(seed)  # in the order of the case's recipe
+        places = torch.from_numpy(random.permutation(64)[:8])
+        negatives = torch.from_numpy(random.randint(0, 64, (8, 24)))
+        monkeypatch.setattr(loss, "draw", lambda *_, drawn=negatives: drawn)
+        seen = [Seen(vector=inputs[f"{which}_step{step}"]) for which in "st"]
+        values.append(loss(*seen, Batch(torch.zeros(8, 3, 8, 8), labels[places], places=places), When(1, 1)))
+    close(values[0], case["derived"]["per_sample"], 1e-9)
+    close(values[0].mean(), case["value"], 1e-9)
+    close(values[1].mean(), case["loss_step1"], 1e-9)
+    close(loss.usual * 64, [case["Z_student"], case["Z_teacher"]], 1e-9)
+    for half, which in zip(halves, ("student", "teacher"), strict=False):
+        close(half.mean(), case["derived"][f"anchor_{which}"], 1e-9)
+        bank = getattr(loss, f"{which}_bank")
+        fixed = torch.from_numpy(np.random.RandomState(12345).standard_normal(bank.shape))
+        close((bank * fixed).sum(), case[f"{which}_bank_dot"], 1e-9)
+    (gradient,) = torch.autograd.grad(values[0].mean(), [inputs["s_step0"]])
+    compare_gradients(case, {"s_step0": gradient}, 1e-9)
+
+
+def test_what_ft_learns_first() -> None:
+    (case,) = (case for case in CASES if case["loss"] == "ft")
+    inputs = inputs_of(case)
+    student, teacher = (observed(distill_dict["ft"], which, inputs, nn.Identity()) for which in "st")
+    loss = loss_of(case, student, teacher)
+    close(loss.first_loss(teacher.seen(loss.teacher)), case["reconstruction_mse"], 1e-9)
