@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from objectives import make_objective, pairs
+from objectives import few_pairs, make_objective
 from torch import Tensor, nn
 
 from distiller_zoo import distill_dict
@@ -27,7 +27,9 @@ CPU = torch.device("cpu")
 C, B = 7, 6
 KNOWN = [(0, 2, 3), (1, 3, 4, 5, 6), None]
 LABELS = Labels("animals", C, tuple("abcdefg"))
-each_pair = pytest.mark.parametrize(("distill", "name"), pairs())
+each_pair = pytest.mark.parametrize(
+    ("distill", "name"), [(distill, name) for distill, name in few_pairs() if not distill_dict[distill].predicts]
+)
 each_method = pytest.mark.parametrize("name", list(ensemble_dict))
 Make = Callable[..., argparse.Namespace]
 
@@ -153,6 +155,15 @@ def test_they_teach_together_under_every_pair(distill: str, name: str, loss_opti
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
         assert parameter.grad.any()
+
+
+@pytest.mark.parametrize("distill", [name for name, kind in distill_dict.items() if kind.predicts])
+def test_they_cannot_answer_for_the_student(distill: str, loss_options: Make) -> None:
+    with pytest.raises(UsageError, match=r"^--distill: .* needs teachers that know all classes, in their order"):
+        objective(distill, "AVERAGE_LOSS", loss_options(), specialists())
+    usual = specialists([None] * 3)
+    assert usual.usual
+    assert not Teachers([*usual.networks[:2], Chosen(usual.networks[2], range(C)[::-1])]).usual
 
 
 @each_pair
