@@ -225,8 +225,8 @@ class Distillation(Task):
         """
         if not self.teachers.usual:
             raise UsageError(
-                "--distill: a loss whose student answers through the teachers' classifiers needs teachers that know all "
-                "classes, in their order, and see images of the dataset's size; choose another loss or other teachers"
+                "--distill: a loss whose student answers through the teachers' classifiers needs teachers that know "
+                "all classes, in their order, and see images of the dataset's size; choose another loss or teachers"
             )
         term.heads = self.trained["heads"] = Heads(self.teachers.networks)
         self.answering = Answering(self.student, term.losses, term.heads)

@@ -20,6 +20,9 @@ from helper.batch import Batch, When
 from helper.meters import FirstBad, Means
 from helper.task import Task
 from helper.teachers.asked import Teachers
+from helper.teachers.classes import Chosen, Known
+from helper.teachers.conversion import Conversion
+from helper.teachers.record import Eyes
 from helper.update import Step
 from models import model_dict
 from online import online_dict
@@ -126,6 +129,28 @@ def steps_on_gpu(task: Task) -> None:
 def test_student(distill: str, name: str, loss_options: Make, request: pytest.FixtureRequest) -> None:
     opt = loss_options(beta=0.0 if distill_dict[distill].on_logits() else 1.0)
     step = trainer(distillation(distill, name, opt), "cpu")
+    request.getfixturevalue("no_reading")
+    step(1)
+    step(2)
+
+
+def specialists(device: str) -> Teachers:
+    """Of some classes each, one of some of its logits, who see the images in other ways."""
+    torch.manual_seed(0)
+    known = [(0, 2, 3), (1, 3, 4, 5)]
+    networks = [model_dict["resnet8"](num_classes=each).to(device) for each in (3, 9)]
+    shown = Eyes(0.5, 0.5, 16, "RGB").checked("x")
+    wanted = [Eyes(0.4, size=24), Eyes(0.3, channels="BGR")]
+    conversions = [Conversion(each.checked("x").over(shown), shown, torch.device(device)) for each in wanted]
+    chosen = [networks[0], Chosen(networks[1].eval(), (8, 0, 3, 5))]
+    return Teachers(chosen, conversions, Known(known, CLASSES, torch.device(device)))
+
+
+@pytest.mark.parametrize("name", ["AVERAGE_LOSS", "AEKD", "EBKD", "CAMKD"])
+def test_specialists_with_other_eyes(name: str, loss_options: Make, request: pytest.FixtureRequest) -> None:
+    student = model_dict["resnet8"](num_classes=CLASSES)
+    task = make_objective("inter", name, student, specialists("cpu"), loss_options(), batch("cpu").images)
+    step = trainer(task, "cpu")
     request.getfixturevalue("no_reading")
     step(1)
     step(2)
