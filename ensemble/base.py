@@ -163,8 +163,9 @@ def weigh(method: EnsembleMethod, teachers: TeacherLosses, kd_scale: str) -> tor
 def among_those(has_say: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weights ``[K, B]`` → the same for teachers that know a sample's class: the others' are shared out among them.
 
-    In proportion to their own, or in equal parts where one is negative or all are nothing. Since their losses are K/n
-    times as large, the weights sum to n/K of what they did, so that every sample is taught as much.
+    In proportion to their own, or in equal parts where one is negative or all are nothing; where all know it the weights
+    stay. Since their losses are K/n times as large, the weights sum to n/K of what they did, so that every sample is
+    taught as much.
 
     Args:
         has_say: bool ``[K, B]``.
@@ -176,7 +177,7 @@ def among_those(has_say: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     equal = (count <= 1) | (own.amin(0) < 0) | (left <= NOTHING * total.abs())
     # divided by 1 there: the gradient of what is not chosen has to be finite too
     shares = torch.where(equal, has_say / count.clamp_min(1), own / torch.where(equal, 1.0, left))
-    return shares * total * (count / len(weights))
+    return torch.where(count == len(weights), weights, shares * total * (count / len(weights)))
 
 
 def unit_sum(weights: torch.Tensor) -> torch.Tensor:

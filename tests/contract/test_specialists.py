@@ -234,10 +234,11 @@ def test_each_sample_is_taught_as_much_as_if_all_knew_it(name: str) -> None:
 
 
 def test_weights_of_those_without_a_say_go_to_the_others() -> None:
-    weights = torch.tensor([[0.2, 0.2, -0.2, 0.5], [0.3, 0.3, 0.7, 0.0], [0.5, 0.5, 0.5, 0.5]], requires_grad=True)
-    has_say = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
-    shared = among_those(has_say, weights) * torch.tensor([3 / 2, 3, 3 / 2, 3])  # with the factor of the losses
-    expected = torch.tensor([[0.4, 1.0, 0.5, 0.0], [0.6, 0.0, 0.5, 1.0], [0, 0, 0, 0]])
+    own = [[0.2, 0.2, -0.2, 0.5, -0.2], [0.3, 0.3, 0.7, 0.0, 0.7], [0.5, 0.5, 0.5, 0.5, 0.5]]
+    weights = torch.tensor(own, requires_grad=True)
+    has_say = torch.tensor([[1, 1, 1, 0, 1], [1, 0, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.bool)
+    shared = among_those(has_say, weights) * torch.tensor([3 / 2, 3, 3 / 2, 3, 1])  # with the factor of the losses
+    expected = torch.tensor([[0.4, 1.0, 0.5, 0.0, -0.2], [0.6, 0.0, 0.5, 1.0, 0.7], [0, 0, 0, 0, 0.5]])
     torch.testing.assert_close(shared, expected)
     (gradient,) = torch.autograd.grad(shared[0].sum(), weights)
     assert gradient.isfinite().all()
