@@ -163,9 +163,9 @@ def weigh(method: EnsembleMethod, teachers: TeacherLosses, kd_scale: str) -> tor
 def among_those(has_say: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weights ``[K, B]`` → the same for teachers that know a sample's class: the others' are shared out among them.
 
-    In proportion to their own, or in equal parts where one is negative or all are nothing; where all know it the weights
-    stay. Since their losses are K/n times as large, the weights sum to n/K of what they did, so that every sample is
-    taught as much.
+    In proportion to their own, or in equal parts where one is negative or all are nothing; where all know it the
+    weights stay. Since their losses are K/n times as large, the weights sum to n/K of what they did, so that every
+    sample is taught as much.
 
     Args:
         has_say: bool ``[K, B]``.
