@@ -108,7 +108,7 @@ class Term:
             read = [loss.as_teacher_reads(prepared) for loss, prepared in zip(self.losses, mine, strict=True)]
             maps = [each for each in read if each is not None]
             if maps:
-                heads = partial(classified, [teacher.network for teacher in teachers], maps)
+                heads = partial(classified, [teacher.network for teacher in teachers], maps, teacher_logits)
             if self.level == "feature":
                 teachers.clear()
         told = TeacherLosses(
@@ -141,9 +141,13 @@ def of_each_sample(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
     return ((weights if weights.ndim == 2 else weights[:, None]) * losses).sum(0)
 
 
-def classified(networks: Sequence[Any], maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What the teachers' own classifiers make of maps ``[B, C_k, H_k, W_k]``: ``[K, B, C]``; gradients flow to them."""
-    return torch.stack([network.classify(each) for network, each in zip(networks, maps, strict=True)])
+def classified(networks: Sequence[Any], maps: Sequence[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    """What the teachers' own classifiers make of maps ``[B, C_k, H_k, W_k]``: ``[K, B, C]``; gradients flow to them.
+
+    A classifier that reads no maps has said ``logits`` of the images.
+    """
+    every = zip(networks, maps, logits, strict=True)
+    return torch.stack([network.classify(each) if network.reads_maps else own for network, each, own in every])
 
 
 class Distillation(Task):
@@ -220,10 +224,12 @@ class Distillation(Task):
         return {"loss": loss, **scalars}
 
     @staticmethod
-    def reads(terms: Sequence[Term]) -> tuple[Reads, Reads]:
-        """What student and teachers are asked for."""
-        first = [term.losses[0] for term in terms]
-        return either(*(loss.student for loss in first)), either(*(loss.teacher for loss in first))
+    def reads(terms: Sequence[Term]) -> tuple[Reads, list[Reads]]:
+        """What the student and each teacher are asked for."""
+        pairs = zip(*(term.losses for term in terms), strict=True)  # of each teacher
+        return either(*(term.losses[0].student for term in terms)), [
+            either(*(loss.teacher for loss in losses)) for losses in pairs
+        ]
 
     def after_step(self) -> None:
         """Tell the methods that learn from it what the step has cost."""
@@ -288,14 +294,15 @@ def options() -> Options:
     parser = Options("Distil K frozen teachers into one student.")
     add = parser.section("student and teachers")
     add("--model_s", type=one_of("--model_s", model_dict), default="resnet8", help="any name of models.model_dict")
-    add("--pretrained", action="store_true", help="start from torchvision's ImageNet weights (torchvision/… only)")
+    add("--pretrained", action="store_true", help="start from the published weights, of torchvision/…, timm/… and hf/…")
     add("--teacher_num", type=positive_int, default=None, help="the first so many teachers; all, unless given")
     add(
         "--teachers",
         nargs="+",
         metavar="PATH[:ARCH][@KEY]",
         default=None,
-        help="checkpoints to use instead of setting.py's; KEY where one holds several",
+        help="checkpoints to use instead of setting.py's; KEY where one holds several; an ARCH alone, such as timm/…, "
+        "stands for its published weights",
     )
     add = parser.section("loss r·CE + a·L_kd + b·L_feat")
     add("-r", "--gamma", type=weight, default=1.0, help="weight of the cross-entropy with the labels")
@@ -345,7 +352,7 @@ def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFi
     changed = parser.changed(opt, leave_out=(*always, "teacher_num", "teachers"))
     if uses_cache(opt):
         changed.append("cached")  # where it lies makes no difference, but float16 does
-    choices = [opt.model_s, dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
+    choices = [model_dict.run_name(opt.model_s), dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
     return [*choices, *losses, *changed, f"trial={opt.trial}"]
 
 
@@ -363,7 +370,7 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[Te
     views = session.loaders.train.views
     if views is None:
         raise UsageError(f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways; leave it out")
-    described = [(file.arch, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
+    described = [(file.name, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
     teachers.cache = TeacherCache(
         opt.teacher_cache, opt.teacher_cache_gb, views, described, session.precision, session.info.num_classes
     )
@@ -378,12 +385,9 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
 
     scores = session.test(predict)
     for k, file in enumerate(files):
-        print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %  {file.arch}  {file.path}")
+        print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %  {file.arch}  {file.path or 'its own weights'}")
     print(f"their ensemble: {scores['ensemble']['accuracy']:.2f} %", flush=True)
-    described = [
-        {"arch": file.arch, "path": str(file.path), **({"key": file.key} if file.key else {}), **scores[str(k)]}
-        for k, file in enumerate(files)
-    ]
+    described = [{**file.about(), **scores[str(k)]} for k, file in enumerate(files)]
     return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from helper.errors import UsageError
 from helper.pointwise import PLAIN_CONVOLUTIONS
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -67,12 +68,7 @@ def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, n
     norms = {name: module for name, module in network.named_modules() if type(module) is nn.BatchNorm2d}
     if not norms:
         return {}
-    watch = _Watch(network.modules())
-    with watch:
-        outputs = network(images, is_feat=True) if getattr(network, "has_maps", False) else network(images)
-    for tensor in tree_leaves(outputs):  # a map that others read cannot change
-        watch.uses[id(tensor)] += 1
-    watch.stop()
+    watch = _watched(network, images)
     found = {}
     for name, norm in norms.items():
         conv = watch.source_of(norm)
@@ -81,10 +77,28 @@ def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, n
     return found
 
 
+def _watched(network: nn.Module, images: Tensor) -> _Watch:
+    """A run of the network, with its features where it turns out to offer them."""
+    for settings in ({"is_feat": True}, {}) if getattr(network, "has_maps", False) else ({},):
+        watch = _Watch(network.modules())
+        try:
+            with watch:
+                outputs = network(images, **settings)
+        except UsageError:
+            continue
+        finally:
+            watch.stop()
+        for tensor in tree_leaves(outputs):  # a map that others read cannot change
+            watch.uses[id(tensor)] += 1
+        break
+    return watch
+
+
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     wide = copy.deepcopy(conv).double(), copy.deepcopy(norm).double()  # torch computes in the dtype that it is given
     fused = fuse_conv_bn_eval(*wide).to(conv.weight.dtype).requires_grad_(False)
     conv.weight, conv.bias = fused.weight, fused.bias
+    vars(conv)["folded"] = True  # what it returns from now on is no longer its own
 
 
 class _Watch(TorchFunctionMode):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from helper.errors import UsageError
+from helper.machine import uncompiled
 
 Shape = tuple[int, ...]
 """One feature without its batch axis: ``(C, H, W)`` of a map, ``(D,)`` of the pooled vector."""
@@ -22,6 +26,7 @@ class Reads(NamedTuple):
         before_relu: whether those maps are the ones before the ReLU that ends their stage.
         vector: the pooled vector ``[B, D]``.
         head: the network's own classifier, see :attr:`Seen.head`.
+        named: the outputs of which children, by their names in the network; in :attr:`Seen.maps` they come last.
     """
 
     logits: bool = False
@@ -29,11 +34,17 @@ class Reads(NamedTuple):
     before_relu: bool = False
     vector: bool = False
     head: bool = False
+    named: tuple[str, ...] = ()
+
+    @property
+    def staged(self) -> bool:
+        """Whether the network has to offer features of its own."""
+        return bool(self.maps) or self.vector or self.head
 
     @property
     def features(self) -> bool:
         """Whether it is more than logits."""
-        return bool(self.maps) or self.vector or self.head
+        return self.staged or bool(self.named)
 
 
 def either(*reads: Reads) -> Reads:
@@ -45,6 +56,7 @@ def either(*reads: Reads) -> Reads:
         before_relu=any(each.before_relu for each in reads),
         vector=any(each.vector for each in reads),
         head=any(each.head for each in reads),
+        named=tuple(sorted({name for each in reads for name in each.named})),
     )
 
 
@@ -79,18 +91,20 @@ class Observed(NamedTuple):
         logits: ``[B, C]``.
         features: stage outputs and the pooled vector; None for those that nobody asked for.
         network: who.
+        named: the outputs of children.
     """
 
     logits: Tensor
     features: Sequence[Any] = ()
     network: nn.Module | None = None
+    named: Mapping[str, Tensor] = {}
 
     def seen(self, reads: Reads) -> Seen:
         """The part that a loss has declared."""
         maps = self.features[:-1] if reads.maps == "all" else [self.features[index] for index in reads.maps]
         return Seen(
             logits=self.logits if reads.logits else None,
-            maps=tuple(maps),
+            maps=(*maps, *(self.named[name] for name in reads.named)),
             vector=self.features[-1] if reads.vector else None,
             head=self.network if reads.head else None,
         )
@@ -100,6 +114,15 @@ def observe(network: nn.Module, images: Tensor, reads: Reads) -> Observed:
     """Run a network on images ``[B, 3, H, W]`` and keep what ``reads`` asks for, and the logits."""
     if not reads.features:
         return Observed(network(images), (), network)
+    if reads.named:
+        with uncompiled(True), outputs_of(network, reads.named) as named:  # compiled code would not call the hooks
+            return _staged(network, images, reads)._replace(named=named)
+    return _staged(network, images, reads)
+
+
+def _staged(network: nn.Module, images: Tensor, reads: Reads) -> Observed:
+    if not reads.staged:
+        return Observed(network(images), (), network)
     settings = {"preact": True} if reads.before_relu else {}
     features, logits = network(images, is_feat=True, **settings)
     last = len(features) - 1
@@ -108,10 +131,81 @@ def observe(network: nn.Module, images: Tensor, reads: Reads) -> Observed:
     return Observed(logits, [each if index in wanted else None for index, each in enumerate(features)], network)
 
 
+@contextlib.contextmanager
+def outputs_of(network: nn.Module, names: Container[str] | None = None) -> Iterator[dict[str, Tensor]]:
+    """The maps ``[B, C, H, W]`` that children return, the last where one is called several times; None: of all."""
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                found[name] = output
+
+        return look
+
+    children = (each for each in network.named_modules() if each[0] and (names is None or each[0] in names))
+    hooks = [child.register_forward_hook(watch(name)) for name, child in children]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Shapes(list[Shape]):
+    """``(C, H, W)`` of each stage output and ``(D,)`` of the pooled vector, last.
+
+    Where a network has none, asking for one raises what it has to say of that.
+
+    Attributes:
+        stages: the stages' names, in order.
+        named: the shapes of the maps that children return, by their names.
+    """
+
+    def __init__(
+        self,
+        shapes: Iterable[Shape] = (),
+        stages: Sequence[str] = (),
+        named: Mapping[str, Shape] | None = None,
+        refusal: UsageError | None = None,
+    ) -> None:
+        super().__init__(shapes)
+        self.stages, self.named, self.refusal = tuple(stages), dict(named or {}), refusal
+
+    def __getitem__(self, index: Any) -> Any:
+        self._require()
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[Shape]:
+        self._require()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self._require()
+        return super().__len__()
+
+    def _require(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+
 @torch.no_grad()
-def feature_shapes(network: nn.Module, images: Tensor) -> list[Shape]:
-    """``(C, H, W)`` of each stage output and ``(D,)`` of the pooled vector."""
-    training = network.training
-    features, _ = network.eval()(images, is_feat=True)
+def feature_shapes(network: nn.Module, images: Tensor) -> Shapes:
+    """The shapes of what a network makes of images ``[B, 3, H, W]``."""
+    training, refusal, features = network.training, None, []
+    network.eval()
+    with outputs_of(network) as named:
+        try:
+            features, _ = network(images, is_feat=True)
+        except UsageError as error:
+            refusal = error
+            network(images)
     network.train(training)
-    return [tuple(feature.shape[1:]) for feature in features]
+    # after a convolution that a normalisation was folded into comes what came after that
+    changed = {name for name, module in network.named_modules() if getattr(module, "folded", False)}
+    return Shapes(
+        [tuple(feature.shape[1:]) for feature in features],
+        getattr(network, "stages", ()),
+        {name: tuple(output.shape[1:]) for name, output in named.items() if name not in changed},
+        refusal,
+    )

@@ -176,9 +176,9 @@ class Offline:
         """The checkpoint of a teacher that a training run might have left."""
         network = self.session.build(self.setting.teacher)
         settle(network, self.images[:SETTLED])
-        file = TeacherFile(self.setting.teacher, Path(self._folder.name) / f"{k}.pth")
-        checkpoint.save({"model": network.state_dict()}, file.path)
-        return file
+        path = Path(self._folder.name) / f"{k}.pth"
+        checkpoint.save({"model": network.state_dict()}, path)
+        return TeacherFile(self.setting.teacher, path)
 
     def _load(self) -> Teachers:
         session = self.session
@@ -188,6 +188,7 @@ class Offline:
         """The networks as their training left them."""
         networks = [self.session.build(file.arch) for file in self.files]
         for network, file in zip(networks, self.files, strict=True):
+            assert file.path is not None
             network.load_state_dict(checkpoint.load(file.path)["model"])
         return networks
 
