@@ -120,6 +120,7 @@ class FeatureDistiller(Distiller):
 def _map_of(shapes: Sequence[Shape], layers: str, whose: str) -> tuple[Reads, tuple[int, int, int]]:
     """How to read the first of the layers ``A,B,…`` that a network has, and the shape of that map."""
     stages, named = getattr(shapes, "stages", ()), getattr(shapes, "named", {})
+    whose = " ".join(filter(None, (whose, getattr(shapes, "label", ""))))
     for layer in layers.split(","):
         if layer in named and layer not in stages:
             return Reads(named=(layer,)), named[layer]

@@ -68,7 +68,13 @@ def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, n
     norms = {name: module for name, module in network.named_modules() if type(module) is nn.BatchNorm2d}
     if not norms:
         return {}
-    watch = _watched(network, images)
+    settings = {"is_feat": True} if _offers_features(network, images) else {}
+    watch = _Watch(network.modules())
+    with watch:
+        outputs = network(images, **settings)
+    for tensor in tree_leaves(outputs):  # a map that others read cannot change
+        watch.uses[id(tensor)] += 1
+    watch.stop()
     found = {}
     for name, norm in norms.items():
         conv = watch.source_of(norm)
@@ -77,21 +83,12 @@ def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, n
     return found
 
 
-def _watched(network: nn.Module, images: Tensor) -> _Watch:
-    """A run of the network, with its features where it turns out to offer them."""
-    for settings in ({"is_feat": True}, {}) if getattr(network, "has_maps", False) else ({},):
-        watch = _Watch(network.modules())
-        try:
-            with watch:
-                outputs = network(images, **settings)
-        except UsageError:
-            continue
-        finally:
-            watch.stop()
-        for tensor in tree_leaves(outputs):  # a map that others read cannot change
-            watch.uses[id(tensor)] += 1
-        break
-    return watch
+def _offers_features(network: nn.Module, images: Tensor) -> bool:
+    """Whether there are maps; some networks find that out when they are asked first."""
+    try:
+        return bool(getattr(network, "has_maps", False) and network(images, is_feat=True))
+    except UsageError:
+        return False
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -144,7 +144,11 @@ def outputs_of(network: nn.Module, names: Container[str] | None = None) -> Itera
         return look
 
     children = (each for each in network.named_modules() if each[0] and (names is None or each[0] in names))
-    hooks = [child.register_forward_hook(watch(name)) for name, child in children]
+    hooks = [
+        child.register_forward_hook(watch(name))
+        for name, child in children
+        if not isinstance(child, torch.jit.ScriptModule)  # which takes none
+    ]
     try:
         yield found
     finally:
@@ -155,22 +159,17 @@ def outputs_of(network: nn.Module, names: Container[str] | None = None) -> Itera
 class Shapes(list[Shape]):
     """``(C, H, W)`` of each stage output and ``(D,)`` of the pooled vector, last.
 
-    Where a network has none, asking for one raises what it has to say of that.
-
     Attributes:
         stages: the stages' names, in order.
         named: the shapes of the maps that children return, by their names.
+        label: what messages call the network.
+        refusal: raised for whoever asks for a shape, where the network has no features.
     """
 
-    def __init__(
-        self,
-        shapes: Iterable[Shape] = (),
-        stages: Sequence[str] = (),
-        named: Mapping[str, Shape] | None = None,
-        refusal: UsageError | None = None,
-    ) -> None:
-        super().__init__(shapes)
-        self.stages, self.named, self.refusal = tuple(stages), dict(named or {}), refusal
+    stages: tuple[str, ...] = ()
+    named: Mapping[str, Shape] = {}
+    label: str = ""
+    refusal: UsageError | None = None
 
     def __getitem__(self, index: Any) -> Any:
         self._require()
@@ -192,20 +191,18 @@ class Shapes(list[Shape]):
 @torch.no_grad()
 def feature_shapes(network: nn.Module, images: Tensor) -> Shapes:
     """The shapes of what a network makes of images ``[B, 3, H, W]``."""
-    training, refusal, features = network.training, None, []
+    training, shapes = network.training, Shapes()
     network.eval()
-    with outputs_of(network) as named:
+    with outputs_of(network) as outputs:
         try:
             features, _ = network(images, is_feat=True)
+            shapes.extend(tuple(feature.shape[1:]) for feature in features)
         except UsageError as error:
-            refusal = error
+            shapes.refusal = error
             network(images)
     network.train(training)
-    # after a convolution that a normalisation was folded into comes what came after that
+    # a convolution that a normalisation was folded into returns what that did
     changed = {name for name, module in network.named_modules() if getattr(module, "folded", False)}
-    return Shapes(
-        [tuple(feature.shape[1:]) for feature in features],
-        getattr(network, "stages", ()),
-        {name: tuple(output.shape[1:]) for name, output in named.items() if name not in changed},
-        refusal,
-    )
+    shapes.named = {name: tuple(each.shape[1:]) for name, each in outputs.items() if name not in changed}
+    shapes.stages, shapes.label = getattr(network, "stages", ()), getattr(network, "label", "")
+    return shapes

@@ -135,7 +135,8 @@ def _arch_of(path: Path, known: Architectures) -> str:
     try:
         state = foreign.read(path)
     except Damaged as error:
-        raise UsageError(f"--teachers: {str(path)!r} cannot be loaded: {error}") from None
+        why = known.refusal(str(path))
+        raise UsageError(f"--teachers: {str(path)!r} cannot be loaded: {error}{f'; {why}' if why else ''}") from None
     # The originals name the folder: resnet32x4_vanilla, wrn_40_2_cifar100_lr_0.05…
     named = [name for name in known if path.parent.name.startswith(name)]
     arch = architecture(state, known) or max(named, key=len, default=None)
@@ -147,9 +148,7 @@ def _arch_of(path: Path, known: Architectures) -> str:
         )
         raise UsageError(f"--teachers: {str(path)!r} {says}; write {path}:ARCH")
     if getattr(known[arch], "outside", False):
-        raise UsageError(
-            f"--teachers: {str(path)!r} says that it is a {arch}; write {path}:{arch} if that is to be used"
-        )
+        raise UsageError(f"--teachers: {str(path)!r} says that its network is {arch}; write {path}:{arch} to use that")
     return arch
 
 

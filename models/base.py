@@ -116,6 +116,10 @@ class StagedModel(nn.Module):
         """The last map [B, C_f, H, W] → the pooled vector [B, D] that the classifier reads."""
         return global_average(x)
 
+    def alone(self) -> nn.Module:
+        """The same function, images → logits, for exporters: no attribute may have the name of a child."""
+        return self
+
     def thinner_widths(self, kept: int, of: int, stages: int) -> tuple[int, ...]:
         """``widths`` with ``kept``/``of`` of the channels in the last ``stages`` stages, rounded down; the stem stays.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from helper.errors import UsageError
 from models.base import Builder, from_outside, source_dict
-from models.wrapped import Parts, Plain, Pooled, checksum, first_line
+from models.wrapped import Parts, Plain, Pooled, checksum, first_line, quiet_hub
 
 PREFIX = "hf/"
 FILES = ("config.json", "*.safetensors", "*.bin")
@@ -90,7 +90,7 @@ def huggingface_model(
 
     settings: dict[str, Any] = {"trust_remote_code": False, **({} if whole else {"num_labels": num_classes})}
     try:
-        with quiet():
+        with quiet(), quiet_hub():
             if pretrained or whole:
                 settings |= {"dtype": torch.float32, "ignore_mismatched_sizes": not whole}
                 net = AutoModelForImageClassification.from_pretrained(name, **settings)

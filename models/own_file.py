@@ -45,8 +45,10 @@ def own_model(path: Path, name: str, num_classes: int, whole: bool = False) -> S
         module = loaded(path.resolve(), checksum(path))
         make = getattr(module, name, None)
         if make is None:
-            makers = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
-            raise UsageError(f"{path} has no {name!r}{nearest(name, makers)}")
+            makers = [
+                each for each, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__
+            ]
+            raise UsageError(f"{path} has no {name!r}{nearest(name, makers)}; it has {', '.join(makers) or 'nothing'}")
         if not callable(make) or isinstance(make, nn.Module):
             raise UsageError(f"{label} is a {type(make).__name__}, not a function or class that makes a network")
         takes = "num_classes" in inspect.signature(make).parameters

@@ -7,6 +7,7 @@ files whose author one trusts, which is why one has to name them as networks.
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,7 @@ def exported(path: Path) -> nn.Module:
 def scripted(path: Path) -> nn.Module:
     """A TorchScript file."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is; its files are not gone
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; its files are not gone
         return torch.jit.load(path, map_location="cpu").eval()
 
 
@@ -83,6 +84,8 @@ def program_network(
     """
     if not whole:
         raise UsageError(f"{label} is a whole network, which can only teach: name it alone under --teachers")
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"{label} cannot be read: it is no such file or is damaged")
     try:
         program = load(path)
     except UsageError:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from helper.errors import UsageError, nearest
 from models.base import Builder, source_dict
-from models.wrapped import Plain, Wrapped, agree, first_line
+from models.wrapped import Plain, Wrapped, agree, first_line, quiet_hub
 
 PREFIX = "timm/"
 
@@ -144,7 +144,8 @@ def timm_model(
     published = pretrained or whole
     classes = {} if whole else {"num_classes": num_classes}
     try:
-        net = timm.create_model(name, pretrained=published, **classes, **settings)
+        with quiet_hub():
+            net = timm.create_model(name, pretrained=published, **classes, **settings)
     except Exception as error:  # of the hub, of HTTP, of files: many kinds mean the same here
         if not published:
             raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,9 @@ class Wrapped(StagedModel):
         """What to tell whoever asks for more than logits."""
         return UsageError(f"{self.label} offers logits only, no features: only --distill kd works with it")
 
+    def alone(self) -> nn.Module:
+        return _Logits(self).train(self.training)
+
     def unreadable(self, what: str) -> UsageError:
         """What to tell whoever lets its classifier read what it cannot."""
         return UsageError(f"{self.label}: its classifier cannot read {what}; choose another network")
@@ -131,6 +136,17 @@ class Wrapped(StagedModel):
             look(noise)
         finally:
             self.train(training)
+
+
+class _Logits(nn.Module):
+    """What :meth:`Wrapped.alone` returns: the network as a child."""
+
+    def __init__(self, network: Wrapped) -> None:
+        super().__init__()
+        self.net, self.logits_of = network.net, network.logits_of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits_of(self.net(x))
 
 
 class Pooled(Wrapped):
@@ -182,6 +198,8 @@ class Plain(Pooled):
     They are found by watching it run, so that they may be written as functions.
     """
 
+    _last = ""
+
     @torch.compiler.disable
     def look(self, x: Tensor) -> Parts:
         with _End() as end:
@@ -190,11 +208,13 @@ class Plain(Pooled):
             raise self._not_plain("its logits are not what a last Linear returns")
         if end.maps is None:
             raise self._not_plain("no map is pooled before its last Linear")
-        self.head = self.head or next((name for name, each in self.net.named_modules() if _holds(each, end.weight)), "")
+        self._last = self._last or next(
+            (name for name, each in self.net.named_modules() if _holds(each, end.weight)), ""
+        )
         return [end.maps], end.vector, logits
 
     def classify_vector(self, vector: Tensor) -> Tensor:
-        return self.get_submodule(self.head)(vector)
+        return self.get_submodule(self._last)(vector)
 
     def _not_plain(self, why: str) -> UsageError:
         return UsageError(
@@ -240,6 +260,18 @@ def agree(one: Tensor, other: Tensor) -> bool:
 def first_line(error: Exception) -> str:
     """What an error of another library says, in one line."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Where weights are fetched: what goes wrong is said in the end, not at each try."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def checksum(*paths: Path) -> str:

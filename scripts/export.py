@@ -73,6 +73,9 @@ def options() -> Parser:
     which.add_argument("--ensemble", action="store_true", help="all peers, and what combines them")
     parser.add_argument("--format", choices=("torch", "onnx"), default="torch")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="last", help="which epoch's weights")
+    parser.add_argument(
+        "--arch", help="the network's name, where that is outside of this collection, as FILE.py:CALLABLE"
+    )
     parser.add_argument("--out", type=Path, default=None, help="the file; beside the checkpoint, unless given")
     return parser
 
@@ -107,12 +110,15 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
     Raises:
         UsageError: the run has no such peer.
     """
+    arch = opt.arch or state["arch"]
+    if getattr(model_dict[arch], "outside", False) and not opt.arch:  # what a file says is no reason to run another
+        raise UsageError(f"{opt.run} says that its network is {arch}; --arch {arch} uses that")
     if not online:
         if opt.student is not None or opt.ensemble:
             raise UsageError(f"--student, --ensemble: {opt.run} trained a single network")
-        network = model_dict[state["arch"]](num_classes=state["num_classes"])
+        network = model_dict[arch](num_classes=state["num_classes"])
         network.load_state_dict(state["model"])
-        return network.eval()
+        return network.eval().alone()
     task = rebuild_peers(opt.run, state, example)
     task.trained.eval()
     if opt.ensemble:
