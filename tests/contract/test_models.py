@@ -166,6 +166,7 @@ def test_widths_make_a_thinner_network(name: str) -> None:
     [
         ("resnet32", 472_756),
         ("resnet110_bottleneck", 1_170_868),
+        ("resnet164_bottleneck", 1_727_284),
         ("wide_resnet20_8", 6_871_220),
         ("vgg16_fc3", 15_299_748),
         ("densenetd40k12", 188_092),

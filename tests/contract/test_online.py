@@ -375,6 +375,7 @@ def test_what_is_typed_overrides_the_recipe() -> None:
         ("OKDDip", "wide_resnet20_8", 4, 22_611_936),
         ("ONE", "resnet32", 3, 1_193_189),
         ("ONE", "resnet110_bottleneck", 3, 2_962_437),
+        ("ONE", "resnet164_bottleneck", 3, 4_363_653),
         ("CLILR", "resnet32", 3, 1_193_084),
     ],
 )
