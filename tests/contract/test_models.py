@@ -178,6 +178,20 @@ def test_sizes_of_the_online_papers_networks(name: str, parameters: int) -> None
     assert size(model_dict[name](num_classes=100)) == parameters
 
 
+def test_the_three_layers_of_okddips_vgg() -> None:
+    """As released: each hidden layer is linear, ReLU, dropout; weights from N(0, 0.01), no dropout by itself."""
+    classifier = build("vgg16_fc3").classifier
+    layers = [module for module in classifier.modules() if not isinstance(module, (nn.Sequential, nn.Identity))]
+    assert [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Dropout] * 2 + [nn.Linear]
+    assert all(layer.p == 0 for layer in layers if isinstance(layer, nn.Dropout))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            assert layer.weight.std().item() == pytest.approx(0.01, rel=0.05)
+            assert not layer.bias.any()
+    names = [name for name in build("vgg16_fc3").state_dict() if name.startswith("classifier")]
+    assert names == [f"classifier.{index}.{part}" for index in (1, 4, 6) for part in ("weight", "bias")]
+
+
 @pytest.mark.parametrize("name", [*THIN, "densenetd100k12"])
 def test_thinner_widths(name: str) -> None:
     model = build(name)
