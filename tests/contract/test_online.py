@@ -188,9 +188,11 @@ def test_ensembles_are_not_rounded_to_half_precision() -> None:
         assert all(map(torch.equal, computed(), exact))
 
 
-def test_ones_gate_learns_from_the_labels_only() -> None:
-    for part, learns in (("kd", False), ("ce", True)):
-        task = make_task("ONE")
+@pytest.mark.parametrize("detach", [True, False])
+def test_ones_gate_learns_from_the_labels_only_unless_its_target_has_a_gradient(detach: bool) -> None:
+    """ONE's own code detaches the target of the KL, the one that OKDDip compares with does not."""
+    for part, learns in (("kd", not detach), ("ce", True)):
+        task = make_task("ONE", detach_targets=detach)
         losses = task.method.losses(task.peers(images()), labels())
         losses[part].sum().backward()
         gradients = [parameter.grad for parameter in task.method.gate.parameters()]
@@ -362,6 +364,14 @@ def test_what_is_typed_overrides_the_recipe() -> None:
     opt, recipe = train_online.parse(train_online.options(), ["--method", "BOC", "--model", "resnet20", "--kd_T", "5"])
     method = train_online.make_method(train_online.options(), opt, recipe)
     assert (method.ratios, method.kd_T) == ((0.4, 0.3, 0.3), 5.0)
+
+
+@pytest.mark.parametrize("peers", ["branches", "networks"])
+def test_dropout_of_okddips_vgg(peers: str) -> None:
+    """Released: 0.5 after each hidden ReLU of a branch, none in networks of their own."""
+    networks = make_task("IND", "vgg16_fc3", peers=peers, num_branches=2).peers.networks
+    rates = [module.p for network in networks for module in network.modules() if isinstance(module, nn.Dropout)]
+    assert rates == [0.5 if peers == "branches" else 0.0] * 4
 
 
 # --- sizes ---
