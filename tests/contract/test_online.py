@@ -316,7 +316,8 @@ SGD = (0.1, 1e-4, False, "sgd")
         ("BOC", "resnet20", "digits", (400, (100, 180, 240, 350), 64, *ADAM)),
         ("BOC", "resnet20", "CIFAR10", (400, (100, 180, 250, 350), 128, *SGD)),
         ("BOC", "resnet32", "cifar10", (400, (50, 130, 220, 270), 128, *SGD)),
-        ("BOC", "densenetd100k12", "cifar10", (350, (170, 250), 64, *SGD)),
+        ("BOC", "densenetd100k12", "cifar10", (350, (170, 250), 48, *SGD)),
+        ("BOC", "torchvision/efficientnet_b0", "imagenet", (100, (50, 70, 90), 128, 1e-3, 1e-4, False, "adam")),
     ],
 )
 def test_published_recipes_are_the_defaults(name: str, model: str, dataset: str, expected: tuple[Any, ...]) -> None:
@@ -325,6 +326,7 @@ def test_published_recipes_are_the_defaults(name: str, model: str, dataset: str,
     epochs, drops, *rest = expected
     assert (opt.epochs, lr_drops(opt.epochs, None, recipe)) == (epochs, list(drops))
     assert [opt.batch_size, opt.learning_rate, opt.weight_decay, opt.nesterov, opt.optimizer] == rest
+    assert opt.lr_decay_rate == (0.5 if dataset == "imagenet" else 0.1)
     assert opt.num_branches == (3 if name == "ONE" else 4) if name != "BOC" else opt.num_students == 5
     assert lr_drops(epochs // 10, None, recipe) == [round(drop / 10) for drop in drops]
 
@@ -336,7 +338,8 @@ def test_published_recipes_are_the_defaults(name: str, model: str, dataset: str,
         ("resnet110", "cifar100", (0.7, 0.15, 0.15), 2.0),
         ("resnet20", "cifar10", (0.4, 0.2, 0.4), 3.0),
         ("resnet110", "cifar10", (0.4, 0.3, 0.3), 3.0),
-        ("densenetd40k12", "cifar10", (0.4, 0.3, 0.3), 3.0),
+        ("densenetd100k12", "cifar10", (1.0, 1.0, 1.0), 3.0),
+        ("torchvision/efficientnet_b0", "imagenet", (1.0, 1.0, 1.0), 3.0),
         ("resnet32", "folder", (0.7, 0.15, 0.15), 2.0),
     ],
 )
