@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -176,6 +177,54 @@ def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- presets
+
+
+def options_of(job: Job) -> argparse.Namespace:
+    """What a run's script makes of its words, the recipe of its method included."""
+    script, *words = job.words
+    if script == "train_online.py":
+        return train_online.parse(train_online.options(), words)[0]
+    return parser_of("alone" if script == "train_teacher.py" else "student").parse(words)
+
+
+def jobs_of_preset(name: str, tmp_path: Path) -> dict[str, list[argparse.Namespace]]:
+    """The published runs of a preset on CIFAR-100, by script."""
+    (preset,) = [path for path in PRESETS if path.stem == name]
+    runs: dict[str, list[argparse.Namespace]] = {}
+    for row in rows_of(preset, tmp_path):
+        for job in jobs_of(variables(row, {}), None):
+            opt = options_of(job)
+            if opt.dataset == "cifar100":
+                runs.setdefault(job.words[0], []).append(opt)
+    return runs
+
+
+def test_one_as_its_authors_train_it(tmp_path: Path) -> None:
+    runs = jobs_of_preset("one", tmp_path)
+    for opt in (each for script in runs.values() for each in script):
+        assert opt.model in ("resnet32", "resnet164_bottleneck")
+        assert (opt.epochs, opt.batch_size, opt.learning_rate) == (300, 128, 0.1)
+        assert (opt.weight_decay, opt.nesterov) == (1e-4, False)
+    assert all(opt.lr_decay_epochs == [151, 225] for opt in runs["train_teacher.py"])
+    assert all((opt.num_branches, opt.detach_targets) == (3, True) for opt in runs["train_online.py"])
+
+
+def test_one_as_okddip_compares_with_it(tmp_path: Path) -> None:
+    peers = jobs_of_preset("okddip", tmp_path)["train_online.py"]
+    theirs = [opt for opt in peers if opt.method == "ONE"]
+    assert len(theirs) == 5
+    for opt in theirs:
+        assert (opt.num_branches, opt.detach_targets, opt.lr_decay_epochs) == (4, False, [150, 225])
+    for opt in peers:
+        assert (opt.epochs, opt.batch_size, opt.learning_rate) == (300, 128, 0.1)
+        assert (opt.weight_decay, opt.nesterov, opt.num_branches) == (5e-4, True, 4)
+
+
+def test_ae_kds_teachers_have_nesterov_momentum(tmp_path: Path) -> None:
+    runs = jobs_of_preset("ae_kd", tmp_path)
+    assert all(opt.nesterov for script in runs.values() for opt in script)
+    assert {(opt.alpha, opt.learning_rate) for opt in runs["train_student.py"]} == {(0.9, 0.05)}
+    assert not any(opt.nesterov for opt in jobs_of_preset("ca_mkd", tmp_path)["train_teacher.py"] if opt.trial != "0")
 
 
 class Reached(Exception):
