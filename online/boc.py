@@ -46,9 +46,9 @@ SGD = Recipe(
     settings={"ratios": "0.4,0.3,0.3", "kd_T": 3.0},
 )
 # Released: T and the weight decay of all of these; all of resnet20 (0.1 is its single students' learning rate; its
-# ensemble file says 0.01), of resnet32 and of DenseNet-BC 100-12. Chosen here: DenseNet-BC 100-12's recipe for 40-12, and
-# resnet32's for what has none. The released file of resnet110 belongs to the end of a resumed run (learning rate 0.001),
-# and is not followed.
+# ensemble file says 0.01), of resnet32 and of DenseNet-BC 100-12. Chosen here: DenseNet-BC 100-12's recipe for 40-12,
+# and resnet32's for what has none. The released file of resnet110 belongs to the end of a resumed run (learning rate
+# 0.001), and is not followed.
 SGD_RESNET20 = replace(SGD, drops=(100, 180, 250, 350), settings={"ratios": "0.4,0.2,0.4", "kd_T": 3.0})
 EVEN = {"ratios": "1,1,1", "kd_T": 3.0}
 SGD_DENSENET = replace(SGD, epochs=350, drops=(170, 250), batch_size=48, settings=EVEN)

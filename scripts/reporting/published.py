@@ -1,8 +1,8 @@
 """Published values that a row can be held against: results/published.csv.
 
 A line fits a row whose options are those in its column ``options`` (``*``: any value); a line without fits none, since
-the publication does not say enough, or this collection lacks the method. Whatever else differs from the published setting
-is listed, never passed over. The column ``of`` says what was published: see :data:`OF`.
+the publication does not say enough, or this collection lacks the method. Whatever else differs from the published
+setting is listed, never passed over. The column ``of`` says what was published: see :data:`OF`.
 """
 
 from __future__ import annotations

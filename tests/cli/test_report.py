@@ -208,7 +208,11 @@ def test_published_value_of_the_same_setting() -> None:
 
 
 RECIPE_OF_ONE = {
-    **{"batch_size": 128, "learning_rate": 0.1, "weight_decay": 1e-4, "nesterov": False, "pretrained": False},
+    "batch_size": 128,
+    "learning_rate": 0.1,
+    "weight_decay": 1e-4,
+    "nesterov": False,
+    "pretrained": False,
     "lr_decay_epochs": [151, 225],
 }
 
