@@ -52,7 +52,7 @@ SGD = Recipe(
 SGD_RESNET20 = replace(SGD, drops=(100, 180, 250, 350), settings={"ratios": "0.4,0.2,0.4", "kd_T": 3.0})
 EVEN = {"ratios": "1,1,1", "kd_T": 3.0}
 SGD_DENSENET = replace(SGD, epochs=350, drops=(170, 250), batch_size=48, settings=EVEN)
-# EfficientNet-B0 on ImageNet; its file has no ratios, and the released loss takes 1 for each where none are given.
+# EfficientNet-B0 on ImageNet; its file has no ratios, and 1 for each is the released loss's own default.
 IMAGENET = Recipe(
     epochs=100,
     drops=(50, 70, 90),

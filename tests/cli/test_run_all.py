@@ -123,6 +123,7 @@ def test_what_cannot_be_counted_is_not_cached() -> None:
         ("STUDENTS= ONLINE=OKDDip", "ONLINE: expected METHOD:MODEL"),
         ("STUDENTS= ONLINE=OKDip:resnet8", "OKDip"),
         ("STUDENTS= ONLINE=alone:resnet8,recipe=OKDip", "OKDip"),
+        ("STUDENTS= ONLINE=ONE:resnet8,recipe=OKDip", "OKDip"),
     ],
 )
 def test_bad_variables_are_refused_in_one_line(row: str, said: str) -> None:
@@ -223,8 +224,31 @@ def test_one_as_okddip_compares_with_it(tmp_path: Path) -> None:
 def test_ae_kds_teachers_have_nesterov_momentum(tmp_path: Path) -> None:
     runs = jobs_of_preset("ae_kd", tmp_path)
     assert all(opt.nesterov for script in runs.values() for opt in script)
-    assert {(opt.alpha, opt.learning_rate) for opt in runs["train_student.py"]} == {(0.9, 0.05)}
-    assert not any(opt.nesterov for opt in jobs_of_preset("ca_mkd", tmp_path)["train_teacher.py"] if opt.trial != "0")
+    assert {(opt.gamma, opt.alpha, opt.learning_rate, opt.C) for opt in runs["train_student.py"] if "C" in opt} == {
+        (1, 0.9, 0.05, 0.6)
+    }
+
+
+def test_ca_mkds_pairs_and_settings(tmp_path: Path) -> None:
+    runs = jobs_of_preset("ca_mkd", tmp_path)
+    teachers = [opt for opt in runs["train_teacher.py"] if not opt.nesterov]  # students alone have it
+    assert {(opt.model, opt.trial) for opt in teachers} == {
+        (model, trial) for model in ("wrn_40_2", "resnet56", "vgg13", "resnet32x4") for trial in "012"
+    }
+    students = runs["train_student.py"]
+    assert len(students) == 7 * 5
+    for opt in students:
+        assert (opt.gamma, opt.alpha, opt.kd_T, opt.nesterov, opt.epochs) == (1, 1, 4, True, 240)
+        assert opt.beta == {"kd": 0, "hint": 100, "inter": 50}[opt.distill]
+
+
+def test_bocs_students_together_and_alone(tmp_path: Path) -> None:
+    (peers,) = jobs_of_preset("boc", tmp_path).values()
+    assert len(peers) == 6 * 6
+    for opt in peers:
+        shallow = opt.model == "resnet20"
+        assert (opt.num_students, opt.num_blocks, opt.optimizer) == (5, 3, "adam")
+        assert (opt.epochs, opt.batch_size) == ((400, 64) if shallow else (350, 128))
 
 
 class Reached(Exception):
