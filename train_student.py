@@ -28,7 +28,7 @@ from helper.gradients import OnePass, batch_mean
 from helper.kl import full_precision
 from helper.machine import autocast
 from helper.meters import Scalars, accuracy
-from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
+from helper.options import Options, natural, one_of, positive_float, positive_int, text_of, weight
 from helper.recipe import add_recipe
 from helper.script import run_script
 from helper.seen import Observed, Reads, Seen, either, feature_shapes, observe
@@ -154,8 +154,8 @@ class Distillation(Task):
         teachers: K frozen networks.
         losses: K of a loss on logits, weighted by ``-a``; then, or not, K of another one, weighted by ``-b``.
         methods: weigh the teachers, one for each of these losses.
-        opt: ``gamma``, ``alpha``, ``beta``, ``kd_scale``, ``distill_decay``, ``feat_start_epoch`` and ``epochs`` as
-            :func:`options` describes them.
+        opt: ``gamma``, ``alpha``, ``beta``, ``kd_scale``, ``distill_decay``, ``feat_start_epoch``, ``feat_stop_epoch``
+            and ``epochs`` as :func:`options` describes them.
     """
 
     def __init__(
@@ -243,7 +243,8 @@ class Distillation(Task):
         if self.opt.distill_decay and epoch > half:
             a = a * (self.opt.epochs - epoch) / half
             r = 1 - a
-        return r, a, b if self.adapters and epoch >= feat_start_epoch(self.opt) else 0.0
+        last = self.opt.feat_stop_epoch or self.opt.epochs
+        return r, a, b if self.adapters and feat_start_epoch(self.opt) <= epoch <= last else 0.0
 
     def idles(self, epoch: int) -> bool:
         """Whether the adapters are left alone in this epoch."""
@@ -321,6 +322,7 @@ def options() -> Options:
         default=None,
         help="first epoch with the feature loss; 2, unless given (1 when the run has one epoch)",
     )
+    add("--feat_stop_epoch", type=natural, default=0, help="last epoch with the feature loss; 0 never stops it")
     add = parser.section("teacher cache")
     add(
         "--teacher_cache",
@@ -402,12 +404,18 @@ def require_sound_objective(
         )
     if opt.beta > 0 and kind.on_logits():
         raise UsageError(f"-b: {opt.beta:g} weighs a loss on features, which --distill {opt.distill} does not have")
-    if opt.feat_start_epoch is not None and (kind.on_logits() or opt.beta == 0):
-        raise UsageError(
-            "--feat_start_epoch: there is no loss on feature maps; choose a --distill that has one, and -b"
-        )
+    for flag, given in (("start", opt.feat_start_epoch), ("stop", opt.feat_stop_epoch)):
+        if given and (kind.on_logits() or opt.beta == 0):
+            raise UsageError(
+                f"--feat_{flag}_epoch: there is no loss on feature maps; choose a --distill that has one, and -b"
+            )
     if (opt.feat_start_epoch or 0) > opt.epochs:
         raise UsageError(f"--feat_start_epoch: {opt.feat_start_epoch} is after the last of {opt.epochs} --epochs")
+    if 0 < opt.feat_stop_epoch < feat_start_epoch(opt):
+        raise UsageError(
+            f"--feat_stop_epoch: {opt.feat_stop_epoch} is before the first epoch with the feature loss, "
+            f"{feat_start_epoch(opt)} (--feat_start_epoch); choose a later one, or 0"
+        )
     if opt.distill_decay and opt.alpha > 1:
         raise UsageError(f"--distill_decay: r = 1 − a would be negative; choose -a from 0 to 1, not {opt.alpha:g}")
     if opt.gamma == opt.alpha == opt.beta == 0:

@@ -22,7 +22,7 @@ class Inter(FeatureDistiller):
     Args:
         pair: the networks' shapes.
         convs: a 1×1 → 3×3 → 1×1 bottleneck instead of one 1×1 convolution.
-        factor: how much narrower than the teacher the bottleneck is.
+        factor: how much narrower than the student's map the bottleneck is (released code).
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Inter(FeatureDistiller):
         pair: Pair,
         *,
         convs: Annotated[bool, "embed with a 1x1-3x3-1x1 bottleneck instead of one 1x1 convolution"] = False,
-        factor: Annotated[int, "the bottleneck of --convs is this many times narrower than the teacher"] = 2,
+        factor: Annotated[int, "the bottleneck of --convs is this many times narrower than the student's map"] = 2,
     ) -> None:
         super().__init__(pair)
         if factor < 1:
@@ -39,7 +39,7 @@ class Inter(FeatureDistiller):
         if not convs:
             self.embed = _conv_bn_relu(width, teacher_width, 1)
             return
-        narrow = max(1, teacher_width // factor)
+        narrow = max(1, width // factor)
         self.embed = nn.Sequential(
             _conv_bn_relu(width, narrow, 1), _conv_bn_relu(narrow, narrow, 3), _conv_bn_relu(narrow, teacher_width, 1)
         )

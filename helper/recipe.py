@@ -31,6 +31,7 @@ class Recipe:
         epochs: passes over the training images.
         drops: the epochs after which the learning rate drops.
         learning_rate: the first one; None asks the network.
+        lr_decay_rate: factor of each drop.
         settings: hyperparameters of the method that belong to the recipe.
     """
 
@@ -38,6 +39,7 @@ class Recipe:
     drops: tuple[int, ...] = (150, 180, 210)
     batch_size: int = 64
     learning_rate: float | None = None
+    lr_decay_rate: float = 0.1
     weight_decay: float = 5e-4
     nesterov: bool = False
     optimizer: str = "sgd"
@@ -45,7 +47,7 @@ class Recipe:
 
     def defaults(self) -> dict[str, Any]:
         """Defaults of the options of :func:`add_recipe`; the drops follow ``--epochs``, see :func:`lr_drops`."""
-        names = ("epochs", "batch_size", "learning_rate", "weight_decay", "nesterov", "optimizer")
+        names = ("epochs", "batch_size", "learning_rate", "lr_decay_rate", "weight_decay", "nesterov", "optimizer")
         return {name: getattr(self, name) for name in names}
 
 

@@ -126,6 +126,9 @@ class StagedModel(nn.Module):
         narrow = (width * kept // of // self.width_unit * self.width_unit for width in self.widths[first:])
         return (*self.widths[:first], *narrow)
 
+    def become_branch(self) -> None:
+        """Be one of several networks that share all stages but the last: some are regularised otherwise there."""
+
     def no_widths(self) -> UsageError:
         """What to tell whoever asks for other widths of a network that has none."""
         return UsageError(

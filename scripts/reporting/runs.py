@@ -77,6 +77,14 @@ class Run:
         """On the test set, in percent; ``which`` is ``last`` or ``best``."""
         return self.result[which]["test_accuracy"]
 
+    def best_mean_of_peers(self) -> float:
+        """The largest mean of the peers' test accuracies over the epochs, as OKDDip's code reports its baselines.
+
+        A run that chose its best epoch on held out images has it of that epoch alone.
+        """
+        name = "test_peer_accuracy"
+        return max([row[name] for row in self.metrics if name in row], default=self.result["best"][name])
+
     @property
     def command(self) -> str:
         """What was typed, without the options that say what to do with an earlier attempt."""

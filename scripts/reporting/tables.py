@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.reporting.published import published
+from scripts.reporting.published import OF, published
 from scripts.reporting.runs import LEVELS, Group, Run, family
 from scripts.reporting.statistics import baseline_name, baseline_of, paired
 
@@ -240,17 +240,17 @@ def peer_table(groups: Sequence[Group]) -> Table:
 def published_table(groups: Sequence[Group]) -> Table:
     """The rows that the literature has a value for."""
     words = (
-        "Best epoch, as the released scripts report, beside published values of the same dataset, teachers, student "
-        "and method; whatever else differs is listed."
+        "Beside published values of the same dataset, teachers, student and method, and the same of the runs here: "
+        "the best epoch, which most released scripts report, the last, or the epoch in which the peers' mean is best. "
+        "Whatever else differs is listed."
     )
-    table = Table(
-        "Beside published values", words, ["method", "here", "published", "difference", "differs in", "source"]
-    )
+    header = ["method", "of", "here", "published", "difference", "differs in", "source"]
+    table = Table("Beside published values", words, header)
     for each in groups:
         found = published(each)
         if found:
-            mean, std = each.mean_std(partial(Run.accuracy, which="best"))
-            cells = [spread(mean, std), spread(found.value, found.std), f"{mean - found.value:+.2f}"]
+            mean, std = found.here(each)
+            cells = [OF[found.of][0], spread(mean, std), spread(found.value, found.std), f"{mean - found.value:+.2f}"]
             table.rows.append([each.label, *cells, ", ".join(found.differing), found.source])
     return table
 

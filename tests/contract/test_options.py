@@ -223,6 +223,7 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "kd_scale": (["--kd_scale", "unit"], []),
     "distill_decay": (["--distill_decay"], []),
     "feat_start_epoch": (["--feat_start_epoch", "1"], []),
+    "feat_stop_epoch": (["--feat_stop_epoch", "9"], []),
     "distill": (["--distill", "hint"], []),
     "ensemble_method": (["--ensemble_method", "EBKD"], []),
     "hint_layer": (["--distill", "hint", "--hint_layer", "1"], ["--distill", "hint"]),

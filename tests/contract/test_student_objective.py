@@ -364,6 +364,17 @@ def test_the_feature_loss_starts_late(given: int | None, epochs: int, start: int
         assert ("loss_feature" in step(task, epoch)) == (epoch >= start)
 
 
+@pytest.mark.parametrize(("given", "last"), [(0, 10), (4, 4), (3, 3), (99, 10)])
+def test_the_feature_loss_may_stop(given: int, last: int, loss_options: Make) -> None:
+    """From then on the adapters are left alone, as before it begins."""
+    task = objective("hint", "AEKD", 2, loss_options(beta=5.0, feat_start_epoch=3, feat_stop_epoch=given))
+    expected = [5.0 if 3 <= epoch <= last else 0.0 for epoch in range(1, 11)]
+    assert [task.loss_weights(epoch)[2] for epoch in range(1, 11)] == expected
+    assert [task.idles(epoch) for epoch in range(1, 11)] == [weight == 0 for weight in expected]
+    assert "loss_feature" in step(task, last)
+    assert last == 10 or "loss_feature" not in step(task, last + 1)
+
+
 @each_feature_loss
 def test_without_weight_the_feature_loss_is_left_out(distill: str, loss_options: Make) -> None:
     scalars = step(objective(distill, "AEKD", 2, loss_options(beta=0.0)))
