@@ -129,4 +129,14 @@ def _map_shape(shapes: Sequence[Shape], layer: int, whose: str) -> tuple[int, in
     return channels, height, width
 
 
+def logits_of(*networks: Seen) -> list[Tensor]:
+    """Each network's logits in float32 or better, for a loss that has declared them."""
+    return [full_precision(each.logits) for each in networks if each.logits is not None]
+
+
+def vectors_of(*networks: Seen) -> list[Tensor]:
+    """Each network's pooled vectors in float32 or better, for a loss that has declared them."""
+    return [full_precision(each.vector) for each in networks if each.vector is not None]
+
+
 distill_dict: Registry[type[Distiller]] = Registry("--distill")
