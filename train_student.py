@@ -24,7 +24,7 @@ from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weig
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import compared
-from helper.gradients import OnePass, batch_mean
+from helper.gradients import OnePass, batch_mean, of_all_samples
 from helper.kl import full_precision
 from helper.machine import autocast
 from helper.meters import Scalars, accuracy
@@ -88,11 +88,17 @@ class Term:
         """
         first, once = self.losses[0], None
         seen = student.seen(first.student)
+        closed = type(first).slopes is not Distiller.slopes
         heads: Callable[[], torch.Tensor] = lambda: teacher_logits  # noqa: E731 replaced where the student feeds them
-        if first.broadcasts:
+        if first.broadcasts and closed:
             theirs = Seen(logits=teacher_logits)
             values = full_precision(first(seen, theirs, batch, when))  # [K, B]
-            gradients = partial(self._closed_gradients, values, seen, theirs)
+            gradients = partial(first.slopes, seen, theirs)
+        elif first.broadcasts:
+            once = OnePass(seen.tensors(), self.losses)
+            each = Seen(logits=torch.stack([logits for (logits,) in once.aliases]))  # [K, B, C]
+            values = full_precision(first(each, Seen(logits=teacher_logits), batch, when))  # [K, B]
+            gradients = partial(self._found_gradients, values, once)
         else:
             once = OnePass(seen.tensors(), self.losses)
             aliases = [seen.with_tensors(each) for each in once.aliases]
@@ -125,15 +131,8 @@ class Term:
     def _found_gradients(self, values: torch.Tensor, once: OnePass) -> torch.Tensor:
         # A pass back to the aliases gives all K gradients, and none reaches the student.
         slopes = once.slopes(values.mean(1), keep=not self.method.constant)  # K times [B, …] of each tensor
-        return torch.stack([torch.cat([batch_mean(slope) for slope in each]) for each in slopes])
-
-    def _closed_gradients(self, values: torch.Tensor, seen: Seen, theirs: Seen) -> torch.Tensor:
-        closed = self.losses[0].slopes(seen, theirs)
-        if closed is not None:
-            return closed
-        # back to the logits alone
-        slopes = [torch.autograd.grad(value.mean(), seen.tensors(), retain_graph=True) for value in values]
-        return torch.stack([torch.cat([batch_mean(slope) for slope in each]) for each in slopes])
+        flat = of_all_samples if self.losses[0].sums_to_zero else batch_mean
+        return torch.stack([torch.cat([flat(slope) for slope in each]) for each in slopes])
 
 
 def of_each_sample(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:

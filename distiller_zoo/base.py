@@ -44,7 +44,15 @@ class Distiller(nn.Module):
     student: Reads = Reads()
     teacher: Reads = Reads()
     broadcasts: ClassVar[bool] = False
-    """Of a loss on logits: whether :meth:`compare` takes all teachers' logits ``[K, B, C]`` at once → ``[K, B]``."""
+    """Of a loss on logits: whether :meth:`compare` takes all teachers' logits ``[K, B, C]`` at once → ``[K, B]``.
+
+    The student's are ``[B, C]`` where there are :meth:`slopes`, else ``[K, B, C]`` too, once for each teacher.
+    """
+    sums_to_zero: ClassVar[bool] = False
+    """Whether its gradient with respect to what it reads of the student has the mean 0 over every batch.
+
+    It says nothing then, and weightings that look at gradients get those of all samples, one after the other.
+    """
 
     def __init__(self, pair: Pair = Pair()) -> None:  # noqa: B008 a tuple
         super().__init__()
@@ -76,9 +84,9 @@ class Distiller(nn.Module):
         """The student's map where the teacher's own classifier reads ``[B, C_t, H_t, W_t]``, if the loss makes one."""
         return None
 
-    def slopes(self, student: Seen, teacher: Seen) -> Tensor | None:
+    def slopes(self, student: Seen, teacher: Seen) -> Tensor:
         """``[K, N]``, where there is a closed form, for :attr:`broadcasts`: see ``TeacherLosses.gradients_of``."""
-        return None
+        raise NotImplementedError
 
 
 class FeatureDistiller(Distiller):

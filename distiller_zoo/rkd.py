@@ -32,6 +32,7 @@ class RKD(Distiller):
     """
 
     student = teacher = Reads(vector=True)
+    sums_to_zero = True
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class SRRL(Distiller):
 
     student = Reads(vector=True)
     teacher = Reads(logits=True, vector=True, head=True)
+    sums_to_zero = True
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
