@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distiller_zoo.base import Distiller, Pair, distill_dict
 from helper import distributed
 from helper.batch import Batch, When
-from helper.errors import UsageError
+from helper.errors import require_positive
 from helper.kl import full_precision
 from helper.seen import Reads, Seen
 
@@ -35,8 +35,7 @@ class CC(Distiller):
         self, pair: Pair, *, feat_dim: Annotated[int, "width that both pooled vectors are embedded in"] = 128
     ) -> None:
         super().__init__(pair)
-        if feat_dim < 1:
-            raise UsageError(f"--feat_dim: vectors cannot be embedded in {feat_dim} dimensions; choose 1 or more")
+        require_positive(feat_dim=feat_dim)
         self.embed_student, self.embed_teacher = (
             nn.Linear(each[-1][0], feat_dim) for each in (pair.student, pair.teacher)
         )

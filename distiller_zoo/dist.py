@@ -10,6 +10,7 @@ from torch import Tensor
 from distiller_zoo.base import Distiller, Pair, distill_dict, logits_of
 from helper.batch import Batch, When
 from helper.distributed import gathered
+from helper.errors import require_not_negative
 from helper.seen import Reads, Seen
 
 FLAT = 0.01
@@ -43,6 +44,7 @@ class DIST(Distiller):
         dist_gamma: Annotated[float, "weight of the correlation between the samples of a class"] = 1.0,
     ) -> None:
         super().__init__(pair)
+        require_not_negative(dist_beta=dist_beta, dist_gamma=dist_gamma)
         self.T, self.beta, self.gamma = kd_T, dist_beta, dist_gamma
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distiller_zoo.base import Distiller, Pair, distill_dict, logits_of
 from helper.batch import Batch, When
+from helper.errors import require_not_negative
 from helper.kl import softened_kl
 from helper.seen import Reads, Seen
 
@@ -40,6 +41,7 @@ class DKD(Distiller):
         dkd_beta: Annotated[float, "weight of what they say of the other classes"] = 8.0,
     ) -> None:
         super().__init__(pair)
+        require_not_negative(dkd_alpha=dkd_alpha, dkd_beta=dkd_beta)
         self.T, self.alpha, self.beta = kd_T, dkd_alpha, dkd_beta
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:

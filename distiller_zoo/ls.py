@@ -10,6 +10,7 @@ from distiller_zoo.base import Distiller, Pair, distill_dict, logits_of
 from distiller_zoo.dkd import DKD
 from distiller_zoo.kd import KD
 from helper.batch import Batch, When
+from helper.errors import require_positive
 from helper.seen import Reads, Seen
 
 FLAT = 0.01
@@ -40,6 +41,7 @@ class LS(Distiller):
         dkd_beta: float = 8.0,
     ) -> None:
         super().__init__(pair)
+        require_positive(ls_T=ls_T)
         self.loss = KD(kd_T=ls_T) if ls_loss == "kd" else DKD(kd_T=ls_T, dkd_alpha=dkd_alpha, dkd_beta=dkd_beta)
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from distiller_zoo.base import Distiller, Pair, distill_dict, logits_of
 from distiller_zoo.dkd import apart
 from helper.batch import Batch, When
+from helper.errors import require_not_negative, require_positive
 from helper.seen import Reads, Seen
 
 
@@ -36,6 +37,8 @@ class NKD(Distiller):
         nkd_gamma: Annotated[float, "weight of the classes other than the target"] = 1.5,
     ) -> None:
         super().__init__(pair)
+        require_positive(nkd_T=nkd_T)
+        require_not_negative(nkd_gamma=nkd_gamma)
         self.T, self.gamma = nkd_T, nkd_gamma
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:

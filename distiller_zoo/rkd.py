@@ -11,6 +11,7 @@ from torch import Tensor
 from distiller_zoo.base import Distiller, Pair, distill_dict, vectors_of
 from helper.batch import Batch, When
 from helper.distributed import differentiable_stack, gathered
+from helper.errors import require_not_negative
 from helper.seen import Reads, Seen
 
 SAME = 1e-5
@@ -42,6 +43,7 @@ class RKD(Distiller):
         rkd_angle: Annotated[float, "weight of the angles between samples"] = 50.0,
     ) -> None:
         super().__init__(pair)
+        require_not_negative(rkd_distance=rkd_distance, rkd_angle=rkd_angle)
         self.distance, self.angle = rkd_distance, rkd_angle
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
