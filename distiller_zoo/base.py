@@ -22,12 +22,14 @@ class Pair(NamedTuple):
             which only logits are read.
         num_classes: C.
         labels: of all images that are trained on, int64 ``[N]``, as ``Batch.places`` numbers them, if any.
+        batch_size: how many samples a process compares at once in training; 0: not known.
     """
 
     student: Sequence[Shape] = ()
     teacher: Sequence[Shape] = ()
     num_classes: int = 0
     labels: Tensor | None = None
+    batch_size: int = 0
 
 
 class Distiller(nn.Module):
@@ -53,6 +55,8 @@ class Distiller(nn.Module):
 
     It says nothing then, and weightings that look at gradients get those of all samples, one after the other.
     """
+    warmup: int = 0
+    """Over so many epochs its weight rises to what ``-a`` or ``-b`` says: of n, the first has 1/n of it."""
 
     def __init__(self, pair: Pair = Pair()) -> None:  # noqa: B008 a tuple
         super().__init__()
@@ -61,6 +65,10 @@ class Distiller(nn.Module):
     def on_logits(cls) -> bool:
         """Whether it reads logits and nothing else, so that cached logits serve it."""
         return not (cls.student.features or cls.teacher.features)
+
+    def factor(self, when: When) -> float:
+        """What ``-a`` or ``-b`` is multiplied by in an epoch, see :attr:`warmup`."""
+        return min(when.epoch / self.warmup, 1.0) if self.warmup else 1.0
 
     def prepare(self, student: Seen) -> Any:
         """What the loss makes of the student before it looks at the teacher; the student as it is, by default."""

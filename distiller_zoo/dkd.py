@@ -27,6 +27,7 @@ class DKD(Distiller):
         dkd_alpha: weight of the target's part.
         dkd_beta: weight of the other classes' part; published for CIFAR-100: 8 for the teachers resnet32x4 and ResNet50
             and for wrn_40_2 → ShuffleV1, 6 for vgg13 and wrn_40_2, 2 for resnet56 and resnet110; ImageNet 0.5 and 2.
+        distill_warmup: over so many epochs the weight ``-a`` rises from nearly 0; 1 on ImageNet.
     """
 
     student = teacher = Reads(logits=True)
@@ -39,10 +40,11 @@ class DKD(Distiller):
         kd_T: float = 4.0,
         dkd_alpha: Annotated[float, "weight of how sure teacher and student are of the target"] = 1.0,
         dkd_beta: Annotated[float, "weight of what they say of the other classes"] = 8.0,
+        distill_warmup: Annotated[int, "epochs over which the weight of the loss rises to -a or -b"] = 20,
     ) -> None:
         super().__init__(pair)
-        require_not_negative(dkd_alpha=dkd_alpha, dkd_beta=dkd_beta)
-        self.T, self.alpha, self.beta = kd_T, dkd_alpha, dkd_beta
+        require_not_negative(dkd_alpha=dkd_alpha, dkd_beta=dkd_beta, distill_warmup=distill_warmup)
+        self.T, self.alpha, self.beta, self.warmup = kd_T, dkd_alpha, dkd_beta, distill_warmup
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
         mine, theirs = (apart(each, batch.target) for each in logits_of(prepared, teacher))

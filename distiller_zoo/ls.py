@@ -25,7 +25,7 @@ class LS(Distiller):
         pair: nothing of it is needed.
         ls_loss: which loss.
         ls_T: its temperature.
-        dkd_alpha, dkd_beta: of ``dkd``, see there; the paper multiplies both by 9, which is ``-a 9``.
+        dkd_alpha, dkd_beta, distill_warmup: of ``dkd``, see there; the paper multiplies both weights by 9: ``-a 9``.
     """
 
     student = teacher = Reads(logits=True)
@@ -39,10 +39,13 @@ class LS(Distiller):
         ls_T: Annotated[float, "its temperature"] = 2.0,
         dkd_alpha: float = 1.0,
         dkd_beta: float = 8.0,
+        distill_warmup: int = 20,
     ) -> None:
         super().__init__(pair)
         require_positive(ls_T=ls_T)
-        self.loss = KD(kd_T=ls_T) if ls_loss == "kd" else DKD(kd_T=ls_T, dkd_alpha=dkd_alpha, dkd_beta=dkd_beta)
+        of_dkd = DKD(kd_T=ls_T, dkd_alpha=dkd_alpha, dkd_beta=dkd_beta, distill_warmup=distill_warmup)
+        self.loss: Distiller = KD(kd_T=ls_T) if ls_loss == "kd" else of_dkd
+        self.warmup = self.loss.warmup
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
         mine, theirs = (Seen(logits=_standardised(each)) for each in logits_of(prepared, teacher))
