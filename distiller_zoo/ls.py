@@ -10,7 +10,7 @@ from distiller_zoo.base import Distiller, Pair, distill_dict, logits_of
 from distiller_zoo.dkd import DKD
 from distiller_zoo.kd import KD
 from helper.batch import Batch, When
-from helper.errors import require_positive
+from helper.errors import require_not_negative, require_positive
 from helper.seen import Reads, Seen
 
 FLAT = 0.01
@@ -25,7 +25,8 @@ class LS(Distiller):
         pair: nothing of it is needed.
         ls_loss: which loss.
         ls_T: its temperature.
-        dkd_alpha, dkd_beta, distill_warmup: of ``dkd``, see there; the paper multiplies both weights by 9: ``-a 9``.
+        dkd_alpha, dkd_beta: of ``dkd``, see there; the paper multiplies both by 9, which is ``-a 9``.
+        distill_warmup: over so many epochs the weight ``-a`` rises; as for the chosen loss, unless given.
     """
 
     student = teacher = Reads(logits=True)
@@ -36,16 +37,17 @@ class LS(Distiller):
         pair: Pair = Pair(),  # noqa: B008 a tuple
         *,
         ls_loss: Annotated[Literal["kd", "dkd"], "which loss gets the standardised logits"] = "kd",
-        ls_T: Annotated[float, "its temperature"] = 2.0,
+        ls_T: Annotated[float, "temperature of the standardised logits"] = 2.0,
         dkd_alpha: float = 1.0,
         dkd_beta: float = 8.0,
-        distill_warmup: int = 20,
+        distill_warmup: int | None = None,
     ) -> None:
         super().__init__(pair)
         require_positive(ls_T=ls_T)
-        of_dkd = DKD(kd_T=ls_T, dkd_alpha=dkd_alpha, dkd_beta=dkd_beta, distill_warmup=distill_warmup)
+        of_dkd = DKD(kd_T=ls_T, dkd_alpha=dkd_alpha, dkd_beta=dkd_beta)
         self.loss: Distiller = KD(kd_T=ls_T) if ls_loss == "kd" else of_dkd
-        self.warmup = self.loss.warmup
+        self.warmup = self.loss.warmup if distill_warmup is None else distill_warmup
+        require_not_negative(distill_warmup=self.warmup)
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
         mine, theirs = (Seen(logits=_standardised(each)) for each in logits_of(prepared, teacher))
