@@ -16,7 +16,7 @@ EPS = 1e-7
 
 @distill_dict.register("pkt")
 class PKT(Distiller):
-    """``mean_j P_bj·log(P_bj/Q_bj)``: P, Q are (1 + cosine)/2 between pooled vectors, each sample's to the sum 1.
+    """``mean_j P_bj·log(P_bj/Q_bj)``: P, Q are (1 + cosine)/2 between pooled vectors, over each sample's sum.
 
     Sample b's loss is its row; j are the samples of all processes. As released it is a mean over j, so that it falls as
     1/N: the published weight of 30000 belongs to batches of 64. A zero vector has the cosine 0 to all, and no gradient
@@ -36,5 +36,5 @@ def _neighbours(vector: Tensor) -> Tensor:
     unit = vector / torch.where(length > 0, length + EPS, torch.inf)
     with torch.autocast(vector.device.type, enabled=False):
         cosine = unit @ gathered(unit, gradient=True).T
-    likeness = ((1 + cosine) / 2).clamp_min(0)
+    likeness = (1 + cosine).clamp_min(0)
     return likeness / likeness.sum(1, keepdim=True)

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, Pair, distill_dict, vectors_of
+from helper import distributed
 from helper.batch import Batch, When
 from helper.distributed import differentiable_stack, gathered
 from helper.errors import require_not_negative
 from helper.seen import Reads, Seen
 
-SAME = 1e-5
-"""Vectors closer than this part of the mean distance are taken to be equal; equal ones are seen under no angle. The
-released code's gradient there is 5e10."""
+SAME = 1e-6
+"""Vectors closer than this part of their length are taken to be equal; equal ones are seen under no angle. The released
+code's gradient there is 5e10."""
 
 
 @distill_dict.register("rkd")
@@ -53,13 +54,21 @@ class RKD(Distiller):
 
 
 def _relations(vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors ``[B, D]`` → relative distances to all ``[B, N]``, cosines between any two of all ``[B, N, N]``."""
-    everyone = gathered(vector, gradient=True)  # [N, D]
-    away = everyone - vector[:, None]  # [B, N, D]
-    length = torch.linalg.vector_norm(away, dim=-1)  # [B, N]
+    """Vectors ``[B, D]`` → relative distances to all ``[B, N]``, cosines between any two of all ``[B, N, N]``.
+
+    Both follow from the inner products, in float64, where their differences keep the digits of close vectors: the
+    released code's ``[N, N, D]`` differences take many times longer.
+    """
+    everyone = gathered(vector.double(), gradient=True)  # [N, D]
+    inner = everyone @ everyone.T  # [N, N]
+    mine = inner.unflatten(0, (distributed.size(), -1))[distributed.rank()]  # [B, N]
+    squares, own = inner.diagonal(), vector.double().square().sum(1, keepdim=True)  # [N], [B, 1]
+    distance = own + squares - 2 * mine
+    inverse = torch.where(distance > SAME**2 * squares.mean(), distance, torch.inf).rsqrt()  # [B, N]
+    length = distance * inverse
     pairs = max(1, len(everyone) * (len(everyone) - 1))
     mean = differentiable_stack(length.sum()).sum(0) / pairs
-    unit = away * torch.where(length > SAME * mean, length, torch.inf).reciprocal()[..., None]
-    with torch.autocast(vector.device.type, enabled=False):
-        cosine = unit @ unit.mT
-    return length / mean.clamp_min(torch.finfo(mean.dtype).tiny), cosine
+    product = inner - mine[:, None] + (own - mine)[..., None]  # [B, N, N], of differences to sample i
+    inverse, dtype = inverse.to(vector.dtype), vector.dtype
+    cosine = product.to(dtype) * inverse[:, :, None] * inverse[:, None]
+    return (length / mean.clamp_min(torch.finfo(mean.dtype).tiny)).to(dtype), cosine
