@@ -22,12 +22,14 @@ class Pair(NamedTuple):
             which only logits are read.
         num_classes: C.
         labels: of all images that are trained on, int64 ``[N]``, as ``Batch.places`` numbers them, if any.
+        batch_size: how many samples a process compares at once in training; 0: not known.
     """
 
     student: Sequence[Shape] = ()
     teacher: Sequence[Shape] = ()
     num_classes: int = 0
     labels: Tensor | None = None
+    batch_size: int = 0
 
 
 class Distiller(nn.Module):
@@ -44,7 +46,17 @@ class Distiller(nn.Module):
     student: Reads = Reads()
     teacher: Reads = Reads()
     broadcasts: ClassVar[bool] = False
-    """Of a loss on logits: whether :meth:`compare` takes all teachers' logits ``[K, B, C]`` at once → ``[K, B]``."""
+    """Of a loss on logits: whether :meth:`compare` takes all teachers' logits ``[K, B, C]`` at once → ``[K, B]``.
+
+    The student's are ``[B, C]`` where there are :meth:`slopes`, else ``[K, B, C]`` too, once for each teacher.
+    """
+    sums_to_zero: ClassVar[bool] = False
+    """Whether its gradient with respect to what it reads of the student has the mean 0 over every batch.
+
+    It says nothing then, and weightings that look at gradients get those of all samples, one after the other.
+    """
+    warmup: int = 0
+    """Over so many epochs its weight rises to what ``-a`` or ``-b`` says: of n, the first has 1/n of it."""
 
     def __init__(self, pair: Pair = Pair()) -> None:  # noqa: B008 a tuple
         super().__init__()
@@ -53,6 +65,10 @@ class Distiller(nn.Module):
     def on_logits(cls) -> bool:
         """Whether it reads logits and nothing else, so that cached logits serve it."""
         return not (cls.student.features or cls.teacher.features)
+
+    def factor(self, when: When) -> float:
+        """What ``-a`` or ``-b`` is multiplied by in an epoch, see :attr:`warmup`."""
+        return min(when.epoch / self.warmup, 1.0) if self.warmup else 1.0
 
     def prepare(self, student: Seen) -> Any:
         """What the loss makes of the student before it looks at the teacher; the student as it is, by default."""
@@ -76,9 +92,9 @@ class Distiller(nn.Module):
         """The student's map where the teacher's own classifier reads ``[B, C_t, H_t, W_t]``, if the loss makes one."""
         return None
 
-    def slopes(self, student: Seen, teacher: Seen) -> Tensor | None:
+    def slopes(self, student: Seen, teacher: Seen) -> Tensor:
         """``[K, N]``, where there is a closed form, for :attr:`broadcasts`: see ``TeacherLosses.gradients_of``."""
-        return None
+        raise NotImplementedError
 
 
 class FeatureDistiller(Distiller):
@@ -127,6 +143,16 @@ def _map_shape(shapes: Sequence[Shape], layer: int, whose: str) -> tuple[int, in
         )
     channels, height, width = maps[position]
     return channels, height, width
+
+
+def logits_of(*networks: Seen) -> list[Tensor]:
+    """Each network's logits in float32 or better, for a loss that has declared them."""
+    return [full_precision(each.logits) for each in networks if each.logits is not None]
+
+
+def vectors_of(*networks: Seen) -> list[Tensor]:
+    """Each network's pooled vectors in float32 or better, for a loss that has declared them."""
+    return [full_precision(each.vector) for each in networks if each.vector is not None]
 
 
 distill_dict: Registry[type[Distiller]] = Registry("--distill")

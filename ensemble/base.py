@@ -28,7 +28,8 @@ class TeacherLosses:
             teachers' classifiers, what those make of it (with a gradient to the student).
         gradients_of: → ``[K, N]``: the mean over the batch of the gradient of teacher k's batch-mean loss with
             respect to what the loss reads of the student, flattened and joined (logits: N = C, a map: N = C·H·W); the
-            batch is this process's part.
+            batch is this process's part. Of a loss whose mean gradient is always 0 the gradients of all samples of all
+            processes instead (N = B·D).
         student_logits: ``[B, C]``, without a gradient.
         when: epoch and step.
     """
@@ -96,7 +97,7 @@ class EnsembleMethod:
         return None
 
     def attach(self, teachers: TeacherLosses) -> None:
-        """Build what depends on shapes; called once, before training, with what an example of two images gives."""
+        """Build what depends on shapes; called once, before training, with what a batch of black images gives."""
 
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
         """Weights ``[K]``, or ``[K, B]`` where each sample has its own; called for K ≥ 2."""

@@ -103,7 +103,8 @@ def gathered(tensor: Tensor, gradient: bool = False) -> Tensor:
         gradient: whether a gradient reaches every process's part, as a loss between samples needs it; else none does,
             in one process too.
     """
-    return differentiable_stack(tensor if gradient else tensor.detach()).flatten(0, 1)
+    tensor = tensor if gradient else tensor.detach()
+    return tensor if size() == 1 else differentiable_stack(tensor).flatten(0, 1)
 
 
 def differentiable_stack(tensor: Tensor) -> Tensor:

@@ -145,7 +145,9 @@ def test_three_teachers_of_different_families(tmp_path: Path, teachers: str, dis
     beta = 0 if distill_dict[distill].on_logits() else 0.1
     folder = distil(tmp_path, f"{teachers} --distill {distill} --ensemble_method {method} -b {beta}").folder
     (row,) = metrics(folder)
-    parts = row["train_loss_ce"] + row["train_loss_kd"] + beta * row.get("train_loss_feature", 0)
+    of_first_epoch = 1 / (json.loads((folder / "parameters.json").read_text()).get("distill_warmup") or 1)
+    a, b = (1, beta * of_first_epoch) if beta else (of_first_epoch, 0)
+    parts = row["train_loss_ce"] + a * row["train_loss_kd"] + b * row.get("train_loss_feature", 0)
     assert row["train_loss"] == pytest.approx(parts, rel=1e-5)
     kind = ensemble_dict[method]
     total = kind().total(3)
