@@ -95,6 +95,15 @@ def _calibrated(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, floa
     return finished
 
 
+def named_scores(scores: dict[str, dict[str, float]], main: str | None) -> dict[str, float]:
+    """Scores of several predictions as ``prediction_score``; the name of the ``main`` one is left out."""
+    return {
+        "_".join(part for part in (which if which != main else "", name) if part): value
+        for which, values in scores.items()
+        for name, value in values.items()
+    }
+
+
 def compared(logits: torch.Tensor, other: torch.Tensor) -> dict[str, torch.Tensor]:
     """Logits ``[B, C]`` beside others → measures of each image ``[B]``.
 

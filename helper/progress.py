@@ -1,10 +1,10 @@
-"""The bar over an epoch's batches, on a terminal."""
+"""How far a run is, on a terminal: the bar over an epoch's batches, and a line for each epoch."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -54,6 +54,16 @@ class progress:
         self._shown = now
         values = means.read()
         self._bar.set_postfix_str(f"loss {values['loss']:.4f}, accuracy {values['accuracy']:.2f} %", refresh=False)
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int, chosen_on: str, chosen_name: str) -> str:
+    """What is said of an epoch: its ``row`` on record; the best one is chosen on ``chosen_on``, as people call it."""
+    left = row["seconds"] / row["epoch"] * (epochs - row["epoch"])
+    return (
+        f"epoch {row['epoch']:3d}/{epochs}  loss {row['train_loss']:.4f}  train {row['train_accuracy']:.2f} %  "
+        f"{chosen_name} {row[f'{chosen_on}_accuracy']:.2f} %  lr {row['learning_rate']:.2g}  "
+        f"{row['images_per_second']:.0f} images/s  left {clock(left)}"
+    )
 
 
 def clock(seconds: float) -> str:
