@@ -70,6 +70,11 @@ def _gpu(option: str, index: int, gpus: int) -> torch.device:
     return torch.device("cuda", index)
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def device_name(device: torch.device) -> str:
     """For people: the GPU's name, or the CPU and its threads."""
     if device.type == "cuda":

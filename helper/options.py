@@ -79,10 +79,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if _unset(action.default) else super()._get_help_string(action)
 
 
-class Options(argparse.ArgumentParser):
-    """An argument parser that knows which options change a result, and which belong to which method.
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose every error is a :class:`UsageError` of one line."""
 
-    Every error is a :class:`UsageError` of one line. ``--config parameters.json`` gives defaults from an earlier run.
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+class Options(Parser):
+    """The parser of a training script: it knows which options change a result, and which belong to which method.
+
+    ``--config parameters.json`` gives defaults from an earlier run.
     """
 
     def __init__(self, description: str) -> None:
@@ -93,9 +100,6 @@ class Options(argparse.ArgumentParser):
         self.add_argument(
             "--config", type=Path, metavar="FILE", help="repeat a run: its parameters.json; other options override it"
         )
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
 
     def section(self, title: str) -> Callable[..., None]:
         """A titled group; returns a function like ``add_argument`` with one more keyword.
