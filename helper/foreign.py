@@ -119,9 +119,8 @@ def read(path: Path) -> dict[str, Any]:
             loadable.
     """
     try:
-        what = _something_else(path)
-        if what:
-            raise Damaged(what)
+        if other := _something_else(path):
+            raise Damaged(other)
         if safetensors.recognised(path):
             tensors, metadata = safetensors.read(path)
             return {**metadata, "state_dict": tensors}
@@ -130,7 +129,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         return checkpoint.load(path, ALLOWED)
     except Untrusted as error:
-        raise Untrusted(f"{error}{_whole_module(path)}. {conversion(path)}") from None
+        whole = b"ctorch.nn.modules." in _pickle_of(path)
+        what = f"{error}, of a module that was saved whole" if whole else error
+        raise Untrusted(f"{what}. {conversion(path)}") from None
     except Damaged:
         protocol = _pickle_of(path)[1:2]
         if protocol > b"\x02":
@@ -200,11 +201,6 @@ def _other_archive(path: Path) -> str:
     if all(name.endswith(".npy") for name in names):
         return "it holds arrays of NumPy (.npz), not a checkpoint"
     return "it is a zip archive, not a checkpoint; unpack it first"
-
-
-def _whole_module(path: Path) -> str:
-    """Says so where the pickle holds modules of torch rather than their weights."""
-    return ", of a module that was saved whole" if b"ctorch.nn.modules." in _pickle_of(path) else ""
 
 
 def _is_archive(path: Path) -> bool:

@@ -273,3 +273,8 @@ def text_of(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(text_of(item) for item in value)
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def typed(value: Any) -> str:
+    """An option's value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
