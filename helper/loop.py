@@ -165,9 +165,9 @@ class Fit:
         self.train.set_epoch(epoch, start)
         self.task.trained.train()
         self.looks.begin(start)
-        title, each, done = f"epoch {epoch}/{self.opt.epochs}", self.opt.batch_size, start
+        title, done = f"epoch {epoch}/{self.opt.epochs}", start
         try:
-            with progress(self.train, title, len(self.train) * each, start * each, each) as batches:
+            with progress(self.train, title, len(self.train), start, self.opt.batch_size) as batches:
                 for step, batch in enumerate(batches, start + 1):
                     when = self._when(epoch, step)
                     set_rate(self.optimizer, self.learning_rate * self.schedule(when))

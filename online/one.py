@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from helper.kl import full_precision
 from helper.recipe import Recipe
-from online.base import Alpha, Branches, OnlineMethod, Structure, Temperature, cross_entropies, mean_kl, online_dict
+from online.base import Alpha, OnlineMethod, PeerCount, Structure, Temperature, cross_entropies, mean_kl, online_dict
 from online.peers import Outputs
 
 
@@ -41,7 +41,7 @@ class ONE(OnlineMethod):
     def __init__(
         self,
         *,
-        num_branches: Branches = 3,
+        num_branches: PeerCount = 3,
         peers: Structure = "branches",
         alpha: Alpha = 1.0,
         kd_T: Temperature = 3.0,
