@@ -136,17 +136,12 @@ def reading(source: Source, data_dir: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")  # old pickles: nothing that a user could act upon
             yield
     except Exception as error:
-        raise damaged(source, data_dir, one_line(error)) from error
-
-
-def damaged(source: Source, data_dir: Path, reason: str) -> UsageError:
-    """The error for unusable files, naming the first file whose checksum is wrong, else ``reason``."""
-    target = data_dir / source.folder
-    fault = first_fault(target, source.checksums) or f"{target} cannot be read ({reason})"
-    return UsageError(
-        f"--dataset {source.name}: {fault}. delete {target} and start again to download it, "
-        f"or get it from {source.address}"
-    )
+        target = data_dir / source.folder
+        fault = first_fault(target, source.checksums) or f"{target} cannot be read ({one_line(error)})"
+        raise UsageError(
+            f"--dataset {source.name}: {fault}. delete {target} and start again to download it, "
+            f"or get it from {source.address}"
+        ) from error
 
 
 def first_fault(folder: Path, checksums: Iterable[tuple[str, str | None]]) -> str | None:

@@ -85,9 +85,9 @@ def _calibrated(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, floa
     """Mean gaps of the bins → ``ece = Σ_bins |mean gap|`` in percent."""
     finished = {}
     for name, values in scores.items():
-        gaps = [value for score, value in values.items() if score.startswith(GAP)]
-        rest = {score: value for score, value in values.items() if not score.startswith(GAP)}
-        finished[name] = rest | ({"ece": 100 * sum(map(abs, gaps))} if gaps else {})
+        finished[name] = {score: value for score, value in values.items() if not score.startswith(GAP)}
+        if gaps := [value for score, value in values.items() if score.startswith(GAP)]:
+            finished[name]["ece"] = 100 * sum(map(abs, gaps))
     for name, values in finished.items():
         each = [finished[f"{name}_{j}"]["ece"] for j in range(len(finished)) if f"{name}_{j}" in finished]
         if each:
