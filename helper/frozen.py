@@ -52,10 +52,7 @@ def fold_batch_norms(network: nn.Module, images: Tensor) -> list[str]:
     """
     pairs = foldable(network, images)
     for name, (conv, norm) in pairs.items():
-        # torch computes in the dtype that it is given
-        wide = copy.deepcopy(conv).double(), copy.deepcopy(norm).double()
-        fused = fuse_conv_bn_eval(*wide).to(conv.weight.dtype).requires_grad_(False)
-        conv.weight, conv.bias = fused.weight, fused.bias
+        _fold(conv, norm)
         network.set_submodule(name, nn.Identity())
     return list(pairs)
 
@@ -70,7 +67,8 @@ def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, n
     norms = {name: module for name, module in network.named_modules() if type(module) is nn.BatchNorm2d}
     if not norms:
         return {}
-    with _Watch(network.modules()) as watch:
+    watch = _Watch(network.modules())
+    with watch:
         outputs = network(images, is_feat=True) if getattr(network, "has_maps", False) else network(images)
     for tensor in tree_leaves(outputs):  # a map that others read cannot change
         watch.uses[id(tensor)] += 1
@@ -81,6 +79,12 @@ def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, n
         if conv is not None and norm.running_mean is not None:
             found[name] = conv, norm
     return found
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    wide = copy.deepcopy(conv).double(), copy.deepcopy(norm).double()  # torch computes in the dtype that it is given
+    fused = fuse_conv_bn_eval(*wide).to(conv.weight.dtype).requires_grad_(False)
+    conv.weight, conv.bias = fused.weight, fused.bias
 
 
 class _Watch(TorchFunctionMode):
