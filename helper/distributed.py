@@ -51,18 +51,6 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_rank() -> int:
-    """This process's number on its own machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
-def require_gpus(gpus: int) -> None:
-    """UsageError where a machine of so many GPUs runs more processes."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if here > gpus:
-        raise UsageError(f"torchrun: {here} processes need {here} GPUs, this machine has {gpus}; or --device cpu")
-
-
 def is_first() -> bool:
     """Whether this process writes and prints."""
     return rank() == 0

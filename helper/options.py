@@ -6,6 +6,7 @@ import argparse
 import difflib
 import inspect
 import json
+import math
 import re
 import types
 import typing
@@ -20,29 +21,26 @@ from helper.registry import Registry
 Values = dict[str, Any]
 
 
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    return _number(int, text, lambda value: value >= 1, "a whole number of at least 1")
+def number(kind: type, valid: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """The type of an option that takes numbers for which ``valid`` holds; ``expected`` says which."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not valid(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
 
 
-def natural(text: str) -> int:
-    """A whole number of at least 0."""
-    return _number(int, text, lambda value: value >= 0, "a whole number of at least 0")
-
-
-def positive_float(text: str) -> float:
-    """A finite number above 0."""
-    return _number(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def weight(text: str) -> float:
-    """A finite number of at least 0."""
-    return _number(float, text, lambda value: 0 <= value < float("inf"), "a number of at least 0")
-
-
-def fraction(text: str) -> float:
-    """A number in [0, 1)."""
-    return _number(float, text, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+positive_int = number(int, lambda value: value >= 1, "a whole number of at least 1")
+natural = number(int, lambda value: value >= 0, "a whole number of at least 0")
+positive_float = number(float, lambda value: 0 < value < math.inf, "a number above 0")
+weight = number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+fraction = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
 def epoch_numbers(text: str) -> list[int]:
@@ -74,16 +72,6 @@ def one_of(option: str, names: Mapping[str, object] | Sequence[str], fold_case: 
     return parse
 
 
-def _number(kind: type, text: str, valid: Callable[[Any], bool], expected: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
-    if not valid(value):
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return value
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default only where there is one to show."""
 
@@ -91,29 +79,27 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if _unset(action.default) else super()._get_help_string(action)
 
 
-class Options(argparse.ArgumentParser):
-    """An argument parser that knows which options change a result, and which belong to which method.
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose every error is a :class:`UsageError` of one line."""
 
-    Every error is a :class:`UsageError` of one line. ``--config parameters.json`` gives defaults from an earlier run.
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+class Options(Parser):
+    """The parser of a training script: it knows which options change a result, and which belong to which method.
+
+    ``--config parameters.json`` gives defaults from an earlier run.
     """
 
     def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description,
-            allow_abbrev=False,
-            add_help=True,
-            formatter_class=HelpFormatter,
-        )
-        self._unnamed: set[str] = set()
-        self._owners: dict[str, dict[str, set[str]]] = {}
+        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        self._unnamed = {"config"}
+        self._owners: dict[str, dict[str, Values]] = {}  # of each --dest: argument → method → default
         self._methods: dict[str, Mapping[str, Any]] = {}
         self.add_argument(
             "--config", type=Path, metavar="FILE", help="repeat a run: its parameters.json; other options override it"
         )
-        self._unnamed.add("config")
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
 
     def section(self, title: str) -> Callable[..., None]:
         """A titled group; returns a function like ``add_argument`` with one more keyword.
@@ -143,21 +129,14 @@ class Options(argparse.ArgumentParser):
         for name, entry in registry.items():
             for parameter in _hyperparameters(entry):
                 if parameter.name not in taken:
-                    owners.setdefault(parameter.name, set()).add(name)
-        for argument, methods in owners.items():
-            defaults = {
-                name: inspect.signature(entry).parameters[argument].default
-                for name, entry in registry.items()
-                if name in methods
-            }
+                    owners.setdefault(parameter.name, {})[name] = parameter.default
+        for argument, defaults in owners.items():
             self._add_hyperparameter(add, registry[next(iter(defaults))], argument, defaults)
 
     def _add_hyperparameter(self, add: Callable[..., None], entry: Any, name: str, defaults: Mapping[str, Any]) -> None:
         """The flag of the argument ``name`` of ``entry``; ``defaults`` are those of all methods that have it."""
         kind, help_text = _annotation(entry, name)
-        flags = [f"--{name}"]
-        if len(name) == 1:
-            flags.insert(0, f"-{name}")
+        flags = [f"-{name}", f"--{name}"] if len(name) == 1 else [f"--{name}"]
         settings: Values = {"help": f"{'|'.join(defaults)}: {help_text}{_defaults_text(defaults)}"}
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
@@ -238,17 +217,11 @@ class Options(argparse.ArgumentParser):
             if name in self._unnamed or name in leave_out or not hasattr(options, name):
                 continue
             value = getattr(options, name)
-            default = self._published_default(options, action)
+            owned = [owners[name][getattr(options, dest)] for dest, owners in self._owners.items() if name in owners]
+            default = owned[0] if owned else action.default
             if value != default and value is not None:
                 parts.append(name if value is True else f"{name}={text_of(value)}")
         return parts
-
-    def _published_default(self, options: argparse.Namespace, action: argparse.Action) -> Any:
-        for dest, owners in self._owners.items():
-            if action.dest in owners:
-                entry = self._methods[dest][getattr(options, dest)]
-                return inspect.signature(entry).parameters[action.dest].default
-        return action.default
 
 
 def _unset(default: Any) -> bool:
@@ -300,3 +273,8 @@ def text_of(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(text_of(item) for item in value)
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def typed(value: Any) -> str:
+    """An option's value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

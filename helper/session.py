@@ -169,22 +169,16 @@ class Session:
         earlier = RunFolder(opt.resume) if isinstance(opt.resume, Path) else None
         state = distributed.from_first(lambda: run.open(parameters_of(opt), opt.overwrite, earlier))
         try:
-            self._say_where(run, state)
+            if state is not None:
+                print(f"{run.path}: resuming after {Progress.of(state, opt.epochs, ()).where}", flush=True)
+            elif opt.resume is not None:
+                ignored = MAY_DIFFER - {"epochs"}
+                print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
             result = self.fit(run, task, arch, state)()
         finally:
             run.close()
         print(f"{run.path}: {describe(result)}")
         return result
-
-    def _say_where(self, run: RunFolder, state: dict[str, Any] | None) -> None:
-        """What ``--resume`` has found."""
-        opt = self.opt
-        if state is not None:
-            where = Progress.of(state, opt.epochs, ()).where
-            print(f"{run.path}: resuming after {where}", flush=True)
-        elif opt.resume is not None:
-            ignored = MAY_DIFFER - {"epochs"}
-            print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
 
     def _require_statistics(self, task: Task) -> None:
         """UsageError where BatchNorm would see a single value of a channel, which has no variance."""
@@ -237,7 +231,7 @@ class Session:
         }
 
     def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
-        """Scores of named predictions on the test set, see :func:`helper.loop.evaluate`."""
+        """Scores of named predictions on the test set, see :func:`helper.evaluation.evaluate`."""
         with uncompiled(self.opt.compile):
             return evaluate(predict, self.loaders.test, self.device, self.precision)
 

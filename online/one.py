@@ -10,7 +10,7 @@ from helper.kl import full_precision
 from helper.recipe import Recipe
 from online.base import (
     Alpha,
-    Branches,
+    PeerCount,
     DetachTargets,
     OnlineMethod,
     Structure,
@@ -54,7 +54,7 @@ class ONE(OnlineMethod):
     def __init__(
         self,
         *,
-        num_branches: Branches = 3,
+        num_branches: PeerCount = 3,
         peers: Structure = "branches",
         alpha: Alpha = 1.0,
         kd_T: Temperature = 3.0,

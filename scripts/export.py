@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from helper import checkpoint
 from helper.cost import parameter_count
 from helper.errors import UsageError
 from helper.names import local
-from helper.options import natural
+from helper.options import Parser, natural
 from helper.run_folder import write_atomically
 from helper.script import run_script
 from models import model_dict
@@ -54,13 +54,6 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.method.predictions(self.peers(images))[self.method.ensemble]
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
 
 
 def options() -> Parser:
@@ -201,19 +194,6 @@ def check_outputs(network: nn.Module, written: Callable[[Tensor], Tensor], examp
 FORMATS = {"torch": (torch_program, ".pt2"), "onnx": (onnx_graph, ".onnx")}
 
 
-def write(path: Path, content: bytes) -> None:
-    """Make the file, and the folder that it is to lie in; whatever lay there stays until all is written.
-
-    Raises:
-        UsageError: that cannot be.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise UsageError(f"--out: {path} cannot be written: {error.strerror}") from None
-
-
 def main(arguments: Sequence[str]) -> None:
     """Write one network and check it."""
     opt = options().parse_args(arguments)
@@ -228,7 +208,11 @@ def main(arguments: Sequence[str]) -> None:
     path = opt.out or opt.run / f"{opt.checkpoint}_{name}{suffix}"
     content, written = convert(network, example, about)
     worst = check_outputs(network, written, example)
-    write(path, content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise UsageError(f"--out: {path} cannot be written: {error.strerror}") from None
     print(f"{path}: {parameter_count(network):,} parameters; logits differ by {worst:.0e} of the largest")
 
 

@@ -42,19 +42,16 @@ def peak_of(pair: Pair | None, setting: Setting, opt: argparse.Namespace) -> flo
             step()
 
         gc.collect()
-        return (peak_on_cuda(train, bench.device) if bench.device.type == "cuda" else peak_on_cpu(train)) / 1e6
-
-
-def peak_on_cuda(call: Callable[[], None], device: torch.device) -> int:
-    """Bytes in use at most during a call, above those before."""
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    return torch.cuda.max_memory_allocated(device) - before
+        if bench.device.type != "cuda":
+            return peak_on_cpu(train) / 1e6
+        before = torch.cuda.memory_allocated(bench.device)
+        torch.cuda.reset_peak_memory_stats(bench.device)
+        train()
+        return (torch.cuda.max_memory_allocated(bench.device) - before) / 1e6
 
 
 def peak_on_cpu(call: Callable[[], None]) -> int:
-    """The same of a CPU: the largest sum of what was allocated and freed up to any moment."""
+    """Bytes in use at most during a call: the largest sum of what was allocated and freed up to any moment."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         call()
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ LEVELS = get_args(Level)
 SCALES = ("released", "unit")
 MANY = [2, 3, 5, 8, 16]
 B, C, N = 6, 5, 40
-# What the released weights sum to (METHODS.md)
+# What the released weights sum to. EBKD: Σ_k (1 − H_k/Σ_j H_j)/K; CAMKD: Σ_k (1 − softmax_k(CE))/(K(K − 1))
 RELEASED_SUMS: dict[str, Callable[[int], float]] = {
     "AVERAGE_LOSS": lambda K: 1,
     "EBKD": lambda K: (K - 1) / K,
