@@ -10,9 +10,9 @@ from helper.kl import full_precision
 from helper.recipe import Recipe
 from online.base import (
     Alpha,
-    PeerCount,
     DetachTargets,
     OnlineMethod,
+    PeerCount,
     Structure,
     Temperature,
     cross_entropies,
