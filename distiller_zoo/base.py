@@ -13,6 +13,9 @@ from helper.kl import full_precision
 from helper.registry import Registry
 from helper.seen import Reads, Seen, Shape
 
+MapShape = tuple[int, int, int]
+"""``(C, H, W)``"""
+
 
 class Pair(NamedTuple):
     """What a loss is built from.
@@ -22,12 +25,15 @@ class Pair(NamedTuple):
             which only logits are read.
         num_classes: C.
         labels: of all images that are trained on, int64 ``[N]``, as ``Batch.places`` numbers them, if any.
+        batch_size: how many samples all processes together have in a training step, or, with ``--accumulate``, in each
+            part of it.
     """
 
     student: Sequence[Shape] = ()
     teacher: Sequence[Shape] = ()
     num_classes: int = 0
     labels: Tensor | None = None
+    batch_size: int = 0
 
 
 class Distiller(nn.Module):
@@ -115,18 +121,27 @@ class FeatureDistiller(Distiller):
         return self.distance(prepared, teacher.maps[0])
 
 
-def _map_shape(shapes: Sequence[Shape], layer: int, whose: str) -> tuple[int, int, int]:
-    maps = {index: shape for index, shape in enumerate(shapes) if len(shape) == 3}
-    position = layer + len(shapes) if layer < 0 else layer
+def map_shapes(shapes: Sequence[Shape], whose: str) -> list[MapShape]:
+    """The shapes of a network's maps, the stem's first.
+
+    Raises:
+        UsageError: there are none.
+    """
+    maps = [(shape[0], shape[1], shape[2]) for shape in shapes if len(shape) == 3]
     if not maps:
         raise UsageError(f"--distill: the {whose} has no feature maps to compare; choose kd")
-    if position not in maps:
-        last = max(maps)
+    return maps
+
+
+def _map_shape(shapes: Sequence[Shape], layer: int, whose: str) -> MapShape:
+    maps = map_shapes(shapes, whose)
+    position = layer + len(shapes) if layer < 0 else layer
+    if not 0 <= position < len(maps):
         raise UsageError(
-            f"--hint_layer: {layer} is no feature map of the {whose}; choose from 0 to {last} (-2 is the last map)"
+            f"--hint_layer: {layer} is no feature map of the {whose}; choose from 0 to {len(maps) - 1} "
+            "(-2 is the last map)"
         )
-    channels, height, width = maps[position]
-    return channels, height, width
+    return maps[position]
 
 
 distill_dict: Registry[type[Distiller]] = Registry("--distill")
