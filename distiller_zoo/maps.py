@@ -42,7 +42,7 @@ class StagesDistiller(Distiller):
         self.student_shapes = self._stages(map_shapes(pair.student, "student"))
         self.teacher_shapes = self._stages(map_shapes(pair.teacher, "teacher"))
         last, stages = len(pair.student) - 1, len(self.student_shapes)
-        self.student = Reads(maps=tuple(range(last - stages, last)))
+        self.student = self.student._replace(maps=tuple(range(last - stages, last)))
         levels = min(stages, len(self.teacher_shapes))
         self.shapes = list(zip(self.student_shapes[-levels:], self.teacher_shapes[-levels:], strict=True))
 
