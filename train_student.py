@@ -268,11 +268,8 @@ def make_losses(
     images: torch.Tensor,
     num_classes: int,
     labels: torch.Tensor | None = None,
-    batch_size: int = 0,
 ) -> list[Distiller]:
     """One loss per teacher; ``images`` ``[B, 3, H, W]`` show the maps' sizes, ``labels`` are the training set's.
-
-    ``batch_size`` is that of a step, or of its parts, in all processes together.
 
     Raises:
         UsageError: a network has no maps, or not the layer that the loss asks for.
@@ -282,7 +279,7 @@ def make_losses(
     losses = []
     for teacher in teachers.networks:
         theirs = feature_shapes(teacher, images) if kind.teacher.features else []
-        losses.append(make(Pair(mine, theirs, num_classes, labels, batch_size), **settings))
+        losses.append(make(Pair(mine, theirs, num_classes, labels), **settings))
     return [loss.to(images.device, memory_format=torch.channels_last) for loss in losses]  # type: ignore[call-overload]
 
 
@@ -438,7 +435,6 @@ def distillation(
                 example,
                 session.info.num_classes,
                 labels,
-                opt.batch_size // opt.accumulate,
             )
             for name in chosen
         ]

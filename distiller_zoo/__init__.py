@@ -1,6 +1,6 @@
 """Losses between one student and one teacher: one paper per file, one line per file here."""
 
-from distiller_zoo import ab, at, fsp, hint, inter, kd, nst, reviewkd, semckd, sp, vid
+from distiller_zoo import ab, at, catkd, fsp, hint, inter, kd, nst, reviewkd, semckd, sp, vid
 from distiller_zoo.base import Distiller, FeatureDistiller, Pair, distill_dict
 from distiller_zoo.hint import Hint
 from distiller_zoo.inter import Inter

@@ -17,7 +17,7 @@ SCALE = 3 / 1000
 
 @distill_dict.register("ab")
 class AB(StagesDistiller):
-    """Which neurons of the teacher are active, with a margin of 1, for maps before their ReLU (eq. 5).
+    """Which neurons of the teacher are active, with a margin of 1, for maps before their ReLU.
 
     ``Σ_l 2^(l−n) Σ_CHW max(1 − s, 0)²`` where the teacher's ``t > 0``, ``max(1 + s, 0)²`` elsewhere, times 3/1000, n
     being the last stage. The student's map goes through a convolution and BN unless it has the teacher's shape. In the
@@ -27,7 +27,7 @@ class AB(StagesDistiller):
         pair: the networks' shapes.
     """
 
-    student = teacher = Reads(maps="all", before_relu=True)
+    student = teacher = Reads(before_relu="stages")
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)

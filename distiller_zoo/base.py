@@ -25,15 +25,12 @@ class Pair(NamedTuple):
             which only logits are read.
         num_classes: C.
         labels: of all images that are trained on, int64 ``[N]``, as ``Batch.places`` numbers them, if any.
-        batch_size: how many samples all processes together have in a training step, or, with ``--accumulate``, in each
-            part of it.
     """
 
     student: Sequence[Shape] = ()
     teacher: Sequence[Shape] = ()
     num_classes: int = 0
     labels: Tensor | None = None
-    batch_size: int = 0
 
 
 class Distiller(nn.Module):

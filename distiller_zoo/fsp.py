@@ -11,7 +11,7 @@ from distiller_zoo.base import Pair, distill_dict
 from distiller_zoo.maps import StagesDistiller, product, smaller
 from helper.batch import Batch, When
 from helper.errors import UsageError
-from helper.seen import Seen
+from helper.seen import Reads, Seen
 
 
 @distill_dict.register("fsp")
@@ -28,7 +28,7 @@ class FSP(StagesDistiller):
         UsageError: student and teacher have stages of different width, or only one.
     """
 
-    stem = True
+    student = teacher = Reads(maps="all")
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
@@ -41,8 +41,7 @@ class FSP(StagesDistiller):
             )
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
-        levels = len(self.shapes)
-        flows = [[flow(*each) for each in pairwise(seen.maps[-levels:])] for seen in (prepared, teacher)]
+        flows = [[flow(*each) for each in pairwise(self.paired(seen))] for seen in (prepared, teacher)]
         gaps = [(s - t).square().mean((1, 2)) for s, t in zip(*flows, strict=True)]
         return torch.stack(gaps).sum(0)
 

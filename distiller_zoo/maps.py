@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, MapShape, Pair, map_shapes
 from helper.batch import Batch, When
+from helper.errors import UsageError
 from helper.kl import full_precision
-from helper.seen import Reads, Seen
+from helper.seen import Reads, Seen, Shape
 
 TINY = 1e-12
 
@@ -26,37 +27,42 @@ class StagesDistiller(Distiller):
         pair: the networks' shapes.
 
     Attributes:
-        student_shapes, teacher_shapes: of all stages that count.
+        student_shapes, teacher_shapes: of all stages that are read.
         shapes: of the student's and the teacher's map of each pair, the last stages last.
 
     Raises:
-        UsageError: a network has no maps.
+        UsageError: a network has no stages.
     """
 
-    student = teacher = Reads(maps="all")
-    stem: ClassVar[bool] = False
-    """Whether the stem counts as a stage."""
+    student = teacher = Reads(maps="stages")
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
-        self.student_shapes = self._stages(map_shapes(pair.student, "student"))
-        self.teacher_shapes = self._stages(map_shapes(pair.teacher, "teacher"))
-        last, stages = len(pair.student) - 1, len(self.student_shapes)
-        self.student = self.student._replace(maps=tuple(range(last - stages, last)))
-        levels = min(stages, len(self.teacher_shapes))
+        self.student_shapes = stage_shapes(pair.student, self.student, "student")
+        self.teacher_shapes = stage_shapes(pair.teacher, self.teacher, "teacher")
+        levels = min(len(self.student_shapes), len(self.teacher_shapes))
         self.shapes = list(zip(self.student_shapes[-levels:], self.teacher_shapes[-levels:], strict=True))
 
-    def _stages(self, maps: list[MapShape]) -> list[MapShape]:
-        return maps if self.stem or len(maps) == 1 else maps[1:]
+    def paired(self, seen: Seen) -> tuple[Tensor, ...]:
+        """The maps of one network that are compared, as many as :attr:`shapes` has pairs."""
+        return (seen.maps or seen.before_relu)[-len(self.shapes) :]
 
     def distance(self, level: int, mine: Tensor, theirs: Tensor) -> Tensor:
         """Maps ``[B, C, H, W]`` of student and teacher, whose shapes are ``shapes[level]`` → ``[B]``."""
         raise NotImplementedError
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
-        levels = len(self.shapes)
-        pairs = zip(prepared.maps[-levels:], teacher.maps[-levels:], strict=True)
+        pairs = zip(self.paired(prepared), self.paired(teacher), strict=True)
         return torch.stack([self.distance(level, *maps) for level, maps in enumerate(pairs)]).sum(0)
+
+
+def stage_shapes(shapes: Sequence[Shape], reads: Reads, whose: str) -> list[MapShape]:
+    """The shapes ``(C, H, W)`` of the maps that are read of a network, the stem's left out unless that is read too."""
+    maps = map_shapes(shapes, whose)
+    stages = maps if "all" in (reads.maps, reads.before_relu) else maps[1:]
+    if not stages:
+        raise UsageError(f"--distill: the {whose} has no stages after its first map; choose kd")
+    return stages
 
 
 def smaller(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:

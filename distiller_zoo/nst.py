@@ -10,7 +10,7 @@ from distiller_zoo.maps import StagesDistiller, product, smaller, unit
 
 @distill_dict.register("nst")
 class NST(StagesDistiller):
-    """The squared maximum mean discrepancy between the channels, ``Σ_l K(t, t) + K(s, s) − 2 K(s, t)`` (eq. 4).
+    """The squared maximum mean discrepancy between the channels, ``Σ_l K(t, t) + K(s, s) − 2 K(s, t)``.
 
     ``K(x, y) = ⟨(x_i · y_j)²⟩`` over pairs of channels, each a map of length 1; the larger maps are average-pooled
     first, as released. Published with ``-r 1 -a 0 -b 50``.

@@ -34,14 +34,16 @@ class ReviewKD(StagesDistiller):
         stu_preact: as released for ImageNet.
     """
 
-    student = Reads(maps="all", vector=True)
-    teacher = Reads(maps="all", before_relu=True, vector=True)
+    student = Reads(maps="stages", vector=True)
+    teacher = Reads(before_relu="stages", vector=True)
+    warmup = 20
 
     def __init__(
         self, pair: Pair, *, stu_preact: Annotated[bool, "read the student's maps before their ReLU too"] = False
     ) -> None:
         super().__init__(pair)
-        self.student = self.student._replace(before_relu=stu_preact)
+        if stu_preact:
+            self.student = self.teacher
         (width,), (teacher_width,) = pair.student[-1], pair.teacher[-1]
         shapes = [*self.shapes, ((width, 1, 1), (teacher_width, 1, 1))]
         self.levels = nn.ModuleList(
@@ -61,7 +63,7 @@ class ReviewKD(StagesDistiller):
 def from_the_vector(seen: Seen) -> list[Tensor]:
     """The pooled vector as a map of one pixel, then the maps from the last one on."""
     assert seen.vector is not None
-    return [seen.vector[..., None, None], *reversed(seen.maps)]
+    return [seen.vector[..., None, None], *reversed(seen.maps or seen.before_relu)]
 
 
 def context_loss(gaps: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from distiller_zoo.base import Pair, distill_dict
 from distiller_zoo.maps import StagesDistiller, smaller, unit
 from distiller_zoo.sp import gram
 from helper.batch import Batch, When
+from helper.distributed import size
 from helper.errors import UsageError
 from helper.kl import full_precision
 from helper.seen import Seen
@@ -22,25 +23,24 @@ SMALLEST = 4
 
 @distill_dict.register("semckd")
 class SemCKD(StagesDistiller):
-    """Every stage of the student learns from all stages of the teacher: ``Σ_ij α_bij MSE_bij / n_s`` (eq. 6 to 9).
+    """Every stage of the student learns from all stages of the teacher: ``Σ_ij α_bij MSE_bij / n_s``.
 
     ``α_bij = softmax_j(q_bi · k_bj / soft)`` is attention between how sample b relates to the others of the batch in
     stage i of the student and in stage j of the teacher; ``MSE_bij`` compares the teacher's map with a projection of
     the student's, the larger one average-pooled first. The others are those of all processes, and the networks that
-    read their similarities fit one batch size only; of a smaller batch in evaluation the missing ones are 0. Published
-    with ``-r 1 -a 1 -b 400``.
+    read their similarities fit one batch size only. Published with ``-r 1 -a 1 -b 400``.
 
     Args:
         pair: the networks' shapes, and the batch size.
         soft: the temperature of the attention.
 
     Raises:
-        UsageError: a batch of less than 4, or of another size than training was announced with.
+        UsageError: less than 4 samples at once, or another number than was announced.
     """
 
     def __init__(self, pair: Pair, *, soft: Annotated[float, "temperature of the attention over stages"] = 1.0) -> None:
         super().__init__(pair)
-        self.soft, self.batch_size = soft, pair.batch_size
+        self.soft, self.batch_size = soft, pair.batch_size * size()
         if soft <= 0:
             raise UsageError(f"--soft: {soft:g} is no temperature; choose a number above 0")
         if self.batch_size < SMALLEST:
@@ -51,7 +51,7 @@ class SemCKD(StagesDistiller):
         self.projections = nn.ModuleList(nn.ModuleList(Projection(s[0], t[0]) for t in theirs) for s in mine)
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
-        theirs = teacher.maps[-len(self.key) :]
+        theirs = teacher.maps
         keys = torch.stack([key(self._similarities(maps)) for key, maps in zip(self.key, theirs, strict=True)])
         losses = []
         for query, projections, maps in zip(self.query, self.projections, prepared.maps, strict=True):
@@ -63,12 +63,11 @@ class SemCKD(StagesDistiller):
 
     def _similarities(self, maps: Tensor) -> Tensor:
         rows = gram(maps)  # [b, B]
-        missing = self.batch_size - rows.shape[1]
-        if missing < 0 or (missing and self.training):
+        if rows.shape[1] != self.batch_size:
             raise UsageError(
                 f"--distill: semckd was built for {self.batch_size} samples at once and got {rows.shape[1]}"
             )
-        return F.pad(rows, (0, missing))
+        return rows
 
 
 def error(project: nn.Module, mine: Tensor, theirs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from helper.seen import Reads, Seen
 
 @distill_dict.register("sp")
 class SP(Distiller):
-    """Squared error between the samples' similarities: ``Σ_j (G_s − G_t)²_bj / B`` of sample b (eq. 4).
+    """Squared error between the samples' similarities: ``Σ_j (G_s − G_t)²_bj / B`` of sample b.
 
     ``G`` is ``F Fᵀ`` of the flattened last maps, each row scaled to length 1. Row b is sample b's loss; it reads the
     others' maps, those of all processes among them: B is the whole batch, of a micro-batch under ``--accumulate``.

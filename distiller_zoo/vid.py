@@ -18,7 +18,7 @@ VARIANCE, EPS = 5.0, 1e-5
 
 @distill_dict.register("vid")
 class VID(StagesDistiller):
-    """The negative log-likelihood of the teacher's maps, ``Σ_l ½⟨(μ(s_l) − t_l)²/σ_l² + log σ_l²⟩`` (eq. 4, 5).
+    """The negative log-likelihood of the teacher's maps, ``Σ_l ½⟨(μ(s_l) − t_l)²/σ_l² + log σ_l²⟩``.
 
     The larger map is average-pooled first, as released. Values below 0 are as good as any: the variances are learnt.
     Published with ``-r 1 -a 0 -b 1``.
