@@ -21,6 +21,7 @@ import setting
 from dataset import dataset_dict, get_loaders, info_of
 from distiller_zoo import Distiller, Pair, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
+from helper import distributed
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import compared
@@ -31,7 +32,7 @@ from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
 from helper.recipe import add_recipe
 from helper.script import run_script
-from helper.seen import Observed, Reads, Seen, either, feature_shapes, observe
+from helper.seen import Observed, Reads, Seen, Shape, either, feature_shapes, observe
 from helper.session import Session
 from helper.task import Task
 from helper.teacher_cache import TeacherCache
@@ -206,11 +207,13 @@ class Distillation(Task):
 
         logits = full_precision(student.logits)
         cross_entropy = F.cross_entropy(logits, batch.target)
+        a *= self.terms[0].losses[0].factor(when)
         kd, kd_each, report = self.terms[0](student, teachers, teacher_logits, batch, when)
         loss = r * cross_entropy + a * kd
         scalars = {"loss_ce": cross_entropy, "loss_kd": kd, **report, "accuracy": accuracy(logits, batch.target)}
         feature_each: Callable[[], torch.Tensor | float] = float
         if b > 0:
+            b *= self.terms[1].losses[0].factor(when)
             feature, feature_each, report = self.terms[1](student, teachers, teacher_logits, batch, when)
             loss = loss + b * feature
             scalars |= {"loss_feature": feature, **report}
@@ -268,19 +271,38 @@ def make_losses(
     images: torch.Tensor,
     num_classes: int,
     labels: torch.Tensor | None = None,
+    batch_size: int = 0,
 ) -> list[Distiller]:
     """One loss per teacher; ``images`` ``[B, 3, H, W]`` show the maps' sizes, ``labels`` are the training set's.
+
+    ``batch_size``: see :class:`Pair`.
 
     Raises:
         UsageError: a network has no maps, or not the layer that the loss asks for.
     """
     make: Callable[..., Distiller] = kind
-    mine = feature_shapes(student, images) if kind.student.features else []
+    mine = shapes_read(student, kind.student, images)
     losses = []
     for teacher in teachers.networks:
-        theirs = feature_shapes(teacher, images) if kind.teacher.features else []
-        losses.append(make(Pair(mine, theirs, num_classes, labels), **settings))
+        theirs = shapes_read(teacher, kind.teacher, images)
+        losses.append(make(Pair(mine, theirs, num_classes, labels, batch_size), **settings))
     return [loss.to(images.device, memory_format=torch.channels_last) for loss in losses]  # type: ignore[call-overload]
+
+
+def shapes_read(network: nn.Module, reads: Reads, images: torch.Tensor) -> list[Shape]:
+    """The shapes of a network's features; none where logits alone are read.
+
+    Raises:
+        UsageError: the network does not offer what is read.
+    """
+    if not reads.features:
+        return []
+    if reads.before_relu and not network.has_preact:
+        raise UsageError(
+            f"--distill: reads maps before their last ReLU, which {network.label} does not offer; choose another loss "
+            "or network"
+        )
+    return feature_shapes(network, images, reads.cam)
 
 
 def options() -> Options:
@@ -425,6 +447,7 @@ def distillation(
     """The objective that the options describe: the chosen loss; beside one on features, the default one on logits."""
     chosen = [opt.distill] if distill_dict[opt.distill].on_logits() else [parser.get_default("distill"), opt.distill]
     example, labels = session.example(), session.loaders.train.labels
+    at_once = distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
     with autocast(session.device, session.precision):
         losses = [
             make_losses(
@@ -435,11 +458,12 @@ def distillation(
                 example,
                 session.info.num_classes,
                 labels,
+                at_once,
             )
             for name in chosen
         ]
         task = Distillation(student, teachers, losses, methods[: len(losses)], opt)
-        task.attach(example)
+        task.attach(session.example(at_once))
     return task
 
 

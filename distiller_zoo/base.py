@@ -25,12 +25,14 @@ class Pair(NamedTuple):
             which only logits are read.
         num_classes: C.
         labels: of all images that are trained on, int64 ``[N]``, as ``Batch.places`` numbers them, if any.
+        batch_size: how many samples a process compares at once in training; 0: not known.
     """
 
     student: Sequence[Shape] = ()
     teacher: Sequence[Shape] = ()
     num_classes: int = 0
     labels: Tensor | None = None
+    batch_size: int = 0
 
 
 class Distiller(nn.Module):
@@ -48,6 +50,8 @@ class Distiller(nn.Module):
     teacher: Reads = Reads()
     broadcasts: ClassVar[bool] = False
     """Of a loss on logits: whether :meth:`compare` takes all teachers' logits ``[K, B, C]`` at once → ``[K, B]``."""
+    warmup: int = 0
+    """Over so many epochs its weight rises to what ``-a`` or ``-b`` says: of n, the first has 1/n of it."""
 
     def __init__(self, pair: Pair = Pair()) -> None:  # noqa: B008 a tuple
         super().__init__()
@@ -56,6 +60,10 @@ class Distiller(nn.Module):
     def on_logits(cls) -> bool:
         """Whether it reads logits and nothing else, so that cached logits serve it."""
         return not (cls.student.features or cls.teacher.features)
+
+    def factor(self, when: When) -> float:
+        """What ``-a`` or ``-b`` is multiplied by in an epoch, see :attr:`warmup`."""
+        return min(when.epoch / self.warmup, 1.0) if self.warmup else 1.0
 
     def prepare(self, student: Seen) -> Any:
         """What the loss makes of the student before it looks at the teacher; the student as it is, by default."""

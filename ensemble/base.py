@@ -96,7 +96,7 @@ class EnsembleMethod:
         return None
 
     def attach(self, teachers: TeacherLosses) -> None:
-        """Build what depends on shapes; called once, before training, with what an example of two images gives."""
+        """Build what depends on shapes; called once, before training, with what a batch of black images gives."""
 
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
         """Weights ``[K]``, or ``[K, B]`` where each sample has its own; called for K ≥ 2."""

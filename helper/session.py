@@ -103,9 +103,9 @@ class Session:
                 print(line, flush=True)
         return loaders
 
-    def example(self) -> torch.Tensor:
-        """Black images ``[2, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
-        return torch.zeros(2, 3, self.info.image_size, self.info.image_size, device=self.device)
+    def example(self, number: int = 2) -> torch.Tensor:
+        """So many black images ``[…, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
+        return torch.zeros(number, 3, self.info.image_size, self.info.image_size, device=self.device)
 
     def build(self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None) -> Any:
         """A network for the dataset's classes, on the device; UsageError where no weights are published for it.

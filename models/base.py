@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -65,22 +65,25 @@ class StagedModel(nn.Module):
     def stages(self) -> tuple[str, ...]:
         return tuple(self.parts)
 
-    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False) -> Output:
+    def forward(self, x: Tensor, is_feat: bool = False, preact: bool | Literal["both"] = False) -> Output:
         """Classify images ``x`` [B, 3, H, W].
 
         Returns:
             logits [B, C]; with ``is_feat`` ``(features, logits)``: one map [B, C_i, H_i, W_i] per stage, then the
-            pooled vector [B, D]. With ``preact`` the maps are those before the ReLU that ends their stage.
+            pooled vector [B, D]. With ``preact`` the maps are those before the ReLU that ends their stage; ``"both"``
+            gives all of those, then all after it.
         """
         if not is_feat:
             return self.classify(self.run(x, self.stages[0], self.stages[-1]))
         if preact and not self.has_preact:
             raise UsageError(f"{type(self).__name__} does not offer features before the activation (preact)")
-        maps = []
+        before, after = [], []
         for name in self.stages:
-            before, x = self._stage(name, x)
-            maps.append(before if preact else x)
+            earlier, x = self._stage(name, x)
+            before.append(earlier)
+            after.append(x)
         pooled, logits = self.finish(x)
+        maps = [*before, *after] if preact == "both" else before if preact else after
         return [*maps, pooled], logits
 
     def run(self, x: Tensor, first: str, last: str) -> Tensor:
@@ -109,6 +112,18 @@ class StagedModel(nn.Module):
         """
         logits: Tensor = self.get_submodule(self.head)(vector)
         return logits
+
+    def class_activation_maps(self, x: Tensor) -> Tensor:
+        """The last map [B, C_f, H, W] → what the classifier makes of each position alone [B, C, H, W].
+
+        Raises:
+            UsageError: the classifier does not read the mean of these positions.
+        """
+        if type(self).embed is not StagedModel.embed:
+            raise UsageError(f"--distill: {self.label} has no class activation maps; choose another loss or network")
+        batch, _, height, width = x.shape
+        logits = self.classify_vector(x.movedim(1, -1).flatten(0, 2))  # [B·H·W, C]
+        return logits.view(batch, height, width, -1).movedim(-1, 1)
 
     def embed(self, x: Tensor) -> Tensor:
         """The last map [B, C_f, H, W] → the pooled vector [B, D] that the classifier reads."""

@@ -37,7 +37,7 @@ def make_objective(
     of_loss: Mapping[str, Any] = NO_SETTINGS,
     **of_method: Any,
 ) -> Distillation:
-    """As ``train_student.py`` puts it together; ``images`` ``[B, 3, H, W]`` show the maps' sizes.
+    """As ``train_student.py`` puts it together; ``images`` ``[B, 3, H, W]`` show the maps' sizes and the batch's.
 
     The loss on logits is ``distill``, or ``kd`` beside a loss on features.
     """
@@ -45,7 +45,7 @@ def make_objective(
     classes = student(images).shape[1]
     labels = torch.arange(1000) % classes
     losses = [
-        make_losses(distill_dict[name], settings, student, teachers, images, classes, labels)
+        make_losses(distill_dict[name], settings, student, teachers, images, classes, labels, len(images))
         for name, settings in names.items()
     ]
     methods: list[EnsembleMethod] = [ensemble_dict[method](**of_method) for _ in losses]

@@ -85,7 +85,9 @@ def offline(distill: str, method: str, dtype: torch.dtype) -> tuple[Any, Any]:
     opt = parser.parse(f"--distill {distill} --ensemble_method {method} {beta} {start}".split())
     student = network(0)
     teachers = Teachers([network(k + 1) for k in range(3)])
-    task = make_objective(distill, method, student, teachers, opt, torch.zeros(2, 3, SIZE, SIZE))
+    task = make_objective(
+        distill, method, student, teachers, opt, torch.zeros(BATCH // distributed.size(), 3, SIZE, SIZE)
+    )
     for each in teachers.networks:
         each.to(dtype)
     return task, opt

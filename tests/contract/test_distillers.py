@@ -78,8 +78,10 @@ def observed(width: int, size: Size, seed: int) -> Observed:
     torch.manual_seed(seed)
     sizes = [tuple(max(1, side >> stage) for side in size) for stage in range(3)]
     features = [torch.randn(B, width, *each).requires_grad_() for each in sizes]
-    vector = torch.randn(B, width).requires_grad_()
-    return Observed(torch.randn(B, CLASSES).requires_grad_(), [*features, vector], Head(width))
+    before = [torch.randn(B, width, *each).requires_grad_() for each in sizes]
+    vector, cam = torch.randn(B, width).requires_grad_(), torch.randn(B, CLASSES, *sizes[-1]).requires_grad_()
+    logits = torch.randn(B, CLASSES).requires_grad_()
+    return Observed(logits, [*features, vector], Head(width), [*before, vector], cam)
 
 
 @pytest.mark.parametrize("name", distill_dict)
@@ -90,7 +92,7 @@ def test_every_loss_gets_what_it_declares(name: str, sizes: tuple[Size, Size], w
     student, teacher = observed(width, mine, 0), observed(teacher_width, theirs, 1)
     shapes = [[tuple(each.shape[1:]) for each in network.features] for network in (student, teacher)]
     torch.manual_seed(0)
-    loss = distill_dict[name](Pair(*shapes, CLASSES, torch.arange(50) % CLASSES)).train()
+    loss = distill_dict[name](Pair(*shapes, CLASSES, torch.arange(50) % CLASSES, B)).train()
     seen = student.seen(loss.student)
     batch = Batch(torch.zeros(B, 3, 8, 8), torch.arange(B) % CLASSES, places=torch.arange(B))
     values = loss(seen, teacher.seen(loss.teacher), batch, When(1, 2))

@@ -63,7 +63,7 @@ def objective(
     torch.manual_seed(0)
     student = model_dict["resnet8"](num_classes=CLASSES)
     teachers = Teachers([teacher(k) for k in range(K)])
-    task = make_objective(distill, name, student, teachers, opt, images(size)[:2], **settings)
+    task = make_objective(distill, name, student, teachers, opt, images(size), **settings)
     task.trained.train()
     return task
 
