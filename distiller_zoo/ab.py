@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from distiller_zoo.base import MapShape, Pair, distill_dict
+from distiller_zoo.base import Pair, distill_dict
 from distiller_zoo.maps import StagesDistiller, regressor, resized
 from helper.kl import full_precision
-from helper.seen import Reads
+from helper.seen import Reads, Shape
 
 MARGIN = 1.0
 SCALE = 3 / 1000
@@ -49,7 +49,7 @@ class Connector(nn.Module):
         student_shape, teacher_shape: of the maps.
     """
 
-    def __init__(self, student_shape: MapShape, teacher_shape: MapShape) -> None:
+    def __init__(self, student_shape: Shape, teacher_shape: Shape) -> None:
         super().__init__()
         self.resize, self.conv = regressor(student_shape, teacher_shape)
         self.bn = nn.BatchNorm2d(teacher_shape[0])

@@ -13,9 +13,6 @@ from helper.kl import full_precision
 from helper.registry import Registry
 from helper.seen import Reads, Seen, Shape
 
-MapShape = tuple[int, int, int]
-"""``(C, H, W)``"""
-
 
 class Pair(NamedTuple):
     """What a loss is built from.
@@ -126,27 +123,18 @@ class FeatureDistiller(Distiller):
         return self.distance(prepared, teacher.maps[0])
 
 
-def map_shapes(shapes: Sequence[Shape], whose: str) -> list[MapShape]:
-    """The shapes of a network's maps, the stem's first.
-
-    Raises:
-        UsageError: there are none.
-    """
-    maps = [(shape[0], shape[1], shape[2]) for shape in shapes if len(shape) == 3]
+def _map_shape(shapes: Sequence[Shape], layer: int, whose: str) -> tuple[int, int, int]:
+    maps = {index: shape for index, shape in enumerate(shapes) if len(shape) == 3}
+    position = layer + len(shapes) if layer < 0 else layer
     if not maps:
         raise UsageError(f"--distill: the {whose} has no feature maps to compare; choose kd")
-    return maps
-
-
-def _map_shape(shapes: Sequence[Shape], layer: int, whose: str) -> MapShape:
-    maps = map_shapes(shapes, whose)
-    position = layer + len(shapes) if layer < 0 else layer
-    if not 0 <= position < len(maps):
+    if position not in maps:
+        last = max(maps)
         raise UsageError(
-            f"--hint_layer: {layer} is no feature map of the {whose}; choose from 0 to {len(maps) - 1} "
-            "(-2 is the last map)"
+            f"--hint_layer: {layer} is no feature map of the {whose}; choose from 0 to {last} (-2 is the last map)"
         )
-    return maps[position]
+    channels, height, width = maps[position]
+    return channels, height, width
 
 
 distill_dict: Registry[type[Distiller]] = Registry("--distill")

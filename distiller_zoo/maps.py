@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, MapShape, Pair, map_shapes
+from distiller_zoo.base import Distiller, Pair
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.kl import full_precision
-from helper.seen import Reads, Seen, Shape
+from helper.seen import Reads, Seen, Shape, chosen
 
 TINY = 1e-12
 
@@ -38,9 +36,11 @@ class StagesDistiller(Distiller):
 
     def __init__(self, pair: Pair) -> None:
         super().__init__(pair)
-        self.student_shapes = stage_shapes(pair.student, self.student, "student")
-        self.teacher_shapes = stage_shapes(pair.teacher, self.teacher, "teacher")
+        self.student_shapes = chosen(self.student.maps or self.student.before_relu, pair.student)
+        self.teacher_shapes = chosen(self.teacher.maps or self.teacher.before_relu, pair.teacher)
         levels = min(len(self.student_shapes), len(self.teacher_shapes))
+        if not levels:
+            raise UsageError("--distill: a network without stages after its first map; choose kd")
         self.shapes = list(zip(self.student_shapes[-levels:], self.teacher_shapes[-levels:], strict=True))
 
     def paired(self, seen: Seen) -> tuple[Tensor, ...]:
@@ -54,15 +54,6 @@ class StagesDistiller(Distiller):
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
         pairs = zip(self.paired(prepared), self.paired(teacher), strict=True)
         return torch.stack([self.distance(level, *maps) for level, maps in enumerate(pairs)]).sum(0)
-
-
-def stage_shapes(shapes: Sequence[Shape], reads: Reads, whose: str) -> list[MapShape]:
-    """The shapes ``(C, H, W)`` of the maps that are read of a network, the stem's left out unless that is read too."""
-    maps = map_shapes(shapes, whose)
-    stages = maps if "all" in (reads.maps, reads.before_relu) else maps[1:]
-    if not stages:
-        raise UsageError(f"--distill: the {whose} has no stages after its first map; choose kd")
-    return stages
 
 
 def smaller(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +84,7 @@ def product(first: Tensor, second: Tensor) -> Tensor:
         return full_precision(first) @ full_precision(second)
 
 
-def regressor(student_shape: MapShape, teacher_shape: MapShape) -> tuple[tuple[int, int] | None, nn.Module]:
+def regressor(student_shape: Shape, teacher_shape: Shape) -> tuple[tuple[int, int] | None, nn.Module]:
     """FitNets' convolution between two maps (released code), and the size to resize to first, or None.
 
     A stride-2 3×3 convolution where the student's map is twice as large, a 4×4 transposed one where it is half as

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distiller_zoo.base import Pair, distill_dict
 from distiller_zoo.maps import StagesDistiller
 from helper.batch import Batch, When
+from helper.errors import UsageError
 from helper.kl import full_precision
 from helper.seen import Reads, Seen
 
@@ -27,23 +28,26 @@ class ReviewKD(StagesDistiller):
     From the pooled vector down to the first stage, attention mixes the student's map with what came from the stages
     after it (ABF, fig. 3); the hierarchical context loss (HCL) is a weighted mean of squared errors at full size and
     of maps pooled to 4², 2² and 1. The teacher's maps are those before their ReLU. Published with ``-r 1 -a 0 -b 5``
-    on CIFAR-100 and with ``-b 1`` on ImageNet, growing from 0 over the first 20 epochs there and 1 here.
+    on CIFAR-100 and with ``-b 1`` on ImageNet (there the student's maps are those before their ReLU, too).
 
     Args:
         pair: the networks' shapes.
-        stu_preact: as released for ImageNet.
+        distill_warmup: as released 20 epochs, 1 for ImageNet.
     """
 
     student = Reads(maps="stages", vector=True)
     teacher = Reads(before_relu="stages", vector=True)
-    warmup = 20
 
     def __init__(
-        self, pair: Pair, *, stu_preact: Annotated[bool, "read the student's maps before their ReLU too"] = False
+        self,
+        pair: Pair,
+        *,
+        distill_warmup: Annotated[int, "epochs over which the weight of the loss rises to what it is"] = 20,
     ) -> None:
         super().__init__(pair)
-        if stu_preact:
-            self.student = self.teacher
+        if distill_warmup < 0:
+            raise UsageError(f"--distill_warmup: {distill_warmup} is no number of epochs; choose 0 or more")
+        self.warmup = distill_warmup
         (width,), (teacher_width,) = pair.student[-1], pair.teacher[-1]
         shapes = [*self.shapes, ((width, 1, 1), (teacher_width, 1, 1))]
         self.levels = nn.ModuleList(

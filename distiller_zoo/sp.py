@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, Pair, distill_dict, map_shapes
+from distiller_zoo.base import Distiller, distill_dict
 from distiller_zoo.maps import product, unit
 from helper.batch import Batch, When
 from helper.distributed import gathered
@@ -18,17 +18,9 @@ class SP(Distiller):
     ``G`` is ``F Fᵀ`` of the flattened last maps, each row scaled to length 1. Row b is sample b's loss; it reads the
     others' maps, those of all processes among them: B is the whole batch, of a micro-batch under ``--accumulate``.
     Published with ``-r 1 -a 0 -b 3000``.
-
-    Raises:
-        UsageError: a network has no maps.
     """
 
     student = teacher = Reads(maps=(-2,))
-
-    def __init__(self, pair: Pair) -> None:
-        super().__init__(pair)
-        for shapes, whose in ((pair.student, "student"), (pair.teacher, "teacher")):
-            map_shapes(shapes, whose)
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
         return (similarities(prepared.maps[0]) - similarities(teacher.maps[0])).square().mean(1)

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_zoo import Distiller, Pair, distill_dict
+from distiller_zoo.reviewkd import context_loss
 from helper.batch import Batch, When
 from helper.seen import Observed
 
@@ -25,13 +27,18 @@ Case = dict[str, Any]
 CASES: list[Case] = json.loads((Path(__file__).parents[1] / "data" / "losses_zoo.json").read_text())
 
 # A constant in the file → the argument of the loss's constructor, where it is called otherwise or is not in the file.
-ARGUMENTS: dict[str, dict[str, str]] = {}
+ARGUMENTS: dict[str, dict[str, str]] = {"catkd": {"resolution": "cam_resolution"}}
 # More arguments of a case.
 SETTINGS: dict[str, dict[str, Any]] = {}
 # Parameters in the file → those of our module, by what their names begin with; "": all others.
-NAMES: dict[str, dict[str, str]] = {}
+NAMES: dict[str, dict[str, str]] = {
+    "vid": {"": "stages."},
+    "ab": {"": "stages."},
+    "reviewkd": {"": "levels."},
+    "semckd": {f"{i}{j}": f"projections.{i}.{j}" for i in range(3) for j in range(3)},
+}
 # Parameters of our modules that a case leaves at their start values.
-STARTS: dict[str, tuple[str, ...]] = {}
+STARTS: dict[str, tuple[str, ...]] = {"vid/initial": ("log_scale",)}
 # What a layer counts in the sum, where it would count 1 alone.
 COUNTS = {"ab": (1 / 4, 1 / 2, 1)}
 # Compared by tests of their own.
@@ -39,6 +46,16 @@ ELSEWHERE = {"reviewkd/hcl", "crd/two_steps"}
 TOLERANCE = {"ofd": 1e-7}
 
 WALKED = [case for case in CASES if case["name"] not in ELSEWHERE and case["loss"] in distill_dict]
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    """Start values of parameters, too, are float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 each_case = pytest.mark.parametrize("case", WALKED, ids=lambda case: case["name"])
 
 
@@ -203,3 +220,16 @@ def test_each_layer_alone(case: Case) -> None:
 def test_every_loss_is_here(name: str) -> None:
     if name not in distill_dict:
         pytest.skip("not written yet")
+
+
+def test_the_distance_of_reviewkd() -> None:
+    (case,) = (case for case in CASES if case["name"] == "reviewkd/hcl")
+    inputs = inputs_of(case)
+    levels = [context_loss(inputs[f"s{level}"] - inputs[f"t{level}"]) for level in range(3)]
+    for level, expected in zip(levels, case["layers"], strict=True):
+        close(level.mean(), expected, 1e-9)
+    values = torch.stack(levels).sum(0)
+    close(values, case["derived"]["per_sample"], 1e-9)
+    names = list(case["gradients"])
+    gradients = torch.autograd.grad(values.mean(), [inputs[name] for name in names])
+    compare_gradients(case, inputs, dict(zip(names, gradients, strict=True)), 1e-9)
