@@ -17,8 +17,8 @@ from helper.errors import UsageError
 from helper.kl import full_precision
 from helper.seen import Seen
 
-SMALLEST = 4
-"""The networks of the attention are four times narrower than the batch (released code)."""
+NARROWER = 4
+"""By how much queries and keys are narrower than the batch (released code)."""
 
 
 @distill_dict.register("semckd")
@@ -35,7 +35,7 @@ class SemCKD(StagesDistiller):
         soft: the temperature of the attention.
 
     Raises:
-        UsageError: less than 4 samples at once, or another number than was announced.
+        UsageError: less than 8 samples at once, or another number than was announced.
     """
 
     def __init__(self, pair: Pair, *, soft: Annotated[float, "temperature of the attention over stages"] = 1.0) -> None:
@@ -43,8 +43,8 @@ class SemCKD(StagesDistiller):
         self.soft, self.batch_size = soft, pair.batch_size * size()
         if soft <= 0:
             raise UsageError(f"--soft: {soft:g} is no temperature; choose a number above 0")
-        if self.batch_size < SMALLEST:
-            raise UsageError(f"--batch_size: --distill semckd needs {SMALLEST} samples at once, not {self.batch_size}")
+        if self.batch_size < 2 * NARROWER:  # a direction in one dimension has no gradient
+            raise UsageError(f"--batch_size: --distill semckd needs {2 * NARROWER} at once; choose more")
         mine, theirs = self.student_shapes, self.teacher_shapes
         self.query = nn.ModuleList(Embedding(self.batch_size) for _ in mine)
         self.key = nn.ModuleList(Embedding(self.batch_size) for _ in theirs)
@@ -81,7 +81,7 @@ class Embedding(nn.Module):
 
     def __init__(self, batch_size: int) -> None:
         super().__init__()
-        width = batch_size // SMALLEST
+        width = batch_size // NARROWER
         self.linear1, self.linear2 = nn.Linear(batch_size, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, rows: Tensor) -> Tensor:
