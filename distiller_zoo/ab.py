@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import Pair, distill_dict
@@ -36,9 +36,9 @@ class AB(StagesDistiller):
         )
 
     def distance(self, level: int, mine: Tensor, theirs: Tensor) -> Tensor:
-        active = theirs > 0
         here = full_precision(self.stages[level](mine))
-        missing = (MARGIN - torch.where(active, here, -here)).clamp_min(0)
+        signs = 2 * (theirs > 0).to(here.dtype) - 1
+        missing = F.relu(MARGIN - signs * here)
         return missing.square().flatten(1).sum(1) * (SCALE * 2.0 ** (level + 1 - len(self.stages)))
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from distiller_zoo.base import distill_dict
-from distiller_zoo.maps import StagesDistiller, product, smaller, unit
+from distiller_zoo.maps import StagesDistiller, product, smaller
+
+SILENT = 1e-24
+"""The squared length below which a channel counts as inactive."""
 
 
 @distill_dict.register("nst")
@@ -17,10 +20,20 @@ class NST(StagesDistiller):
     """
 
     def distance(self, level: int, mine: Tensor, theirs: Tensor) -> Tensor:
-        s, t = (unit(maps.flatten(2)) for maps in smaller(mine, theirs))
-        return kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
+        s, t = (maps.flatten(2) for maps in smaller(mine, theirs))
+        ss, tt, st = product(s, s.mT), product(t, t.mT), product(s, t.mT)
+        s_squared, t_squared = squared_lengths(ss), squared_lengths(tt)
+        return (
+            kernel(tt, t_squared, t_squared) + kernel(ss, s_squared, s_squared) - 2 * kernel(st, s_squared, t_squared)
+        )
 
 
-def kernel(first: Tensor, second: Tensor) -> Tensor:
-    """The mean squared product of each pair of channels: ``[B, C, N]`` and ``[B, C', N]`` → ``[B]``."""
-    return product(first, second.mT).square().mean((1, 2))
+def squared_lengths(products: Tensor) -> Tensor:
+    """Inner products of channels ``[B, C, C]`` → those with themselves ``[B, C]``; 1 for an inactive one."""
+    squares = products.diagonal(dim1=1, dim2=2)
+    return squares.masked_fill(squares < SILENT, 1.0)
+
+
+def kernel(products: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The mean squared cosine of each pair of channels, from products ``[B, C, C']`` and squared lengths → ``[B]``."""
+    return (products / first[:, :, None] * (products / second[:, None])).mean((1, 2))

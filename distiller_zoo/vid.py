@@ -34,7 +34,8 @@ class VID(StagesDistiller):
     def distance(self, level: int, mine: Tensor, theirs: Tensor) -> Tensor:
         mine, theirs = smaller(mine, theirs)
         mean, variance = self.stages[level](mine)
-        return ((mean - theirs).square() / variance + variance.log()).flatten(1).mean(1) / 2
+        errors = (mean - theirs).square().mean((2, 3))  # [B, C_t]
+        return (errors / variance + variance.log()).mean(1) / 2
 
 
 class Gaussian(nn.Module):
@@ -52,6 +53,6 @@ class Gaussian(nn.Module):
         self.log_scale = nn.Parameter(torch.full((outputs,), math.log(math.expm1(VARIANCE - EPS))))
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps ``[B, C_s, H, W]`` → means ``[B, C_t, H, W]`` and variances ``[C_t, 1, 1]``."""
+        """Maps ``[B, C_s, H, W]`` → means ``[B, C_t, H, W]`` and variances ``[C_t]``."""
         hidden = F.relu(self.conv1(F.relu(self.conv0(maps))))
-        return full_precision(self.conv2(hidden)), F.softplus(self.log_scale)[:, None, None] + EPS
+        return full_precision(self.conv2(hidden)), F.softplus(self.log_scale) + EPS
