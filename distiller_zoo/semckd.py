@@ -1,4 +1,4 @@
-"""Cross-Layer Distillation with Semantic Calibration (Chen, Mei, Zhang, Wang, Feng, Chen; AAAI 2021)."""
+"""Cross-Layer Distillation with Semantic Calibration (Chen, Mei, Zhang, Wang, Wang, Feng, Chen; AAAI 2021)."""
 
 from __future__ import annotations
 
