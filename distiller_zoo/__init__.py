@@ -1,6 +1,27 @@
 """Losses between one student and one teacher: one paper per file, one line per file here."""
 
-from distiller_zoo import cc, dist, dkd, hint, inter, kd, ls, nkd, pkt, rkd, srrl
+from distiller_zoo import (
+    ab,
+    at,
+    catkd,
+    cc,
+    dist,
+    dkd,
+    fsp,
+    hint,
+    inter,
+    kd,
+    ls,
+    nkd,
+    nst,
+    pkt,
+    reviewkd,
+    rkd,
+    semckd,
+    sp,
+    srrl,
+    vid,
+)
 from distiller_zoo.base import Distiller, FeatureDistiller, Pair, distill_dict
 from distiller_zoo.hint import Hint
 from distiller_zoo.inter import Inter

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from scripts.bench.subjects import AVERAGE, Offline, Pair, Setting, pairs, step_of
+from scripts.bench.subjects import AVERAGE, Offline, Pair, Setting, step_of
 from scripts.bench.timing import Rows
 
 TITLE = "peak memory"
@@ -25,8 +25,10 @@ def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Ro
     tables = {}
     for setting in opt.settings:
         say(str(setting))
-        rows: Rows = {str(pair or ALONE): {"MB": peak_of(pair, setting, opt)} for pair in (None, *pairs())}
-        for pair in pairs():
+        with Offline(setting, opt) as bench:
+            pairs = bench.pairs()
+        rows: Rows = {str(pair or ALONE): {"MB": peak_of(pair, setting, opt)} for pair in (None, *pairs)}
+        for pair in pairs:
             rows[str(pair)]["vs_average"] = rows[str(pair)]["MB"] / rows[str(Pair(pair.distill, AVERAGE))]["MB"]
         tables[str(setting)] = rows
     return tables

@@ -230,6 +230,16 @@ class Offline:
         methods = [ensemble_dict[pair.ensemble](**chosen) for _ in range(2)]
         return train_student.distillation(parser, opt, self.session, student, teachers, methods)
 
+    def pairs(self) -> list[Pair]:
+        """All pairs but those whose loss refuses these networks."""
+        refused = set()
+        for distill in distill_dict:
+            try:
+                self.distillation(Pair(distill, AVERAGE), self.teachers)
+            except UsageError:
+                refused.add(distill)
+        return [pair for pair in pairs() if pair.distill not in refused]
+
     def fit(self, pair: Pair, cached: bool = False) -> Fit:
         """A student under all teachers, or under what the cache has of them."""
         task = self.distillation(pair, self.caching_teachers if cached else self.teachers)

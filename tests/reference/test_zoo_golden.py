@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_zoo import Distiller, DistillKL, Pair, distill_dict
+from distiller_zoo.reviewkd import context_loss
 from helper.batch import Batch, When
 from helper.seen import Observed
 
@@ -31,6 +33,7 @@ ARGUMENTS: dict[str, dict[str, str]] = {
     "dist": {"tau": "kd_T", "beta": "dist_beta", "gamma": "dist_gamma"},
     "nkd": {"temp": "nkd_T", "gamma": "nkd_gamma"},
     "rkd": {"w_d": "rkd_distance", "w_a": "rkd_angle"},
+    "catkd": {"resolution": "cam_resolution"},
 }
 # More arguments of a case.
 SETTINGS: dict[str, dict[str, Any]] = {"ls/dkd": {"ls_loss": "dkd"}}
@@ -38,9 +41,13 @@ SETTINGS: dict[str, dict[str, Any]] = {"ls/dkd": {"ls_loss": "dkd"}}
 NAMES: dict[str, dict[str, str]] = {
     "cc": {"student": "embed_student", "teacher": "embed_teacher"},
     "srrl": {"conv": "transfer.0", "bn": "transfer.1"},
+    "vid": {"": "stages."},
+    "ab": {"": "stages."},
+    "reviewkd": {"": "levels."},
+    "semckd": {f"{i}{j}": f"projections.{i}.{j}" for i in range(3) for j in range(3)},
 }
 # Parameters of our modules that a case leaves at their start values.
-STARTS: dict[str, tuple[str, ...]] = {}
+STARTS: dict[str, tuple[str, ...]] = {"vid/initial": ("log_scale",)}
 # What a layer counts in the sum, where it would count 1 alone.
 COUNTS = {"ab": (1 / 4, 1 / 2, 1)}
 # Compared by tests of their own.
@@ -48,6 +55,16 @@ ELSEWHERE = {"reviewkd/hcl", "crd/two_steps", "ls/off"}
 TOLERANCE = {"ofd": 1e-7}
 
 WALKED = [case for case in CASES if case["name"] not in ELSEWHERE and case["loss"] in distill_dict]
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    """Start values of parameters, too, are float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 each_case = pytest.mark.parametrize("case", WALKED, ids=lambda case: case["name"])
 
 
@@ -221,3 +238,16 @@ def test_each_layer_alone(case: Case) -> None:
 def test_every_loss_is_here(name: str) -> None:
     if name not in distill_dict:
         pytest.skip("not written yet")
+
+
+def test_the_distance_of_reviewkd() -> None:
+    (case,) = (case for case in CASES if case["name"] == "reviewkd/hcl")
+    inputs = inputs_of(case)
+    levels = [context_loss(inputs[f"s{level}"] - inputs[f"t{level}"]) for level in range(3)]
+    for level, expected in zip(levels, case["layers"], strict=True):
+        close(level.mean(), expected, 1e-9)
+    values = torch.stack(levels).sum(0)
+    close(values, case["derived"]["per_sample"], 1e-9)
+    names = list(case["gradients"])
+    gradients = torch.autograd.grad(values.mean(), [inputs[name] for name in names])
+    compare_gradients(case, inputs, dict(zip(names, gradients, strict=True)), 1e-9)
