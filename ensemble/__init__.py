@@ -1,16 +1,35 @@
 """K losses → weights: one method per file, one line per file here."""
 
-from ensemble import aekd, average_loss, camkd, ebkd
+from ensemble import (
+    aekd,
+    alignedmtl,
+    average_loss,
+    cagrad,
+    camkd,
+    dualproj,
+    ebkd,
+    imtlg,
+    nashmtl,
+    rlw,
+    upgrad,
+)
 from ensemble.base import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
 
 __all__ = [
     "EnsembleMethod",
     "TeacherLosses",
     "aekd",
+    "alignedmtl",
     "average_loss",
+    "cagrad",
     "camkd",
     "combine",
+    "dualproj",
     "ebkd",
     "ensemble_dict",
+    "imtlg",
+    "nashmtl",
+    "rlw",
+    "upgrad",
     "weigh",
 ]
