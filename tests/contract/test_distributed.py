@@ -26,7 +26,7 @@ Outcomes = dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]]
 
 
 FEW = ("hint", "OKDDip")  # the first with each weighting that it is paired with
-CHANCE = ("RLW",)
+CHANCE = ("RLW", "MTKDRL")
 """Weightings that depend on the order of the teachers, by chance or by what they have learned."""
 
 
@@ -63,7 +63,7 @@ def outcomes(folder: Path, processes: int, names: Sequence[str]) -> dict[str, Ou
 
 def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     assert one.keys() == other.keys()
-    return max((one[key] - other[key]).abs().max().item() for key in one)
+    return max((one[key].double() - other[key].double()).abs().max().item() for key in one)
 
 
 def check_same(tmp_path: Path, names: Mapping[int, Sequence[str]]) -> None:

@@ -196,7 +196,7 @@ def test_where_gradients_flow_through_weights(name: str) -> None:
     """CAMKD's feature weights teach the student (released); a constant does not."""
     plain = random_teachers(3, "feature")
     logits = plain.logits.clone().requires_grad_()
-    weights = weigh(ensemble_dict[name](), changed(plain, logits=logits), "released")
+    weights = weigh(made(name, plain), changed(plain, logits=logits), "released")
     assert weights.requires_grad == ensemble_dict[name].differentiable
     if weights.requires_grad:
         weights[0].sum().backward()
