@@ -91,6 +91,7 @@ class Term:
         seen = student.seen(first.student)
         closed = type(first).slopes is not Distiller.slopes
         heads: Callable[[], torch.Tensor] = lambda: teacher_logits  # noqa: E731 replaced where the student feeds them
+        vectors: list[tuple[torch.Tensor, torch.Tensor]] = []
         if first.broadcasts and closed:
             theirs = Seen(logits=teacher_logits)
             values = full_precision(first(seen, theirs, batch, when))  # [K, B]
@@ -116,6 +117,10 @@ class Term:
             maps = [each for each in read if each is not None]
             if maps:
                 heads = partial(classified, [teacher.network for teacher in teachers], maps)
+            if self.method.reads_vectors:
+                pairs = zip(self.losses, mine, teachers, strict=True)
+                found = [loss.as_vectors(prepared, teacher.seen(loss.teacher)) for loss, prepared, teacher in pairs]
+                vectors = [pair for pair in found if pair is not None]
             if self.level == "feature":
                 teachers.clear()
         told = TeacherLosses(
@@ -126,6 +131,8 @@ class Term:
             gradients_of=gradients,
             student_logits=student.logits.detach(),
             when=when,
+            own_logits=teacher_logits,
+            vectors=vectors if len(vectors) == len(self.losses) else (),
         )
         return told, once
 

@@ -92,6 +92,10 @@ class Distiller(nn.Module):
         """The student's map where the teacher's own classifier reads ``[B, C_t, H_t, W_t]``, if the loss makes one."""
         return None
 
+    def as_vectors(self, prepared: Any, teacher: Seen) -> tuple[Tensor, Tensor] | None:
+        """Of student and teacher a vector ``[B, D]`` each, if what is compared can be pooled to such."""
+        return None
+
     def slopes(self, student: Seen, teacher: Seen) -> Tensor:
         """``[K, N]``, where there is a closed form, for :attr:`broadcasts`: see ``TeacherLosses.gradients_of``."""
         raise NotImplementedError
@@ -129,6 +133,11 @@ class FeatureDistiller(Distiller):
 
     def compare(self, prepared: Tensor, teacher: Seen, batch: Batch, when: When) -> Tensor:
         return self.distance(prepared, teacher.maps[0])
+
+    def as_vectors(self, prepared: Tensor, teacher: Seen) -> tuple[Tensor, Tensor] | None:
+        maps = (prepared, teacher.maps[0])
+        mine, theirs = (full_precision(each.detach()).mean((2, 3)) for each in maps)
+        return (mine, theirs) if mine.shape == theirs.shape else None
 
 
 def _map_shape(shapes: Sequence[Shape], layer: int, whose: str) -> tuple[int, int, int]:

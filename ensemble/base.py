@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -32,6 +32,9 @@ class TeacherLosses:
             processes instead (N = B·D).
         student_logits: ``[B, C]``, without a gradient.
         when: epoch and step.
+        own_logits: ``[K, B, C]``, see :attr:`teacher_logits`.
+        vectors: for methods that read it, of student and teacher k ``[B, D_k]`` each, without a gradient: what a loss
+            on maps compares, pooled; empty where there is no such thing.
     """
 
     losses: torch.Tensor
@@ -41,6 +44,13 @@ class TeacherLosses:
     gradients_of: Callable[[], torch.Tensor]
     student_logits: torch.Tensor | None = None
     when: When = When(1, 1)  # noqa: RUF009 a tuple
+    own_logits: torch.Tensor | None = None
+    vectors: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+
+    @property
+    def teacher_logits(self) -> torch.Tensor:
+        """``[K, B, C]``, the teachers' own at either level."""
+        return self.logits if self.own_logits is None else self.own_logits
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -78,6 +88,8 @@ class EnsembleMethod:
 
     Then what led to the gradients need not be kept in memory.
     """
+    reads_vectors: ClassVar[bool] = False
+    """Whether it looks at ``TeacherLosses.vectors``."""
     symmetric: ClassVar[bool] = False
     """Whether the same teachers in another order get the same weights in that order: no chance, no favourites."""
     nonnegative: ClassVar[bool] = False

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from objectives import make_objective, pairs
+from objectives import METHODS, make_objective, pairs
 
 import train_online
 import train_student
@@ -104,8 +104,9 @@ def online(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def cases(dtype: torch.dtype, names: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
     for distill, method in pairs():
-        # not those that draw weights by chance, unless they are asked for
-        if ensemble_dict[method].symmetric if not names else {distill, method} & {*names}:
+        # kd stands beside a loss on maps, too; those that draw weights by chance only where they are asked for
+        usual = ensemble_dict[method].symmetric and (distill != "kd" or method in METHODS)
+        if usual if not names else {distill, method} & {*names}:
             yield f"{distill} {method}", *offline(distill, method, dtype)
     for name in online_dict:
         if not names or name in names:

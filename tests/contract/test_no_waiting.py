@@ -105,6 +105,7 @@ def trainer(task: Task, device: str) -> Callable[[int], None]:
         scalars = forward(data, When(5, 10))
         scalars["loss"].backward()
         optimizer.step()
+        task.after_step()
         means.add(scalars, B)
         bad.look(scalars, number)
 
