@@ -44,7 +44,9 @@ class SemCKD(StagesDistiller):
         if soft <= 0:
             raise UsageError(f"--soft: {soft:g} is no temperature; choose a number above 0")
         if self.batch_size < 2 * NARROWER:  # a direction in one dimension has no gradient
-            raise UsageError(f"--batch_size: --distill semckd needs {2 * NARROWER} at once; choose more")
+            raise UsageError(
+                f"--batch_size: {self.batch_size} samples are too few for --distill semckd; choose {2 * NARROWER} or more"
+            )
         mine, theirs = self.student_shapes, self.teacher_shapes
         self.query = nn.ModuleList(Embedding(self.batch_size) for _ in mine)
         self.key = nn.ModuleList(Embedding(self.batch_size) for _ in theirs)

@@ -200,6 +200,20 @@ def min_and_mean(
     return errors.min(0).values, errors.mean(0)
 
 
+def test_all_of_semckd_learns() -> None:
+    """Of more than a few samples, whose networks have more than a few hidden units."""
+    source = torch.Generator().manual_seed(0)
+    student, teacher = (
+        [torch.randn(64, width, side, side, generator=source).relu() for side in (8, 4, 2)] for width in (3, 5)
+    )
+    shapes = [[tuple(each.shape[1:]) for each in maps] + [(4,)] for maps in (student, teacher)]
+    torch.manual_seed(0)
+    loss = distill_dict["semckd"](Pair(*shapes, CLASSES, None, 64))
+    seen = (observed(maps).seen(loss.student) for maps in (student, teacher))
+    loss(*seen, BATCH, When(1, 1)).mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in loss.parameters())
+
+
 def test_semckd_fits_one_batch_size() -> None:
     student, teacher = pyramid(), pyramid(width=10, seed=1)
     loss = make("semckd", student, teacher)
@@ -208,7 +222,7 @@ def test_semckd_fits_one_batch_size() -> None:
         compared(loss, *fewer)
     shapes = [tuple(each.shape[1:]) for each in observed(student).features]
     for size in (0, 7):
-        with pytest.raises(UsageError, match=r"^--batch_size: --distill semckd needs 8 at once; choose more$"):
+        with pytest.raises(UsageError, match=rf"^--batch_size: {size} samples are too few .*; choose 8 or more$"):
             distill_dict["semckd"](Pair(shapes, shapes, CLASSES, None, size))
 
 
