@@ -23,6 +23,8 @@ class Pair(NamedTuple):
         num_classes: C.
         labels: of all images that are trained on, int64 ``[N]``, as ``Batch.places`` numbers them, if any.
         batch_size: how many samples a process compares at once in training; 0: not known.
+        teacher_norms: for each entry of ``teacher`` scale and shift ``[C]`` of the batch normalisation that the map
+            before the ReLU comes from, or None; empty unless such maps are read.
     """
 
     student: Sequence[Shape] = ()
@@ -30,6 +32,7 @@ class Pair(NamedTuple):
     num_classes: int = 0
     labels: Tensor | None = None
     batch_size: int = 0
+    teacher_norms: Sequence[tuple[Tensor, Tensor] | None] = ()
 
 
 class Distiller(nn.Module):
@@ -55,6 +58,8 @@ class Distiller(nn.Module):
 
     It says nothing then, and weightings that look at gradients get those of all samples, one after the other.
     """
+    predicts: ClassVar[bool] = False
+    """Whether the student's answers are what the teacher's classifier makes of :meth:`as_teacher_reads`."""
     warmup: int = 0
     """Over so many epochs its weight rises to what ``-a`` or ``-b`` says: of n, the first has 1/n of it."""
 
@@ -69,6 +74,17 @@ class Distiller(nn.Module):
     def factor(self, when: When) -> float:
         """What ``-a`` or ``-b`` is multiplied by in an epoch, see :attr:`warmup`."""
         return min(when.epoch / self.warmup, 1.0) if self.warmup else 1.0
+
+    def first_epochs(self, epochs: int) -> int:
+        """Before a run of so many epochs, in how many others a part of the loss learns from the teacher alone.
+
+        That part are the parameters that require no gradient, so that they stay afterwards.
+        """
+        return 0
+
+    def first_loss(self, teacher: Seen) -> Tensor:
+        """What they learn, a scalar; ``teacher`` as in :meth:`compare`."""
+        raise NotImplementedError
 
     def prepare(self, student: Seen) -> Any:
         """What the loss makes of the student before it looks at the teacher; the student as it is, by default."""
@@ -89,7 +105,7 @@ class Distiller(nn.Module):
         return self.compare(self.prepare(student), teacher, batch, when)
 
     def as_teacher_reads(self, prepared: Any) -> Tensor | None:
-        """The student's map where the teacher's own classifier reads ``[B, C_t, H_t, W_t]``, if the loss makes one."""
+        """A map ``[B, C_t, H, W]`` of the student that the teacher's own classifier can read, if the loss makes one."""
         return None
 
     def as_vectors(self, prepared: Any, teacher: Seen) -> tuple[Tensor, Tensor] | None:

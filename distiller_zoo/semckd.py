@@ -45,7 +45,8 @@ class SemCKD(StagesDistiller):
             raise UsageError(f"--soft: {soft:g} is no temperature; choose a number above 0")
         if self.batch_size < 2 * NARROWER:  # a direction in one dimension has no gradient
             raise UsageError(
-                f"--batch_size: {self.batch_size} samples are too few for --distill semckd; choose {2 * NARROWER} or more"
+                f"--batch_size: {self.batch_size} samples are too few for --distill semckd; "
+                f"choose {2 * NARROWER} or more"
             )
         mine, theirs = self.student_shapes, self.teacher_shapes
         self.query = nn.ModuleList(Embedding(self.batch_size) for _ in mine)

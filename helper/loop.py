@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +17,14 @@ from helper.batch import When
 from helper.errors import InputError, UsageError
 from helper.evaluation import evaluate, named_scores
 from helper.logger import Logger
-from helper.machine import uncompiled
+from helper.machine import autocast, uncompiled
 from helper.meters import FirstBad, Means
 from helper.optimisation import optimizer_dict, parameter_groups, schedule_of, set_rate
 from helper.outcome import result_of
 from helper.pointwise import subsample_first
 from helper.progress import epoch_line, progress
 from helper.recipe import lr_drops, seed_of
-from helper.resuming import Progress
+from helper.resuming import Progress, seed_everything
 from helper.run_folder import RunFolder, provenance
 from helper.stopping import Asked, Looks, ReadersLost, interruptible, losses_said, signals
 from helper.sync_bn import synchronise
@@ -99,6 +100,7 @@ class Fit:
         self.saved_at = time.monotonic()
         try:
             with losses_said(f"{self.run.path}: --resume goes on"):
+                self._before()
                 while self.progress.epoch < self.opt.epochs:
                     self._epoch(self.progress.epoch + 1)
                     asked = self.looks.asked()
@@ -115,6 +117,23 @@ class Fit:
         finally:
             if self.logger:
                 self.logger.close()
+
+    def _before(self) -> None:
+        """What the task learns before the first epoch, of a run that has no checkpoint yet."""
+        if self.state is not None:
+            return
+        started = time.perf_counter()
+        seed_everything(self.seed)
+        with autocast(self.device, self.precision):
+            self.task.before(self._once)
+        self.progress.seconds += time.perf_counter() - started
+
+    def _once(self, epoch: int) -> Iterator[Any]:
+        """All batches of an epoch before the first."""
+        self.train.set_epoch(epoch)
+        each = self.opt.batch_size
+        with progress(interruptible(self.train, LOOK), f"before, {epoch}", len(self.train) * each, 0, each) as batches:
+            yield from batches
 
     def _said(self, reason: BaseException) -> str:
         """Why the run ends here, and what comes of it."""

@@ -43,6 +43,12 @@ weight = number(float, lambda value: 0 <= value < math.inf, "a number of at leas
 fraction = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
+def weights(text: str) -> float | list[float]:
+    """One :func:`weight`, or several separated by commas: ``1000,3000``."""
+    each = [weight(part) for part in text.split(",")]
+    return each if len(each) > 1 else each[0]
+
+
 def epoch_numbers(text: str) -> list[int]:
     """Epoch numbers separated by commas, as RepDistiller writes them: ``150,180,210``."""
     numbers = [positive_int(part) for part in re.split(r"[,\s]+", text.strip()) if part]
@@ -68,6 +74,20 @@ def one_of(option: str, names: Mapping[str, object] | Sequence[str], fold_case: 
         if isinstance(names, Registry):
             raise names.unknown(text, option)
         raise unknown(option, text, names)
+
+    return parse
+
+
+def some_of(option: str, names: Mapping[str, object]) -> Callable[[str], str]:
+    """The type of an option that takes one or several of ``names``, separated by commas."""
+    one = one_of(option, names)
+
+    def parse(text: str) -> str:
+        chosen = [one(part.strip()) for part in text.split(",")]
+        for name in chosen:
+            if chosen.count(name) > 1:
+                raise UsageError(f"{option}: {text!r} holds {name} twice; choose each once")
+        return ",".join(chosen)
 
     return parse
 
@@ -115,8 +135,10 @@ class Options(Parser):
 
         return add
 
-    def add_methods(self, title: str, dest: str, registry: Mapping[str, Any], default: str, help: str) -> None:
-        """``--dest NAME`` picks from ``registry``; the entries' keyword-only arguments become flags.
+    def add_methods(
+        self, title: str, dest: str, registry: Mapping[str, Any], default: str, help: str, several: bool = False
+    ) -> None:
+        """``--dest NAME`` picks from ``registry``, or ``--dest NAME,NAME``; keyword-only arguments become flags.
 
         An annotation ``Annotated[type, "help"]`` gives type and help; ``bool`` becomes ``--x/--no-x``, ``Literal`` a
         choice. Entries that share an argument share its flag; one that the script has as an option of its own is that.
@@ -124,7 +146,8 @@ class Options(Parser):
         self._methods[dest] = registry
         owners = self._owners.setdefault(dest, {})
         add = self.section(title)
-        add(f"--{dest}", type=one_of(f"--{dest}", registry), default=default, help=help, metavar="|".join(registry))
+        kind = some_of if several else one_of
+        add(f"--{dest}", type=kind(f"--{dest}", registry), default=default, help=help, metavar="|".join(registry))
         taken = {action.dest for action in self._actions}
         for name, entry in registry.items():
             for parameter in _hyperparameters(entry):
@@ -186,19 +209,27 @@ class Options(Parser):
         raise UsageError(f"unknown option {word!r}{hint}")
 
     def _settle(self, options: argparse.Namespace, given: argparse.Namespace, dest: str) -> None:
-        """Fill in the chosen method's hyperparameters; refuse those of other methods unless a config brought them."""
-        chosen = getattr(options, dest)
+        """Fill in the chosen methods' hyperparameters; refuse those of other methods unless a config brought them."""
+        chosen = chosen_names(options, dest)
         for name, owners in self._owners[dest].items():
-            if chosen in owners:
+            if any(each in owners for each in chosen):
                 continue
             if getattr(given, name, None) is not None:
                 flag = f"-{name}" if len(name) == 1 else f"--{name}"
-                raise UsageError(f"{flag}: belongs to --{dest} {'|'.join(sorted(owners))}, not to {chosen}")
+                raise UsageError(f"{flag}: belongs to --{dest} {'|'.join(sorted(owners))}, not to {','.join(chosen)}")
             if hasattr(options, name):
                 delattr(options, name)
-        for parameter in _hyperparameters(self._methods[dest][chosen]):
-            if not hasattr(options, parameter.name):
+        for parameter in (each for name in chosen for each in _hyperparameters(self._methods[dest][name])):
+            if not hasattr(options, parameter.name) and len(self._defaults_of(options, dest, parameter.name)) < 2:
                 setattr(options, parameter.name, parameter.default)
+
+    def _defaults_of(self, options: argparse.Namespace, dest: str, argument: str) -> list[Any]:
+        """The different defaults that the chosen methods have of an argument."""
+        owners, defaults = self._owners[dest][argument], []
+        for name in chosen_names(options, dest):
+            if name in owners and owners[name] not in defaults:
+                defaults.append(owners[name])
+        return defaults
 
     def hyperparameters(self, options: argparse.Namespace, dest: str, name: str | None = None) -> Values:
         """Keyword arguments for the constructor of the entry chosen as ``--dest``, or of another one beside it."""
@@ -217,11 +248,19 @@ class Options(Parser):
             if name in self._unnamed or name in leave_out or not hasattr(options, name):
                 continue
             value = getattr(options, name)
-            owned = [owners[name][getattr(options, dest)] for dest, owners in self._owners.items() if name in owners]
-            default = owned[0] if owned else action.default
-            if value != default and value is not None:
+            defaults = self._published_defaults(options, action)
+            if defaults != [value] and value is not None:
                 parts.append(name if value is True else f"{name}={text_of(value)}")
         return parts
+
+    def _published_defaults(self, options: argparse.Namespace, action: argparse.Action) -> list[Any]:
+        dest = next((dest for dest, owners in self._owners.items() if action.dest in owners), None)
+        return [action.default] if dest is None else self._defaults_of(options, dest, action.dest)
+
+
+def chosen_names(options: argparse.Namespace, dest: str) -> list[str]:
+    """The names in ``--dest NAME`` or ``--dest NAME,NAME``."""
+    return str(getattr(options, dest)).split(",")
 
 
 def _unset(default: Any) -> bool:
@@ -265,7 +304,7 @@ def _words(action: argparse.Action, value: Any) -> list[str]:
         return [flag] if value else []
     if action.nargs == "+" and isinstance(value, list):
         return [flag, *map(str, value)]
-    return [f"{flag}={value}"]
+    return [f"{flag}={text_of(value) if isinstance(value, list) and len(value) > 1 else value}"]
 
 
 def text_of(value: Any) -> str:

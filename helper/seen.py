@@ -164,6 +164,15 @@ def _only(wanted: set[int], features: Sequence[Any]) -> list[Any]:
     return [each if index in wanted else None for index, each in enumerate(features)]
 
 
+def norms_of(network: Any) -> list[tuple[Tensor, Tensor] | None]:
+    """Scale and shift ``[C]`` of the batch normalisation behind each map before its ReLU, where it is known.
+
+    Behind the maps comes the vector, which has none.
+    """
+    modules = [network.norms.get(stage) and network.get_submodule(network.norms[stage]) for stage in network.stages]
+    return [*(each and (each.weight.detach().clone(), each.bias.detach().clone()) for each in modules), None]
+
+
 @torch.no_grad()
 def feature_shapes(network: Any, images: Tensor, cam: bool = False) -> list[Shape]:
     """``(C, H, W)`` of each stage output and ``(D,)`` of the pooled vector; tries class activation maps if asked."""

@@ -211,7 +211,7 @@ class Session:
             precision=self.precision,
             state=state,
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
-            about=self.about(arch),
+            about={**self.about(arch), **task.about},
             test_name=loaders.test_name,
             validation_name=loaders.validation_name,
         )
@@ -244,7 +244,10 @@ class Session:
 
     def print_evaluation(self, network: nn.Module, arch: str, given: Path) -> None:
         """Load the checkpoint ``PATH[@KEY]`` into ``network`` and print its test accuracy."""
-        path = self.load(network, given, arch, "--evaluate")
+        self.print_scores(network, arch, self.load(network, given, arch, "--evaluate"))
+
+    def print_scores(self, network: nn.Module, arch: str, path: Path) -> None:
+        """Print the test accuracy of a network that was read from ``path``."""
         network.eval()
         scores = self.test(lambda images: {"network": network(images)})["network"]
         print(

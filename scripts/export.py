@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import train_online
+import train_student
 from dataset import info_of
 from helper import checkpoint
 from helper.cost import parameter_count
@@ -33,6 +34,7 @@ from helper.names import local
 from helper.options import Parser, natural
 from helper.run_folder import write_atomically
 from helper.script import run_script
+from helper.weights import HEADS
 from models import model_dict
 
 TOLERANCE = 1e-4
@@ -94,6 +96,11 @@ def rebuild_peers(run: Path, state: dict[str, Any], example: Tensor) -> train_on
     return task
 
 
+def build_network(arch: str, num_classes: int) -> nn.Module:
+    """A network of any of the collection's architectures."""
+    return model_dict[arch](num_classes=num_classes)
+
+
 def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool, example: Tensor) -> nn.Module:
     """The network to write, in evaluation mode.
 
@@ -103,7 +110,12 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
     if not online:
         if opt.student is not None or opt.ensemble:
             raise UsageError(f"--student, --ensemble: {opt.run} trained a single network")
-        network = model_dict[state["arch"]](num_classes=state["num_classes"])
+        if state.get("answers") == HEADS:
+            parser = train_student.options()
+            run = parser.parse(["--config", str(opt.run / "parameters.json")])
+            build = partial(build_network, num_classes=state["num_classes"])
+            return train_student.answering(parser, run, state, build, example, str(opt.run))
+        network = build_network(state["arch"], state["num_classes"])
         network.load_state_dict(state["model"])
         return network.eval()
     task = rebuild_peers(opt.run, state, example)

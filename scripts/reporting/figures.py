@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from scripts.reporting.runs import LEVELS, Group, Run
+from scripts.reporting.runs import Group, Run
 from scripts.reporting.statistics import half_width
 from scripts.reporting.tables import chosen_on, spread
 
@@ -137,7 +137,7 @@ def draw_line(axes: Axes, index: int, x: Sequence[float], y: Sequence[float], la
 
 def levels_of(groups: Sequence[Group]) -> list[tuple[Group, str, str]]:
     """Each group at each level: what the names of its curves there begin with, and what its losses compare."""
-    return [(each, prefix, level) for each in groups for prefix, level in LEVELS.items()]
+    return [(each, prefix, level) for each in groups for prefix, level in each.levels.items()]
 
 
 def draw_weights(groups: Sequence[Group]) -> Figure | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.reporting.published import OF, published
-from scripts.reporting.runs import LEVELS, Group, Run, family
+from scripts.reporting.runs import Group, Run, family
 from scripts.reporting.statistics import baseline_name, baseline_of, paired
 
 BEYOND = {
@@ -182,7 +182,7 @@ def weights_table(groups: Sequence[Group]) -> Table:
     )
     table = Table("Weights of the teachers", words, ["method", "of the losses on", "epoch", "weights", *WEIGHING])
     for each in groups:
-        for prefix, level in LEVELS.items():
+        for prefix, level in each.levels.items():
             weights = [by_epoch(each, name) for name in each.names(f"{prefix}weight_")]
             if len({value for of_one in weights for value in of_one.values()}) > 1:
                 others = [by_epoch(each, prefix + name) for name in WEIGHING.values()]

@@ -163,6 +163,23 @@ def test_three_teachers_of_different_families(
         assert total is None or sum(mean) * (3 if kind.released_division else 1) == pytest.approx(total, abs=1e-4)
 
 
+def test_several_losses_at_once(tmp_path: Path, teachers: str) -> None:
+    """Each has its curves, its weights and its part of -b; ``--config`` repeats the run."""
+    words = f"{teachers} --distill inter,hint --ensemble_method AEKD -b 0.1,2"
+    folder = distil(tmp_path, f"{words} --epochs 2 --feat_start_epoch 2").folder
+    assert "-inter,hint-AEKD-" in folder.name
+    assert "-b=0.1,2-" in folder.name
+    first, row = metrics(folder)
+    assert not [name for name in first if "feature" in name]
+    parts = row["train_loss_ce"] + row["train_loss_kd"]
+    parts += 0.1 * row["train_loss_feature_inter"] + 2 * row["train_loss_feature_hint"]
+    assert row["train_loss"] == pytest.approx(parts, rel=1e-5)
+    for name in ("inter", "hint"):
+        assert sum(row[f"train_feature_{name}_weight_{k}"] for k in range(3)) == pytest.approx(1, abs=1e-4)
+    again = distil(tmp_path / "again", f"--config {folder / 'parameters.json'} --epochs 2").folder
+    assert same(weights(again), weights(folder))
+
+
 @pytest.mark.parametrize("method", ensemble_dict)
 def test_one_teacher_weighs_one(tmp_path: Path, teacher_files: list[Path], method: str) -> None:
     words = f"--teachers {teacher_files[0]} --distill inter --ensemble_method {method} -b 1"

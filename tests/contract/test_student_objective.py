@@ -23,12 +23,12 @@ from helper.machine import autocast
 from helper.seen import feature_shapes, observe
 from helper.teachers import Teachers
 from models import model_dict
-from train_student import Distillation, feat_start_epoch
+from train_student import Distillation, chosen_losses, feat_start_epoch
 
 CLASSES, B = 7, 8
 ARCHS = ["resnet8x4", "vgg8", "wrn_16_1", "ShuffleV2_0_5", "resnet8"]
 BY_AUTOGRAD = [name for name, kind in distill_dict.items() if kind.slopes is Distiller.slopes]
-MAY_IDLE = re.compile(r"regressor\.0\.bias|stages\.\d\.conv\.bias|(query|key)\.\d\.linear\d\.\w+")
+MAY_IDLE = re.compile(r"regressor\.0\.bias|translator\.\d\.bias|stages\.\d\.conv\.bias|(query|key)\.\d\.linear\d\.\w+")
 """A bias before BN has no effect; of a few hidden units that read positive numbers all may be below 0."""
 THIN = {"ShuffleV2_0_5": (8, 16, 24, 40), "resnet8x4": (8, 12, 24, 40), "vgg8": (8, 12, 24, 32, 40)}
 FEATURE_LEVEL = [name for name, kind in distill_dict.items() if not kind.on_logits()]
@@ -120,7 +120,7 @@ def test_everything_that_should_learn_does_and_nothing_else(pair: tuple[str, str
         assert parameter.grad.any()
     for k, adapter in enumerate(task.adapters):
         counts = scalars[f"feature_weight_{k}"].abs() > 1e-6  # AEKD may leave a teacher out
-        for which, parameter in adapter.named_parameters():
+        for which, parameter in ((name, each) for name, each in adapter.named_parameters() if each.requires_grad):
             assert parameter.grad is not None
             assert parameter.grad.isfinite().all()
             assert parameter.grad.any() or not counts or MAY_IDLE.fullmatch(which)
@@ -128,11 +128,12 @@ def test_everything_that_should_learn_does_and_nothing_else(pair: tuple[str, str
         assert not any(module.training for module in network.modules())
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in network.parameters())
         assert all(torch.equal(state[entry], value) for entry, value in network.state_dict().items())
-    assert set(map(id, task.trained.parameters())) == {
+    assert {id(each) for each in task.trained.parameters() if each.requires_grad} == {
         id(parameter)
         for module in (task.student, *(each for term in task.terms for each in (*term.losses, term.method)))
         if isinstance(module, nn.Module)
         for parameter in module.parameters()
+        if parameter.requires_grad
     }
 
 
@@ -152,7 +153,7 @@ def test_the_order_of_the_teachers_does_not_matter(pair: tuple[str, str], K: int
     task = objective(distill, name, K, loss_options(beta=1.0 if distill in FEATURE_LEVEL else 0.0))
     order = torch.randperm(K, generator=torch.Generator().manual_seed(K)).tolist()
     networks = [task.teachers.networks[k] for k in order]
-    losses = copy.deepcopy([[term.losses[k] for k in order] for term in task.terms])  # as they are before either step
+    losses = copy.deepcopy({term.name: [term.losses[k] for k in order] for term in task.terms})  # before either step
     methods = [term.method for term in task.terms]
     shuffled = Distillation(task.student, Teachers(networks), losses, methods, task.opt)
     plain, other = step(task), step(shuffled)
@@ -176,6 +177,58 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(distill: str, name: str, loss
     assert "weight_3" not in scalars
 
 
+def test_several_losses_are_summed(loss_options: Make) -> None:
+    """Each as it would be alone, with a weight and a weighting method of its own, under names of its own."""
+    opt = loss_options(gamma=0.3, alpha=0.7, beta=[11.0, 0.5])
+    task = objective("hint,inter", "AEKD", 3, opt)
+    losses = copy.deepcopy([term.losses for term in task.terms])
+    scalars = step(task)
+    parts = [0.3 * scalars["loss_ce"], 0.7 * scalars["loss_kd"]]
+    for name, weight, mine in zip(("hint", "inter"), opt.beta, losses[1:], strict=True):
+        methods = [ensemble_dict["AEKD"](), ensemble_dict["AEKD"]()]
+        alone = argparse.Namespace(**{**vars(opt), "beta": weight})
+        single = step(Distillation(task.student, task.teachers, {"kd": losses[0], name: mine}, methods, alone))
+        for which in ("loss_feature", "feature_weight_0", "feature_gradient_cosine"):
+            several = which.replace("feature", f"feature_{name}")
+            torch.testing.assert_close(scalars[several], single[which], rtol=1e-4, atol=1e-6)
+        parts.append(weight * single["loss_feature"])
+    torch.testing.assert_close(scalars["loss"], torch.stack(parts).sum(), rtol=1e-4, atol=1e-6)
+    scalars["loss"].backward()
+    assert len(task.adapters) == 6
+    for adapter in task.adapters:
+        assert all(parameter.grad is not None for parameter in adapter.parameters())
+    assert len({id(term.method) for term in task.terms}) == 3
+
+
+def test_what_checkpoints_hold_of_one_loss_and_of_several(loss_options: Make) -> None:
+    cases = (("hint", 1.0), ("hint,inter", [1.0, 1.0]))
+    one, two = (objective(names, "AEKD", 2, loss_options(beta=b)) for names, b in cases)
+    keys = [[key for key in task.trained.state_dict() if not key.startswith("network.")] for task in (one, two)]
+    assert {key.split(".")[1] for key in keys[0]} == {"0", "1"}
+    assert keys[1][: len(keys[0])] == keys[0]
+    assert {key.split(".")[1] for key in keys[1]} == {"0", "1", "2", "3"}
+
+
+@pytest.mark.skipif(len(distill_dict) - len(FEATURE_LEVEL) < 2, reason="there is one loss on logits only")
+def test_two_losses_on_logits_are_refused() -> None:
+    names = [name for name in distill_dict if name not in FEATURE_LEVEL][:2]
+    with pytest.raises(UsageError, match=f"^--distill: {' and '.join(names)} both compare logits"):
+        chosen_losses(argparse.Namespace(distill=",".join(["hint", *names])), "kd")
+    for distill, expected in (("hint,inter", ["kd", "hint", "inter"]), (f"hint,{names[1]}", [names[1], "hint"])):
+        assert chosen_losses(argparse.Namespace(distill=distill), "kd") == expected
+
+
+def test_a_warm_up_of_the_weight(loss_options: Make) -> None:
+    task = objective("hint", "AVERAGE_LOSS", 2, loss_options(alpha=0.7, beta=2.0))
+    for k, term in enumerate(task.terms):
+        for loss in term.losses:
+            loss.warmup = 5 * k
+    for epoch, factor in ((1, 0.2), (3, 0.6), (5, 1.0), (9, 1.0)):
+        scalars = step(task, epoch)
+        parts = scalars["loss_ce"] + 0.7 * scalars["loss_kd"] + factor * 2 * scalars["loss_feature"]
+        torch.testing.assert_close(scalars["loss"], parts)
+
+
 @each_method
 def test_kd_scale(name: str, loss_options: Make) -> None:
     """``unit`` undoes the released constants at both levels."""
@@ -190,6 +243,10 @@ def test_kd_scale(name: str, loss_options: Make) -> None:
         torch.testing.assert_close(unit[part], released[part] * factor)
     for level in ("", "feature_"):
         assert sum(unit[f"{level}weight_{k}"].item() for k in range(K)) == pytest.approx(1, rel=1e-5)
+
+
+def learning(module: nn.Module) -> list[nn.Parameter]:
+    return [each for each in module.parameters() if each.requires_grad]
 
 
 def count_gradients(monkeypatch: pytest.MonkeyPatch, task: Distillation) -> tuple[list[Tensor], list[str]]:
@@ -212,7 +269,7 @@ def count_gradients(monkeypatch: pytest.MonkeyPatch, task: Distillation) -> tupl
     for parameter in task.student.parameters():
         parameter.register_hook(lambda _: reached.append("student"))
     for adapter in task.adapters:
-        for parameter in adapter.parameters():
+        for parameter in learning(adapter):
             parameter.register_hook(lambda _: reached.append("adapter"))
     return asked, reached
 
@@ -238,7 +295,7 @@ def test_weighing_features_stops_before_the_student(
     asked, reached = count_gradients(monkeypatch, task)
     loss = step(task)["loss"]
     assert not {"feature", "student"} & set(reached)
-    weights = sum(1 for adapter in task.adapters for _ in adapter.parameters())
+    weights = sum(len(learning(adapter)) for adapter in task.adapters)
     reads = task.adapters[0].student
     tensors = 3 * len(observe(task.student, images(), reads).seen(reads).tensors())
     gradients = tensors + weights if ensemble_dict[name].constant else tensors

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from distiller_zoo import Distiller, DistillKL, Pair, distill_dict
 from distiller_zoo.reviewkd import context_loss
 from helper.batch import Batch, When
-from helper.seen import Observed
+from helper.seen import Observed, Seen
 
 Case = dict[str, Any]
 CASES: list[Case] = json.loads((Path(__file__).parents[1] / "data" / "losses_zoo.json").read_text())
@@ -45,6 +45,17 @@ NAMES: dict[str, dict[str, str]] = {
     "ab": {"": "stages."},
     "reviewkd": {"": "levels."},
     "semckd": {f"{i}{j}": f"projections.{i}.{j}" for i in range(3) for j in range(3)},
+    "crd": {"": "embed_"},
+    "ft": {
+        **{f"paraphraser.{n}.": f"{part}.{2 * (n % 3)}." for n, part in enumerate(3 * ["encoder"] + 3 * ["decoder"])},
+        **{
+            f"translator.{n}.{part}.": f"translator.{3 * n + k}."
+            for n in range(3)
+            for k, part in enumerate(("conv", "bn"))
+        },
+    },
+    "ofd": {"": "connectors."},
+    "simkd": {f"{n}.{part}.": f"embed.{n}.{place}." for n in range(3) for place, part in enumerate(("conv", "bn"))},
 }
 # Parameters of our modules that a case leaves at their start values.
 STARTS: dict[str, tuple[str, ...]] = {"vid/initial": ("log_scale",)}
@@ -146,16 +157,28 @@ def loss_of(case: Case, student: Observed, teacher: Observed) -> Distiller:
     settings = {name: value for name, value in constants.items() if name in accepted}
     shapes = [[tuple(each.shape[1:]) for each in one.features] for one in (student, teacher)]
     classes, size = teacher.logits.shape[1], len(student.logits)
-    loss: Distiller = kind(Pair(*shapes, classes, batch_size=size), **{**settings, **SETTINGS.get(case["name"], {})})
+    pair = Pair(*shapes, classes, batch_size=size, teacher_norms=norms_of(case))
+    loss: Distiller = kind(pair, **{**settings, **SETTINGS.get(case["name"], {})})
     load(loss.double(), case)
     return loss.train()
+
+
+def norms_of(case: Case) -> list[tuple[Tensor, Tensor] | None]:
+    """The teacher's normalisations, if the case has any; the stem and the vector have none."""
+    theirs = {name: each for name, each in parameters_of(case).items() if ".teacher_bn." in name}
+    pairs = []
+    for stage in range(len(theirs) // 2):
+        scale, shift = (theirs[f"{stage}.teacher_bn.{which}"] for which in ("weight", "bias"))
+        scale[1], shift[0] = -scale[1], 4  # as the case's note says
+        pairs.append((scale, shift))
+    return [None, *pairs, None] if pairs else []
 
 
 def load(loss: Distiller, case: Case) -> None:
     """Every parameter of the module is one of the file's, and the other way round, but for the teacher's own."""
     mine = dict(loss.named_parameters())
     for name, value in parameters_of(case).items():
-        if name.startswith("head."):
+        if name.startswith("head.") or ".teacher_bn." in name:
             continue
         begins = max((each for each in NAMES.get(case["loss"], {}) if name.startswith(each)), key=len, default=None)
         ours = name if begins is None else NAMES[case["loss"]][begins] + name.removeprefix(begins)
@@ -183,7 +206,7 @@ def close(actual: Tensor, expected: Any, tolerance: float, size: float = 0.0) ->
     torch.testing.assert_close(actual.detach().double(), wanted, rtol=tolerance, atol=tolerance * size)
 
 
-def compare_gradients(case: Case, inputs: dict[str, Tensor], gradients: dict[str, Tensor], tolerance: float) -> None:
+def compare_gradients(case: Case, gradients: dict[str, Tensor], tolerance: float) -> None:
     for name, expected in case["gradients"].items():
         found = gradients[name]
         fixed = torch.from_numpy(np.random.RandomState(12345).standard_normal(found.shape))
@@ -203,7 +226,7 @@ def test_value_parts_and_gradients(case: Case) -> None:
         close(values, case["derived"]["per_sample"], tolerance)
     names = list(case["gradients"])
     gradients = dict(zip(names, torch.autograd.grad(values.mean(), [inputs[name] for name in names]), strict=True))
-    compare_gradients(case, inputs, gradients, tolerance)
+    compare_gradients(case, gradients, tolerance)
 
 
 def test_logits_that_are_not_standardised() -> None:
@@ -251,3 +274,45 @@ def test_the_distance_of_reviewkd() -> None:
     names = list(case["gradients"])
     gradients = torch.autograd.grad(values.mean(), [inputs[name] for name in names])
     compare_gradients(case, inputs, dict(zip(names, gradients, strict=True)), 1e-9)
+
+
+def test_crd_over_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The normalisers of the first step, both halves of the loss, its gradient, and the banks after either step."""
+    (case,) = (case for case in CASES if case["loss"] == "crd")
+    inputs, constants = inputs_of(case), case["constants"]
+    shapes = [[tuple(inputs[name].shape[1:])] for name in ("s_step0", "t_step0")]
+    labels = torch.arange(constants["n_data"]) % 2
+    loss: Any = distill_dict["crd"](Pair(*shapes, 2, labels), nce_k=constants["negatives"]).double().train()
+    load(loss, case)
+    for name in ("student_bank", "teacher_bank"):
+        setattr(loss, name, inputs[name])
+    values, halves = [], []
+    contrast = loss.contrast
+    monkeypatch.setattr(loss, "contrast", lambda x: halves.append(contrast(x)) or halves[-1])
+    for step in range(2):
+        (seed,) = (each["seed"] for each in case["inputs"] if each["name"] == f"index_step{step}")
+        random = np.random.RandomState(seed)  # in the order of the case's recipe
+        places = torch.from_numpy(random.permutation(64)[:8])
+        negatives = torch.from_numpy(random.randint(0, 64, (8, 24)))
+        monkeypatch.setattr(loss, "draw", lambda *_, drawn=negatives: drawn)
+        seen = [Seen(vector=inputs[f"{which}_step{step}"]) for which in "st"]
+        values.append(loss(*seen, Batch(torch.zeros(8, 3, 8, 8), labels[places], places=places), When(1, 1)))
+    close(values[0], case["derived"]["per_sample"], 1e-9)
+    close(values[0].mean(), case["value"], 1e-9)
+    close(values[1].mean(), case["loss_step1"], 1e-9)
+    close(loss.usual * 64, [case["Z_student"], case["Z_teacher"]], 1e-9)
+    for half, which in zip(halves, ("student", "teacher"), strict=False):
+        close(half.mean(), case["derived"][f"anchor_{which}"], 1e-9)
+        bank = getattr(loss, f"{which}_bank")
+        fixed = torch.from_numpy(np.random.RandomState(12345).standard_normal(bank.shape))
+        close((bank * fixed).sum(), case[f"{which}_bank_dot"], 1e-9)
+    (gradient,) = torch.autograd.grad(values[0].mean(), [inputs["s_step0"]])
+    compare_gradients(case, {"s_step0": gradient}, 1e-9)
+
+
+def test_what_ft_learns_first() -> None:
+    (case,) = (case for case in CASES if case["loss"] == "ft")
+    inputs = inputs_of(case)
+    student, teacher = (observed(distill_dict["ft"], which, inputs, nn.Identity()) for which in "st")
+    loss = loss_of(case, student, teacher)
+    close(loss.first_loss(teacher.seen(loss.teacher)), case["reconstruction_mse"], 1e-9)
