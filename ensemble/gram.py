@@ -132,7 +132,7 @@ def _along_path(gram: Tensor, q: Tensor, e: Tensor) -> Iterator[Tensor]:
         # each of x and s is now + θ·change, and the one that comes to 0 next changes sides
         reached = torch.where(change > 0, -now / change, -torch.inf).minimum(theta)
         theta, first = reached.max(-1, keepdim=True)
-        free = free ^ F.one_hot(first.squeeze(-1), q.shape[-1]).bool()
+        free = free ^ (torch.arange(q.shape[-1], device=q.device) == first)
 
 
 def _on_supports(gram: Tensor, q: Tensor, e: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:

@@ -389,6 +389,23 @@ def test_feature_gradients_are_those_of_each_teacher_alone(distill: str, loss_op
     )
 
 
+def test_who_looks_at_vectors_gets_the_compared_maps_pooled(loss_options: Make) -> None:
+    """MTKDRL's agents see two losses and the logits of each teacher, on maps also a cosine and the pooled map."""
+    task = objective("inter", "MTKDRL", 3, loss_options())
+    pooled = [loss.teacher_shape[0] for loss in task.terms[1].losses]
+    widths = [term.method.agent.steam.in_features for term in task.terms]
+    assert widths == [3 * (CLASSES + 2), sum(width + CLASSES + 3 for width in pooled)]
+    for reads in (True, False):
+        listener = Listener(ensemble_dict["AVERAGE_LOSS"]())
+        listener.reads_vectors = reads  # type: ignore[misc]
+        weigh_with(task, listener)
+        step(task)
+        vectors = listener.heard["feature"].vectors
+        shapes = [tuple(each.shape for each in pair) for pair in vectors]
+        assert shapes == ([((B, width), (B, width)) for width in pooled] if reads else [])
+        assert not any(each.requires_grad for pair in vectors for each in pair)
+
+
 @each_feature_loss
 @pytest.mark.parametrize("name", ["CAMKD", "EBKD"])
 def test_what_weighs_the_features(distill: str, name: str, loss_options: Make) -> None:
