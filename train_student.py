@@ -635,7 +635,7 @@ def answering(
     losses = make_losses(distill_dict[names[place]], settings, student, teachers, images, state["num_classes"])
     network = Answering(student, losses, Heads(teachers.networks))
     network.load(state["trained"], place * len(archs))
-    return network.eval()
+    return network.eval().to(memory_format=torch.contiguous_format)  # as what is exported has to lie
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ class CRD(Distiller):
         nce_m: how much of a row stays.
 
     Raises:
-        UsageError: the labels are not known, or all images are of one class.
+        UsageError: a hyperparameter makes no sense, the labels are not known, or all images are of one class.
     """
 
     student = teacher = Reads(vector=True)
@@ -60,6 +60,11 @@ class CRD(Distiller):
         nce_m: Annotated[float, "how much of an image's entry stays when it is seen again"] = 0.5,
     ) -> None:
         super().__init__(pair)
+        for name, value in {"feat_dim": feat_dim, "nce_k": nce_k, "nce_t": nce_t}.items():
+            if not 0 < value < math.inf:
+                raise UsageError(f"--{name}: expected a number above 0, got {value:g}")
+        if not 0 <= nce_m < 1:
+            raise UsageError(f"--nce_m: expected a number from 0 to below 1, got {nce_m:g}")
         if pair.labels is None or pair.labels.unique().numel() < 2:
             raise UsageError("--distill: crd tells images of several classes apart; choose another loss or dataset")
         images = len(pair.labels)
