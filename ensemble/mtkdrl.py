@@ -89,8 +89,6 @@ class MTKDRL(nn.Module, EnsembleMethod):
     ) -> None:
         super().__init__()
         self.policy, self.dynamic, self.kd_T = policy, dynamic, kd_T
-        self.register_buffer("taught", torch.tensor(False))
-        self.register_buffer("acts", torch.tensor(False))
         self.seen: list[Seen] = []
         """Of the micro-batches of the step that is being made."""
 
@@ -98,6 +96,8 @@ class MTKDRL(nn.Module, EnsembleMethod):
         seen = self.look(teachers)
         self.agent = Agent(seen.state.shape[1], seen.losses.shape[1], self.dynamic)
         self.pupil = copy.deepcopy(self.agent)
+        self.register_buffer("taught", torch.tensor(False))
+        self.register_buffer("acts", torch.tensor(False))
         # The student's optimizer leaves both alone.
         self.agent.requires_grad_(False)
         self.pupil.requires_grad_(False)
