@@ -132,7 +132,7 @@ def test_every_loss_gets_what_it_declares(name: str, sizes: tuple[Size, Size], w
 
 @pytest.mark.parametrize("name", distill_dict)
 def test_every_loss_under_autocast(name: str) -> None:
-    """What networks make in bfloat16 is compared in float32, and teaches."""
+    """What networks make in bfloat16 is compared, and teaches."""
     with torch.autocast("cpu", torch.bfloat16):
         student, teacher = (in_bfloat16(observed(6, (8, 8), seed)) for seed in (0, 1))
         shapes = [[tuple(each.shape[1:]) for each in network.features] for network in (student, teacher)]
@@ -140,7 +140,6 @@ def test_every_loss_under_autocast(name: str) -> None:
         seen = student.seen(loss.student)
         batch = Batch(torch.zeros(B, 3, 8, 8), torch.arange(B) % CLASSES, places=torch.arange(B))
         values = loss(seen, teacher.seen(loss.teacher), batch, When(1, 2))
-    assert values.dtype == torch.float32
     assert values.isfinite().all()
     slopes = torch.autograd.grad(values.mean(), seen.tensors(), allow_unused=True)
     assert all(slope is None or slope.isfinite().all() for slope in slopes)
