@@ -26,6 +26,8 @@ class DatasetInfo:
     ``padding``: black pixels added on each side before the random crop (0: the transform crops by itself).
     ``flip``: whether training images are mirrored at random. ``classes``: their names in label order, where known.
     ``identity``: tells apart different images under one name; empty for a dataset that is the same everywhere.
+    ``crop``: ``crop_flip`` or ``resized_crop``, see :mod:`dataset.augment`; empty for the dataset's own transforms.
+    ``channels``: 1 where all three are the same grey.
     """
 
     name: str
@@ -37,6 +39,8 @@ class DatasetInfo:
     flip: bool
     classes: tuple[str, ...] | None = None
     identity: str = ""
+    crop: str = ""
+    channels: int = 3
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,17 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from dataset.augment import Augmentation, described, whole
 from dataset.base import Dataset, DatasetInfo, FileDataset, FileParts, Files, MemoryDataset, Split, dataset_dict
 from dataset.checking import damaged_among, listed
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
 from dataset.order import ALONE, Shard, hold_out
+from dataset.pictures import grey_pixels
 from dataset.stream import StreamLoader
 from dataset.views import view_space
 from helper.batch import Batch, ViewSpace
 from helper.errors import UsageError
+from helper.images import PLAIN, ImageOptions
 
 Part = TypeVar("Part", Split, Files)
 
@@ -74,13 +77,16 @@ def find(name: str, data_dir: Path | str, skip_damaged: bool = False) -> Dataset
     return dataset
 
 
-def info_of(name: str, data_dir: Path | str = "data", skip_damaged: bool = False) -> DatasetInfo:
+def info_of(
+    name: str, data_dir: Path | str = "data", skip_damaged: bool = False, images: ImageOptions = PLAIN
+) -> DatasetInfo:
     """The description of a dataset, without reading its images.
 
     Raises:
-        UsageError: unknown name, or the classes are read from a folder tree and it is not there.
+        UsageError: unknown name, the classes are read from a folder tree and it is not there, or the images cannot be
+            as they are wanted.
     """
-    return find(name, data_dir, skip_damaged).info
+    return described(find(name, data_dir, skip_damaged), images)
 
 
 def get_loaders(
@@ -95,6 +101,7 @@ def get_loaders(
     shard: Shard = ALONE,
     skip_damaged: bool = False,
     test_only: bool = False,
+    images: ImageOptions = PLAIN,
 ) -> Loaders:
     """Make the loaders of a dataset, downloading it when it is not there.
 
@@ -110,6 +117,7 @@ def get_loaders(
         shard: this process's number and how many there are; each gets its part of every batch and of the test set.
         skip_damaged: leave out image files that cannot be read, instead of refusing.
         test_only: the other parts are not asked for, so that their image files need not be looked at.
+        images: how they are wanted.
 
     Raises:
         UsageError: unknown name, missing or damaged files, ``batch_size`` or ``validation`` out of range.
@@ -125,10 +133,10 @@ def get_loaders(
     if isinstance(dataset, FileDataset):
         parts, notes = readable(dataset, skip_damaged, test_only)
         return file_loaders(
-            dataset, parts, batch_size, device, seed, validation, num_workers, eval_batch_size, shard, notes
+            dataset, parts, batch_size, device, seed, validation, num_workers, eval_batch_size, shard, notes, images
         )
     if isinstance(dataset, MemoryDataset):
-        return memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard)
+        return memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard, images)
     raise TypeError(f"{type(dataset).__name__} must derive from MemoryDataset or FileDataset")
 
 
@@ -179,10 +187,13 @@ def memory_loaders(
     validation: float,
     eval_batch_size: int,
     shard: Shard,
+    images: ImageOptions = PLAIN,
 ) -> Loaders:
     """Loaders that hold the images on ``device``."""
-    info = dataset.info
+    info = described(dataset, images)
     train, test = dataset.load()
+    if info.channels == 1:
+        train, test = (replace(part, images=grey_pixels(part.images)) for part in (train, test))
     train = replace(train, whole=None)  # its views are numbered from 0, wherever it was cut from
     views = view_space(train, info)
     train, held_out = divide(train, validation, seed, batch_size)
@@ -206,9 +217,10 @@ def file_loaders(
     eval_batch_size: int,
     shard: Shard,
     notes: tuple[str, ...],
+    images: ImageOptions = PLAIN,
 ) -> Loaders:
     """Loaders that read image files in worker processes."""
-    info, transform = dataset.info, dataset.test_transform()
+    info, transform = described(dataset, images), whole(dataset, images)
     if parts.validation is not None and validation:
         raise UsageError(
             f"--validation: {dataset.data_dir} has a folder val to choose the best epoch on, beside test; "
@@ -221,11 +233,10 @@ def file_loaders(
         files = part_of(files, shard)
         return StreamLoader(files, info, transform, eval_batch_size, device, seed, num_workers, train=False)
 
+    augmentation = Augmentation(info, transform) if info.crop else dataset.train_transform()
     return Loaders(
         info=info,
-        train=StreamLoader(
-            train, info, dataset.train_transform(), batch_size, device, seed, num_workers, train=True, shard=shard
-        ),
+        train=StreamLoader(train, info, augmentation, batch_size, device, seed, num_workers, train=True, shard=shard),
         validation=in_order(chosen_on) if chosen_on else None,
         test=in_order(parts.test),
         test_name=parts.test_name,

@@ -15,11 +15,12 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
+from dataset.augment import Augmentation
 from dataset.base import DatasetInfo, Files, Transform
 from dataset.files import one_line
 from dataset.memory import Normalise
-from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_order, generator
-from dataset.pictures import read_picture
+from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_order, generator
+from dataset.pictures import grey_picture, read_picture
 from helper.batch import Batch, ViewSpace
 from helper.errors import InputError
 from helper.stopping import ReadersLost, in_readers, starting_readers
@@ -40,11 +41,12 @@ class Unreadable:
 class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
     """(epoch, image) → uint8 [H, W, 3], label and place."""
 
-    def __init__(self, files: Files, transform: Transform, seed: int) -> None:
+    def __init__(self, files: Files, info: DatasetInfo, transform: Transform | Augmentation, seed: int) -> None:
         # an array of bytes rather than a tuple: it is not copied into each worker by reference counting
         self.paths = np.array([os.fsencode(path) for path in files.paths])
         self.labels = files.labels.numpy()
-        self.transform, self.seed = transform, seed
+        self.info, self.transform, self.seed = info, transform, seed
+        self._crops: tuple[int, Tensor] = (-1, torch.empty(0))  # of an epoch
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,15 +56,25 @@ class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
         path = os.fsdecode(self.paths[index])
         try:
             image = read_picture(path)
+            image = grey_picture(image) if self.info.channels == 1 else image
         except Exception as error:  # Pillow raises many kinds for damaged files
             return Unreadable(path, one_line(error))
         state = torch.default_generator.get_state()
         try:  # the transforms know no other generator than the global one
             torch.default_generator.manual_seed(derive_seed(self.seed, Purpose.AUGMENT, epoch, index))
-            pixels = torch.from_numpy(np.array(self.transform(image)))
+            if isinstance(self.transform, Augmentation):
+                pixels = self.transform(image, self.crops(epoch)[index])
+            else:
+                pixels = torch.from_numpy(np.array(self.transform(image)))
         finally:
             torch.default_generator.set_state(state)
         return pixels, int(self.labels[index]), index
+
+    def crops(self, epoch: int) -> Tensor:
+        """Top, left and mirrored of every image in an epoch, int64 [N, 3]."""
+        if self._crops[0] != epoch:
+            self._crops = epoch, epoch_crops(len(self), self.info.padding, self.info.flip, self.seed, epoch)
+        return self._crops[1]
 
 
 class EpochSampler(torch.utils.data.Sampler[list[Place]]):
@@ -97,7 +109,7 @@ class StreamLoader:
     Args:
         files: the images.
         info: their description.
-        transform: PIL image → PIL image of ``info.image_size``.
+        transform: PIL image → PIL image of ``info.image_size``, or what makes training images of it.
         batch_size: images per batch.
         device: where the batches are wanted.
         seed: of order and augmentation.
@@ -116,7 +128,7 @@ class StreamLoader:
         self,
         files: Files,
         info: DatasetInfo,
-        transform: Transform,
+        transform: Transform | Augmentation,
         batch_size: int,
         device: torch.device,
         seed: int,
@@ -129,7 +141,7 @@ class StreamLoader:
         self.normalise = Normalise(info, device)
         workers = min(num_workers, num_processors())
         self.batches = torch.utils.data.DataLoader(
-            ImageFiles(files, transform, seed),
+            ImageFiles(files, info, transform, seed),
             batch_sampler=self.sampler,
             collate_fn=collate,
             num_workers=workers,

@@ -1,0 +1,85 @@
+"""How image files become training images: resized, cropped, mirrored.
+
+A crop is drawn for a whole epoch at once (:func:`dataset.order.epoch_crops`); what torchvision's transforms draw, they
+draw from torch's global generator, which the caller has seeded for the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from dataset.base import Dataset, DatasetInfo, FileDataset, Transform
+from helper.errors import UsageError
+from helper.images import PLAIN, ImageOptions
+
+SMALL = 96
+"""Images up to this side are cropped in a border, as CIFAR's are; larger ones to any part of them, as ImageNet's."""
+
+OF_IDENTITY = ("image_size", "channels")
+"""Options that make other images of the same files."""
+
+
+def described(dataset: Dataset, wanted: ImageOptions) -> DatasetInfo:
+    """What a dataset is once it is as the user wants it.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    info, from_files = dataset.info, isinstance(dataset, FileDataset)
+    if wanted.image_size and not from_files:
+        raise UsageError(
+            f"--image_size: --dataset {info.name} is no set of image files; its images are of {info.image_size} pixels"
+        )
+    size = wanted.image_size or info.image_size
+    if wanted.image_size:
+        crop = "crop_flip" if size <= SMALL else "resized_crop"
+        padding = size // 8 if crop == "crop_flip" else 0
+        info = replace(info, image_size=size, crop=crop, padding=padding)
+    changed = [f"{name}={getattr(wanted, name)}" for name in OF_IDENTITY if differs(wanted, name)]
+    identity = sha256(" ".join([info.identity, *changed]).encode()).hexdigest()[:6] if changed else info.identity
+    return replace(
+        info,
+        mean=wanted.mean or info.mean,
+        std=wanted.std or info.std,
+        channels=wanted.channels,
+        identity=identity,
+    )
+
+
+def differs(wanted: ImageOptions, name: str) -> bool:
+    """Whether the user has said something of this option."""
+    return getattr(wanted, name) != getattr(PLAIN, name)
+
+
+def whole(dataset: FileDataset, wanted: ImageOptions) -> Transform:
+    """The picture as it is evaluated: the middle of it, of ``info.image_size``."""
+    size = wanted.image_size
+    if size is None:
+        return dataset.test_transform()
+    return v2.Compose([v2.Resize(size if size <= SMALL else round(size * 256 / 224)), v2.CenterCrop(size)])
+
+
+class Augmentation:
+    """PIL image, and top, left and mirrored of its crop, int64 [3] → uint8 [H, W, 3].
+
+    Args:
+        info: of the dataset.
+        evaluated: PIL image → PIL image of ``info.image_size``, what is not cropped otherwise.
+    """
+
+    def __init__(self, info: DatasetInfo, evaluated: Transform) -> None:
+        self.padding, self.size = info.padding, info.image_size
+        self.first = v2.RandomResizedCrop(self.size) if info.crop == "resized_crop" else evaluated
+
+    def __call__(self, image: Image.Image, crop: Tensor) -> Tensor:
+        top, left, mirrored = crop.tolist()
+        pixels = TF.pil_to_tensor(self.first(image))
+        pixels = TF.crop(pixels, top - self.padding, left - self.padding, self.size, self.size)  # black outside
+        pixels = TF.horizontal_flip(pixels) if mirrored else pixels
+        return pixels.permute(1, 2, 0).contiguous()

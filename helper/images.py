@@ -1,0 +1,84 @@
+"""How a user wants the images: their size, numbers and colours."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+from helper.errors import UsageError
+from helper.options import Flatten, Options, one_of, positive_int, weight
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """The options of :func:`add_images`; the defaults leave a dataset as it is.
+
+    ``mean``, ``std``: of the three channels, of values from 0 to 1. ``channels``: 1 for grey images.
+    """
+
+    image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    channels: int = 3
+
+    @classmethod
+    def of(cls, opt: argparse.Namespace) -> ImageOptions:
+        """Those of a command line."""
+        given: dict[str, Any] = {each.name: getattr(opt, each.name, each.default) for each in fields(cls)}
+        for name in ("mean", "std"):
+            given[name] = tuple(given[name] * 3)[:3] if given[name] else None
+        return cls(**given)
+
+
+PLAIN = ImageOptions()
+
+
+def numbers(text: str) -> list[float]:
+    """``0.5`` or ``0.5,0.4,0.3``."""
+    return [weight(part) for part in re.split(r"[,\s]+", text.strip())]
+
+
+def add_images(options: Options) -> None:
+    """Add the options to the command line."""
+    add = options.section("images")
+    add(
+        "--image_size",
+        type=positive_int,
+        default=None,
+        help="side in pixels that image files are brought to; the dataset's own, unless given",
+    )
+    for name, what in (("mean", "subtracted from"), ("std", "which divides")):
+        add(
+            f"--{name}",
+            type=numbers,
+            nargs="+",
+            action=Flatten,
+            default=None,
+            metavar="X",
+            help=f"{what} pixel values from 0 to 1: one number, or three; the dataset's own, unless given",
+        )
+    add(
+        "--channels",
+        type=lambda text: int(one_of("--channels", ("1", "3"))(text)),
+        default=3,
+        metavar="1|3",
+        help="1 makes the images grey; networks see the one channel three times",
+    )
+
+
+def require_sound_images(opt: argparse.Namespace) -> None:
+    """Refuse values that cannot be meant.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for name in ("mean", "std"):
+        given = getattr(opt, name)
+        if given is not None and len(given) not in (1, 3):
+            raise UsageError(f"--{name}: takes one number or three, not {len(given)}")
+        if given and max(given) > 1:
+            raise UsageError(f"--{name}: {max(given):g} is above 1; it is of pixel values from 0 to 1: divide by 255")
+    if opt.std and min(opt.std) == 0:
+        raise UsageError("--std: 0 divides the pixel values; choose numbers above 0")

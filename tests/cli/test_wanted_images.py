@@ -1,0 +1,97 @@
+"""The options on images, in the real scripts: bad values, names, and runs that are cut off and go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import Outcome, metrics, result, same, teach, weights, without_times
+
+from helper import loop
+
+TINY = "--model resnet8 --dataset folder --batch_size 4 --num_workers 0 --precision fp32"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tree(tmp_path_factory.mktemp("tree"))
+
+
+def make_tree(tree: Path, parts: str = "train test") -> Path:
+    """8 dark cats and 4 light dogs in each part, 24 pixels wide."""
+    random = np.random.RandomState(0)
+    for part in parts.split():
+        for label, (name, count) in enumerate((("cat", 8), ("dog", 4))):
+            (tree / part / name).mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                pixels = random.randint(100 * label, 100 * label + 56, (20, 24, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tree / part / name / f"{index}.png")
+    return tree
+
+
+def train(tree: Path, save_dir: Path, words: str = "") -> Outcome:
+    return teach(save_dir, f"{TINY} --data_dir {tree} {words}")
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+def assert_goes_on(tree: Path, tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    """A run that is killed in its second epoch, after the checkpoint of a step, ends as one that is left alone."""
+    words = f"{words} --epochs 3 --checkpoint_minutes 0.0000001"
+    whole = train(tree, tmp_path / "whole", words)
+    monkeypatch.setattr(loop, "LOOK", 1)
+    updated = loop.Fit._updated
+
+    def die(self: loop.Fit, batch: object, when: loop.When) -> dict[str, torch.Tensor]:
+        if (when.epoch, when.step) == (2, 3):
+            raise Killed
+        return updated(self, batch, when)
+
+    monkeypatch.setattr(loop.Fit, "_updated", die)
+    with pytest.raises(Killed):
+        train(tree, tmp_path / "cut", words)
+    monkeypatch.undo()
+    resumed = train(tree, tmp_path / "cut", f"{words} --resume")
+    assert "resuming after step 2 of epoch 2" in resumed.out
+    assert same(weights(whole.folder), weights(resumed.folder))
+    assert without_times(metrics(whole.folder)) == without_times(metrics(resumed.folder))
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--image_size 0", ("--image_size", "at least 1", "'0'")),
+        ("--image_size big", ("--image_size", "'big'")),
+        ("--mean 1,2", ("--mean", "one number or three, not 2")),
+        ("--mean 123 117 104", ("--mean", "123", "divide by 255")),
+        ("--mean x", ("--mean", "'x'")),
+        ("--std 0", ("--std", "above 0")),
+        ("--std 0.2,0.2,0.2,0.2", ("--std", "not 4")),
+        ("--channels 4", ("--channels", "'4'", "1, 3")),
+        ("--dataset digits --image_size 16", ("--image_size", "digits", "32 pixels")),
+    ],
+)
+def test_bad_values(tree: Path, tmp_path: Path, words: str, expected: tuple[str, ...]) -> None:
+    outcome = train(tree, tmp_path / "save", words)
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1), outcome.err
+    assert not [word for word in expected if word not in outcome.err], outcome.err
+    assert not (tmp_path / "save").exists()
+
+
+def test_size_normalisation_and_colours(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "--image_size 16 --mean 0.5 --std 0.25,0.25,0.2 --channels 1"
+    folder = assert_goes_on(tree, tmp_path, words, monkeypatch).folder
+    assert "-image_size=16-mean=0.5-std=0.25,0.25,0.2-channels=1-epochs=3-" in folder.name
+    about = result(folder)
+    assert (about["image_size"], about["mean"], about["channels"]) == (16, [0.5, 0.5, 0.5], 1)
+    plain = train(tree, tmp_path / "plain")
+    assert plain.folder.name.split("-")[1] != folder.name.split("-")[1]  # folder@identity
+    refused = train(tree, tmp_path / "other", f"--epochs 4 --image_size 16 --resume {plain.folder}")
+    assert refused.code == 2
+    assert "--image_size" in refused.err
