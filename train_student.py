@@ -364,7 +364,9 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[Te
     """
     views = session.loaders.train.views
     if views is None:
-        raise UsageError(f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways; leave it out")
+        raise UsageError(
+            f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways, or distorted; leave it out"
+        )
     described = [(file.arch, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
     teachers.cache = TeacherCache(
         opt.teacher_cache, opt.teacher_cache_gb, views, described, session.precision, session.info.num_classes

@@ -1,4 +1,4 @@
-"""How image files become training images: resized, cropped, mirrored.
+"""How pictures become training images: resized, cropped, mirrored, distorted.
 
 A crop is drawn for a whole epoch at once (:func:`dataset.order.epoch_crops`); what torchvision's transforms draw, they
 draw from torch's global generator, which the caller has seeded for the image.
@@ -6,9 +6,12 @@ draw from torch's global generator, which the caller has seeded for the image.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -20,6 +23,11 @@ from helper.images import PLAIN, ImageOptions
 
 SMALL = 96
 """Images up to this side are cropped in a border, as CIFAR's are; larger ones to any part of them, as ImageNet's."""
+
+POLICIES: Mapping[str, Callable[[], torch.nn.Module]] = {
+    "randaugment": v2.RandAugment,  # Cubuk et al. 2020, torchvision's defaults: 2 operations of magnitude 9 of 30
+    "trivialaugment": v2.TrivialAugmentWide,  # Müller and Hutter 2021
+}
 
 OF_IDENTITY = ("image_size", "channels")
 """Options that make other images of the same files."""
@@ -36,11 +44,8 @@ def described(dataset: Dataset, wanted: ImageOptions) -> DatasetInfo:
         raise UsageError(
             f"--image_size: --dataset {info.name} is no set of image files; its images are of {info.image_size} pixels"
         )
-    size = wanted.image_size or info.image_size
-    if wanted.image_size:
-        crop = "crop_flip" if size <= SMALL else "resized_crop"
-        padding = size // 8 if crop == "crop_flip" else 0
-        info = replace(info, image_size=size, crop=crop, padding=padding)
+    if wanted.image_size or wanted.augment:
+        info = augmented(info, wanted, from_files)
     changed = [f"{name}={getattr(wanted, name)}" for name in OF_IDENTITY if differs(wanted, name)]
     identity = sha256(" ".join([info.identity, *changed]).encode()).hexdigest()[:6] if changed else info.identity
     return replace(
@@ -50,6 +55,17 @@ def described(dataset: Dataset, wanted: ImageOptions) -> DatasetInfo:
         channels=wanted.channels,
         identity=identity,
     )
+
+
+def augmented(info: DatasetInfo, wanted: ImageOptions, from_files: bool) -> DatasetInfo:
+    """The description with another size or augmentation than the dataset's own."""
+    size, chosen = wanted.image_size or info.image_size, wanted.augment
+    in_border = size <= SMALL if wanted.image_size else bool(info.padding) or not from_files
+    policy = chosen if chosen and chosen in POLICIES else ""
+    crop = chosen if chosen and not policy else "crop_flip" if in_border else "resized_crop"
+    border = info.padding if info.padding and not wanted.image_size else size // 8
+    padding, flip = border if crop == "crop_flip" else 0, info.flip and crop != "none"
+    return replace(info, image_size=size, crop=crop, policy=policy, padding=padding, flip=flip)
 
 
 def differs(wanted: ImageOptions, name: str) -> bool:
@@ -65,6 +81,24 @@ def whole(dataset: FileDataset, wanted: ImageOptions) -> Transform:
     return v2.Compose([v2.Resize(size if size <= SMALL else round(size * 256 / 224)), v2.CenterCrop(size)])
 
 
+@contextlib.contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """torch's global generator starts from ``seed`` in here, and goes on afterwards as if nothing had been."""
+    state = torch.default_generator.get_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+def distortion(info: DatasetInfo) -> v2.Compose | None:
+    """What is drawn for each image by itself once it is in memory, uint8 [3, H, W] → the same; None for nothing."""
+    steps = [v2.RandomResizedCrop(info.image_size)] if info.crop == "resized_crop" else []
+    steps += [POLICIES[info.policy]()] if info.policy else []
+    return v2.Compose(steps) if steps else None
+
+
 class Augmentation:
     """PIL image, and top, left and mirrored of its crop, int64 [3] → uint8 [H, W, 3].
 
@@ -76,10 +110,12 @@ class Augmentation:
     def __init__(self, info: DatasetInfo, evaluated: Transform) -> None:
         self.padding, self.size = info.padding, info.image_size
         self.first = v2.RandomResizedCrop(self.size) if info.crop == "resized_crop" else evaluated
+        self.policy = POLICIES[info.policy]() if info.policy else None
 
     def __call__(self, image: Image.Image, crop: Tensor) -> Tensor:
         top, left, mirrored = crop.tolist()
         pixels = TF.pil_to_tensor(self.first(image))
         pixels = TF.crop(pixels, top - self.padding, left - self.padding, self.size, self.size)  # black outside
         pixels = TF.horizontal_flip(pixels) if mirrored else pixels
+        pixels = self.policy(pixels) if self.policy else pixels
         return pixels.permute(1, 2, 0).contiguous()

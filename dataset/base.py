@@ -26,7 +26,8 @@ class DatasetInfo:
     ``padding``: black pixels added on each side before the random crop (0: the transform crops by itself).
     ``flip``: whether training images are mirrored at random. ``classes``: their names in label order, where known.
     ``identity``: tells apart different images under one name; empty for a dataset that is the same everywhere.
-    ``crop``: ``crop_flip`` or ``resized_crop``, see :mod:`dataset.augment`; empty for the dataset's own transforms.
+    ``crop``: ``crop_flip``, ``resized_crop`` or ``none``; empty for the dataset's own transforms. ``policy``: one of
+    :data:`dataset.augment.POLICIES`, which comes after the crop, or empty.
     ``channels``: 1 where all three are the same grey.
     """
 
@@ -40,6 +41,7 @@ class DatasetInfo:
     classes: tuple[str, ...] | None = None
     identity: str = ""
     crop: str = ""
+    policy: str = ""
     channels: int = 3
 
 

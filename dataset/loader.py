@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from dataset.augment import Augmentation, described, whole
+from dataset.augment import Augmentation, described, distortion, whole
 from dataset.base import Dataset, DatasetInfo, FileDataset, FileParts, Files, MemoryDataset, Split, dataset_dict
 from dataset.checking import damaged_among, listed
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
@@ -195,7 +195,7 @@ def memory_loaders(
     if info.channels == 1:
         train, test = (replace(part, images=grey_pixels(part.images)) for part in (train, test))
     train = replace(train, whole=None)  # its views are numbered from 0, wherever it was cut from
-    views = view_space(train, info)
+    views = view_space(train, info) if distortion(info) is None else None
     train, held_out = divide(train, validation, seed, batch_size)
     return Loaders(
         info=info,

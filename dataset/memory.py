@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dataset.augment import distortion, drawing_from
 from dataset.base import DatasetInfo, Split
-from dataset.order import ALONE, Shard, batches_of, epoch_crops, epoch_order
+from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_order
 from dataset.views import crops_of, numbers_of, views_per_image
 from helper.batch import Batch, ViewSpace
 
@@ -70,6 +71,7 @@ class MemoryTrainLoader:
         self.positions = split.positions  # on the host, [N]
         self.normalise = Normalise(info, device)
         self.range = torch.arange(self.size, device=device)  # [H]
+        self.distortion = distortion(info)
         self.at_once = AT_ONCE if device.type == "cuda" else 1  # batches made together
 
     def __len__(self) -> int:
@@ -82,7 +84,7 @@ class MemoryTrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         order = epoch_order(self.num_images, self.seed, self.epoch)  # [N]
         crops = epoch_crops(self.num_images, self.info.padding, self.info.flip, self.seed, self.epoch)[order]  # [N, 3]
-        numbers = numbers_of(self.positions[order], crops, self.info)  # [N]
+        numbers = None if self.distortion else numbers_of(self.positions[order], crops, self.info)  # [N]
         plan = torch.cat([order[:, None], crops], dim=1)  # [N, 4]
         if self.device.type == "cuda":
             plan = plan.pin_memory()  # one copy for the whole epoch, and none that the host waits for
@@ -91,11 +93,23 @@ class MemoryTrainLoader:
         for first in range(0, len(parts), self.at_once):
             some = parts[first : first + self.at_once]
             index, top, left, mirrored = torch.cat([plan[part] for part in some]).unbind(1)
-            images, labels = self.normalise(self.crop(index, top, left, mirrored)), self.labels[index]
+            pixels = self.crop(index, top, left, mirrored)
+            if self.distortion is not None:
+                pixels = self.distorted(pixels, torch.cat([order[part] for part in some]))
+            images, labels = self.normalise(pixels), self.labels[index]
             each = len(images) // len(some)
             for part, *made in zip(some, images.split(each), labels.split(each), index.split(each), strict=True):
                 mine, target, places = made
-                yield Batch(mine, target, numbers[part], places)
+                yield Batch(mine, target, None if numbers is None else numbers[part], places)
+
+    def distorted(self, pixels: Tensor, index: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] → the same, each as its place in the set, int64 [B] on the host, and the epoch decide."""
+        assert self.distortion is not None
+        made = []
+        for image, place in zip(pixels.permute(0, 3, 1, 2).contiguous(), index.tolist(), strict=True):
+            with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, self.epoch, place)):
+                made.append(self.distortion(image))
+        return torch.stack(made).permute(0, 2, 3, 1).contiguous()
 
     def all_views(self) -> Tensor:
         """The numbers of all views of all images that are trained on, int64 [N·V] on the host."""

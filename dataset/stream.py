@@ -15,7 +15,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from dataset.augment import Augmentation
+from dataset.augment import Augmentation, drawing_from
 from dataset.base import DatasetInfo, Files, Transform
 from dataset.files import one_line
 from dataset.memory import Normalise
@@ -59,15 +59,12 @@ class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
             image = grey_picture(image) if self.info.channels == 1 else image
         except Exception as error:  # Pillow raises many kinds for damaged files
             return Unreadable(path, one_line(error))
-        state = torch.default_generator.get_state()
-        try:  # the transforms know no other generator than the global one
-            torch.default_generator.manual_seed(derive_seed(self.seed, Purpose.AUGMENT, epoch, index))
+        # the transforms know no other generator than the global one
+        with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, epoch, index)):
             if isinstance(self.transform, Augmentation):
                 pixels = self.transform(image, self.crops(epoch)[index])
             else:
                 pixels = torch.from_numpy(np.array(self.transform(image)))
-        finally:
-            torch.default_generator.set_state(state)
         return pixels, int(self.labels[index]), index
 
     def crops(self, epoch: int) -> Tensor:

@@ -10,18 +10,22 @@ from typing import Any
 from helper.errors import UsageError
 from helper.options import Flatten, Options, one_of, positive_int, weight
 
+AUGMENTATIONS = ("crop_flip", "resized_crop", "randaugment", "trivialaugment", "none")
+
 
 @dataclass(frozen=True)
 class ImageOptions:
     """The options of :func:`add_images`; the defaults leave a dataset as it is.
 
     ``mean``, ``std``: of the three channels, of values from 0 to 1. ``channels``: 1 for grey images.
+    ``augment``: one of ``AUGMENTATIONS``; None for the dataset's own.
     """
 
     image_size: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     channels: int = 3
+    augment: str | None = None
 
     @classmethod
     def of(cls, opt: argparse.Namespace) -> ImageOptions:
@@ -65,6 +69,13 @@ def add_images(options: Options) -> None:
         default=3,
         metavar="1|3",
         help="1 makes the images grey; networks see the one channel three times",
+    )
+    add(
+        "--augment",
+        type=one_of("--augment", AUGMENTATIONS),
+        default=None,
+        metavar="|".join(AUGMENTATIONS),
+        help="what is done to training images; the dataset's own, unless given, which also comes before the two policies",
     )
 
 

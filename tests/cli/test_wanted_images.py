@@ -74,6 +74,7 @@ def assert_goes_on(tree: Path, tmp_path: Path, words: str, monkeypatch: pytest.M
         ("--std 0", ("--std", "above 0")),
         ("--std 0.2,0.2,0.2,0.2", ("--std", "not 4")),
         ("--channels 4", ("--channels", "'4'", "1, 3")),
+        ("--augment crop", ("--augment", "'crop'", "crop_flip, resized_crop, randaugment, trivialaugment, none")),
         ("--dataset digits --image_size 16", ("--image_size", "digits", "32 pixels")),
     ],
 )
@@ -95,3 +96,9 @@ def test_size_normalisation_and_colours(tree: Path, tmp_path: Path, monkeypatch:
     refused = train(tree, tmp_path / "other", f"--epochs 4 --image_size 16 --resume {plain.folder}")
     assert refused.code == 2
     assert "--image_size" in refused.err
+
+
+@pytest.mark.parametrize("augment", ["trivialaugment", "resized_crop"])
+def test_augmentation_goes_on(augment: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = assert_goes_on(tree, tmp_path, f"--image_size 16 --augment {augment}", monkeypatch)
+    assert f"-augment={augment}-" in whole.folder.name

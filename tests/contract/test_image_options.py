@@ -16,7 +16,7 @@ from dataset import get_loaders, info_of
 from dataset.order import epoch_crops, epoch_order
 from dataset.pictures import grey_picture, grey_pixels
 from helper.errors import UsageError
-from helper.images import ImageOptions
+from helper.images import AUGMENTATIONS, ImageOptions
 
 SIZES = {"cat": (40, 48), "dog": (64, 40)}
 
@@ -117,3 +117,59 @@ def test_other_images_of_the_same_files_have_another_identity(tree: Path) -> Non
 def test_images_in_memory_keep_their_size() -> None:
     with pytest.raises(UsageError, match=r"--image_size: --dataset digits is no set of image files.*32 pixels"):
         info_of("digits", images=ImageOptions(image_size=16))
+
+
+# augmentation
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_every_augmentation_is_seeded_for_each_image(augment: str, name: str, tree: Path) -> None:
+    size = {"image_size": 32} if name == "folder" else {}
+    loaders, again = (load(tree, name, augment=augment, seed=3, **size) for _ in range(2))
+    epoch_of(again.train, 1)  # a history must not matter
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    images, targets = epoch_of(loaders.train, 2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert images.shape[1:] == (3, 32, 32)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    whole, labels = epoch_of(again.train, 2)
+    assert torch.equal(images, whole)
+    assert torch.equal(targets, labels)
+    assert torch.equal(epoch_of(loaders.train, 2, start=2)[0], images[6:])
+    shares = [load(tree, name, augment=augment, seed=3, shard=(rank, 3), **size).train for rank in range(3)]
+    parts = [epoch_of(each, 2)[0][:3] for each in shares]
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), images[:9])
+    assert len(images.flatten(1).unique(dim=0)) > 0.95 * len(images)  # some digits become white
+    if augment == "none":
+        first, other = (epoch_of(loaders.train, epoch)[0].flatten(1).unique(dim=0) for epoch in (1, 2))
+        assert name == "digits" or torch.equal(first, other)  # of digits, another one is dropped in each epoch
+    else:
+        assert not torch.equal(epoch_of(loaders.train, 3)[0], images)
+    assert (loaders.train.views is not None) == (name == "digits" and augment in ("crop_flip", "none"))
+
+
+def test_what_all_digits_show_is_what_they_are_without_augmentation() -> None:
+    loader = load(Path("data"), "digits", augment="none").train
+    assert loader.views.size == loader.num_images
+    batch = next(iter(loader))
+    assert torch.equal(loader.images_of(batch.views), batch.images)
+    pixels = loader.pixels[:-1].view(-1, 32, 32, 3)[batch.places]
+    assert torch.equal(loader.normalise(pixels), batch.images)
+
+
+def test_the_datasets_own_augmentation_is_the_default() -> None:
+    own, told = (epoch_of(load(Path("data"), "digits", **each).train, 1)[0] for each in ({}, {"augment": "crop_flip"}))
+    assert torch.equal(own, told)
+
+
+def test_policies_distort_what_the_own_crop_gives(tree: Path) -> None:
+    for augment in ("randaugment", "trivialaugment"):
+        plain, distorted = (
+            torch.cat([epoch_of(load(tree, augment=each, image_size=32).train, epoch)[0] for epoch in range(6)])
+            for each in ("crop_flip", augment)
+        )
+        same = (plain == distorted).flatten(1).all(1)
+        assert same.sum() < len(same) / 2
+        assert augment == "randaugment" or same.any()  # one operation of 14 is the identity

@@ -237,6 +237,7 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "image_size": (["--image_size", "32"], []),
     "mean": (["--mean", "0.5"], []),
     "std": (["--std", "0.5"], []),
+    "augment": (["--augment", "none"], []),
     "channels": (["--channels", "1"], []),
     "validation": (["--validation", "0.1"], []),
     "epochs": (["--epochs", "239"], []),
