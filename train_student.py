@@ -365,7 +365,8 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[Te
     views = session.loaders.train.views
     if views is None:
         raise UsageError(
-            f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways, or distorted; leave it out"
+            f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways, distorted, or not in memory; "
+            "leave the cache out, or choose --augment crop_flip or none, and --in_memory always"
         )
     described = [(file.arch, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
     teachers.cache = TeacherCache(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from dataset.base import Dataset, DatasetInfo, FileDataset, Transform
+from dataset.base import Dataset, DatasetInfo, FileDataset, FileParts, Transform
 from helper.errors import UsageError
 from helper.images import PLAIN, ImageOptions
 
@@ -29,24 +29,38 @@ POLICIES: Mapping[str, Callable[[], torch.nn.Module]] = {
     "trivialaugment": v2.TrivialAugmentWide,  # Müller and Hutter 2021
 }
 
-OF_IDENTITY = ("image_size", "channels")
+LARGER = 1.5
+"""Of a picture that is cropped to any part of it, the shorter side is kept at so many times ``info.image_size``."""
+
+ASPECT = 4 / 3
+"""Longer over shorter side of most pictures: what their size is estimated with."""
+
+OF_IDENTITY = ("image_size", "channels", "train_split", "test_split")
 """Options that make other images of the same files."""
 
 
-def described(dataset: Dataset, wanted: ImageOptions) -> DatasetInfo:
+def described(dataset: Dataset) -> DatasetInfo:
     """What a dataset is once it is as the user wants it.
 
     Raises:
         UsageError: it cannot be.
     """
-    info, from_files = dataset.info, isinstance(dataset, FileDataset)
+    info, wanted, from_files = dataset.info, dataset.wanted, isinstance(dataset, FileDataset)
     if wanted.image_size and not from_files:
         raise UsageError(
             f"--image_size: --dataset {info.name} is no set of image files; its images are of {info.image_size} pixels"
         )
-    if wanted.image_size or wanted.augment:
+    for option in ("train_split", "test_split"):
+        if getattr(wanted, option) is not None and not getattr(dataset, "splits", False):
+            raise UsageError(f"--{option}: --dataset {info.name} comes in parts already")
+    if wanted.in_memory == "never" and not from_files:
+        raise UsageError(f"--in_memory: --dataset {info.name} is no set of image files, and always in memory")
+    asked = bool(wanted.image_size or wanted.augment)
+    if asked or (from_files and wanted.in_memory == "always"):
         info = augmented(info, wanted, from_files)
     changed = [f"{name}={getattr(wanted, name)}" for name in OF_IDENTITY if differs(wanted, name)]
+    if isinstance(dataset, FileDataset) and (info.crop == "resized_crop" or (info.crop and not asked)):
+        changed += ["in_memory"] * fits(info, dataset.parts(), wanted)  # of a kept size, or drawn otherwise than before
     identity = sha256(" ".join([info.identity, *changed]).encode()).hexdigest()[:6] if changed else info.identity
     return replace(
         info,
@@ -73,12 +87,31 @@ def differs(wanted: ImageOptions, name: str) -> bool:
     return getattr(wanted, name) != getattr(PLAIN, name)
 
 
-def whole(dataset: FileDataset, wanted: ImageOptions) -> Transform:
+def whole(dataset: FileDataset) -> Transform:
     """The picture as it is evaluated: the middle of it, of ``info.image_size``."""
-    size = wanted.image_size
+    size = dataset.wanted.image_size
     if size is None:
         return dataset.test_transform()
     return v2.Compose([v2.Resize(size if size <= SMALL else round(size * 256 / 224)), v2.CenterCrop(size)])
+
+
+def fits(info: DatasetInfo, parts: FileParts, wanted: ImageOptions) -> bool:
+    """Whether the images are to be held in memory.
+
+    Raises:
+        UsageError: they have to be, and are too large.
+    """
+    if wanted.in_memory == "never" or not info.crop:  # as earlier versions did it: their runs stay what they are
+        return False
+    square = info.image_size**2 * 3
+    each = square * LARGER**2 * ASPECT if info.crop == "resized_crop" else square
+    others = sum(len(part.paths) for part in parts.all) - len(parts.train.paths)
+    size = (len(parts.train.paths) * each + others * square) / 1e9
+    if size > wanted.memory_gb and wanted.in_memory == "always":
+        raise UsageError(
+            f"--in_memory: always needs about {size:.3g} GB, and --memory_gb is {wanted.memory_gb:g}; raise it"
+        )
+    return size <= wanted.memory_gb
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from helper.images import PLAIN, ImageOptions
 from helper.registry import Registry
 
 Transform = Callable[[Image.Image], Image.Image]
@@ -71,6 +72,34 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Pictures of any shape in memory: ``pixels`` uint8 [bytes], ``starts`` int64 [N], ``shapes`` int64 [N, 2]."""
+
+    pixels: Tensor
+    starts: Tensor
+    shapes: Tensor
+    labels: Tensor
+
+    def subset(self, indices: Tensor) -> Pictures:
+        return Pictures(self.pixels, self.starts[indices], self.shapes[indices], self.labels[indices])
+
+    @property
+    def positions(self) -> Tensor:
+        """Of no use where views cannot be numbered."""
+        return torch.arange(len(self.labels))
+
+    def at(self, index: int) -> Tensor:
+        """One picture, uint8 [H, W, 3]."""
+        (height, width), start = self.shapes[index].tolist(), int(self.starts[index])
+        return self.pixels[start : start + height * width * 3].view(height, width, 3)
+
+    def as_split(self) -> Split:
+        """The same, where all have one shape."""
+        height, width = self.shapes[0].tolist()
+        return Split(self.pixels.view(-1, height, width, 3), self.labels)
+
+
+@dataclass(frozen=True)
 class Files:
     """A part of a dataset on disk: ``paths`` of N image files and ``labels`` int64 [N]."""
 
@@ -115,7 +144,12 @@ class FileParts:
 
 
 class Dataset(ABC):
-    """A dataset below ``data_dir``. Making one reads nothing; ``info`` reads no pixels."""
+    """A dataset below ``data_dir``. Making one reads nothing; ``info`` reads no pixels.
+
+    ``wanted``: how the user wants the images, which others than the dataset itself see to.
+    """
+
+    wanted: ImageOptions = PLAIN
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -143,6 +177,8 @@ class FileDataset(Dataset):
     """
 
     damaged: Mapping[str, str] = MappingProxyType({})
+    splits: bool = False
+    """Whether it sees to --train_split and --test_split."""
 
     @abstractmethod
     def load(self) -> FileParts | tuple[Files, Files]:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 
-from dataset.augment import Augmentation, described, distortion, whole
-from dataset.base import Dataset, DatasetInfo, FileDataset, FileParts, Files, MemoryDataset, Split, dataset_dict
+from dataset.augment import Augmentation, described, distortion, fits, whole
+from dataset.base import (
+    Dataset,
+    DatasetInfo,
+    FileDataset,
+    FileParts,
+    Files,
+    MemoryDataset,
+    Pictures,
+    Split,
+    dataset_dict,
+)
 from dataset.checking import damaged_among, listed
+from dataset.decoded import Decoder, PictureTrainLoader
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
 from dataset.order import ALONE, Shard, hold_out
 from dataset.pictures import grey_pixels
@@ -21,7 +32,7 @@ from helper.batch import Batch, ViewSpace
 from helper.errors import UsageError
 from helper.images import PLAIN, ImageOptions
 
-Part = TypeVar("Part", Split, Files)
+Part = TypeVar("Part", Split, Files, Pictures)
 
 
 class Loader(Protocol):
@@ -65,13 +76,14 @@ class Loaders:
     notes: tuple[str, ...] = ()
 
 
-def find(name: str, data_dir: Path | str, skip_damaged: bool = False) -> Dataset:
+def find(name: str, data_dir: Path | str, skip_damaged: bool = False, images: ImageOptions = PLAIN) -> Dataset:
     """The dataset called ``name`` in any case, of which ``skip_damaged`` leaves out the images that cannot be read.
 
     Raises:
         UsageError: the name is not registered.
     """
     dataset = dataset_dict[name.lower()](Path(data_dir))
+    dataset.wanted = images
     if skip_damaged and isinstance(dataset, FileDataset):
         dataset.damaged = damaged_among(paths_of(dataset.parts().all), dataset.data_dir)
     return dataset
@@ -86,7 +98,7 @@ def info_of(
         UsageError: unknown name, the classes are read from a folder tree and it is not there, or the images cannot be
             as they are wanted.
     """
-    return described(find(name, data_dir, skip_damaged), images)
+    return described(find(name, data_dir, skip_damaged, images))
 
 
 def get_loaders(
@@ -129,14 +141,14 @@ def get_loaders(
     if not 0 <= validation < 1:
         raise UsageError(f"--validation: must be at least 0 and below 1, got {validation}")
     device = torch.device(device)
-    dataset = find(name, data_dir, skip_damaged)
+    dataset = find(name, data_dir, skip_damaged, images)
     if isinstance(dataset, FileDataset):
         parts, notes = readable(dataset, skip_damaged, test_only)
         return file_loaders(
-            dataset, parts, batch_size, device, seed, validation, num_workers, eval_batch_size, shard, notes, images
+            dataset, parts, batch_size, device, seed, validation, num_workers, eval_batch_size, shard, notes, test_only
         )
     if isinstance(dataset, MemoryDataset):
-        return memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard, images)
+        return memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard)
     raise TypeError(f"{type(dataset).__name__} must derive from MemoryDataset or FileDataset")
 
 
@@ -187,10 +199,9 @@ def memory_loaders(
     validation: float,
     eval_batch_size: int,
     shard: Shard,
-    images: ImageOptions = PLAIN,
 ) -> Loaders:
     """Loaders that hold the images on ``device``."""
-    info = described(dataset, images)
+    info = described(dataset)
     train, test = dataset.load()
     if info.channels == 1:
         train, test = (replace(part, images=grey_pixels(part.images)) for part in (train, test))
@@ -217,32 +228,51 @@ def file_loaders(
     eval_batch_size: int,
     shard: Shard,
     notes: tuple[str, ...],
-    images: ImageOptions = PLAIN,
+    test_only: bool,
 ) -> Loaders:
-    """Loaders that read image files in worker processes."""
-    info, transform = described(dataset, images), whole(dataset, images)
+    """Loaders of image files: held in memory, or read by worker processes."""
+    info, transform = described(dataset), whole(dataset)
     if parts.validation is not None and validation:
         raise UsageError(
             f"--validation: {dataset.data_dir} has a folder val to choose the best epoch on, beside test; "
             "leave the option out"
         )
-    train, held_out = divide(parts.train, validation, seed, batch_size)
+
+    def divided(part: Part) -> tuple[Part, Part | None]:
+        return divide(part, validation, seed, batch_size)
+
+    kept, held_out = divided(parts.train)
     chosen_on, chosen_name = (held_out, "validation") if parts.validation is None else (parts.validation, "val")
+    train: TrainLoader
+    in_order: Callable[[Files, str], Loader]
+    if fits(info, parts, dataset.wanted) and not test_only:
+        decoder = Decoder(dataset, info, num_workers)
+        pictures, held_out_pictures, views = decoder.to_train_on(parts.train, divided)
+        kind = PictureTrainLoader if isinstance(pictures, Pictures) else MemoryTrainLoader
+        train = kind(pictures, info, batch_size, device, seed, views, shard)
 
-    def in_order(files: Files) -> StreamLoader:
-        files = part_of(files, shard)
-        return StreamLoader(files, info, transform, eval_batch_size, device, seed, num_workers, train=False)
+        def in_order(files: Files, name: str) -> Loader:
+            split = held_out_pictures if files is held_out else decoder.evaluated(files, name)
+            assert split is not None
+            return MemoryEvalLoader(part_of(split, shard), info, eval_batch_size, device)
 
-    augmentation = Augmentation(info, transform) if info.crop else dataset.train_transform()
+    else:
+        decoder, augmentation = None, Augmentation(info, transform) if info.crop else dataset.train_transform()
+        train = StreamLoader(kept, info, augmentation, batch_size, device, seed, num_workers, train=True, shard=shard)
+
+        def in_order(files: Files, name: str) -> Loader:
+            files = part_of(files, shard)
+            return StreamLoader(files, info, transform, eval_batch_size, device, seed, num_workers, train=False)
+
     return Loaders(
         info=info,
-        train=StreamLoader(train, info, augmentation, batch_size, device, seed, num_workers, train=True, shard=shard),
-        validation=in_order(chosen_on) if chosen_on else None,
-        test=in_order(parts.test),
+        train=train,
+        validation=in_order(chosen_on, chosen_name) if chosen_on else None,
+        test=in_order(parts.test, "test"),
         test_name=parts.test_name,
         validation_name=chosen_name,
-        sizes=sizes(info, train, chosen_on, chosen_name, parts.test, parts.test_name),
-        notes=notes,
+        sizes=sizes(info, kept, chosen_on, chosen_name, parts.test, parts.test_name),
+        notes=(*notes, decoder.note) if decoder else notes,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dataset.augment import distortion, drawing_from
-from dataset.base import DatasetInfo, Split
+from dataset.base import DatasetInfo, Pictures, Split
 from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_order
 from dataset.views import crops_of, numbers_of, views_per_image
 from helper.batch import Batch, ViewSpace
@@ -52,7 +52,7 @@ class MemoryTrainLoader:
 
     def __init__(
         self,
-        split: Split,
+        split: Split | Pictures,
         info: DatasetInfo,
         batch_size: int,
         device: torch.device,
@@ -65,14 +65,19 @@ class MemoryTrainLoader:
         self.epoch, self.start = 0, 0
         self.info, self.views = info, views
         self.size, self.black = info.image_size, self.num_images * info.image_size**2
-        self.pixels = torch.zeros(self.black + 1, 3, dtype=torch.uint8, device=device)  # [N·H·W + 1, 3]
-        self.pixels[:-1].view(split.images.shape).copy_(split.images)  # the last one is the black border
+        self.keep(split)
         self.labels = split.labels.to(device)  # [N]
         self.positions = split.positions  # on the host, [N]
         self.normalise = Normalise(info, device)
         self.range = torch.arange(self.size, device=device)  # [H]
         self.distortion = distortion(info)
         self.at_once = AT_ONCE if device.type == "cuda" else 1  # batches made together
+
+    def keep(self, split: Split | Pictures) -> None:
+        """Bring the pixels to the device."""
+        assert isinstance(split, Split)
+        self.pixels = torch.zeros(self.black + 1, 3, dtype=torch.uint8, device=self.device)  # [N·H·W + 1, 3]
+        self.pixels[:-1].view(split.images.shape).copy_(split.images)  # the last one is the black border
 
     def __len__(self) -> int:
         return self.num_images // self.batch_size
@@ -85,28 +90,35 @@ class MemoryTrainLoader:
         order = epoch_order(self.num_images, self.seed, self.epoch)  # [N]
         crops = epoch_crops(self.num_images, self.info.padding, self.info.flip, self.seed, self.epoch)[order]  # [N, 3]
         numbers = None if self.distortion else numbers_of(self.positions[order], crops, self.info)  # [N]
-        plan = torch.cat([order[:, None], crops], dim=1)  # [N, 4]
+        plan = rows = torch.cat([order[:, None], crops], dim=1)  # [N, 4]
         if self.device.type == "cuda":
             plan = plan.pin_memory()  # one copy for the whole epoch, and none that the host waits for
         plan = plan.to(self.device, non_blocking=True)
         parts = list(batches_of(self.num_images, self.batch_size, self.shard, self.start))
         for first in range(0, len(parts), self.at_once):
             some = parts[first : first + self.at_once]
-            index, top, left, mirrored = torch.cat([plan[part] for part in some]).unbind(1)
-            pixels = self.crop(index, top, left, mirrored)
-            if self.distortion is not None:
-                pixels = self.distorted(pixels, torch.cat([order[part] for part in some]))
+            columns = torch.cat([plan[part] for part in some])  # [B, 4]
+            pixels = self.made(torch.cat([rows[part] for part in some]), columns)
+            index = columns[:, 0]
             images, labels = self.normalise(pixels), self.labels[index]
             each = len(images) // len(some)
             for part, *made in zip(some, images.split(each), labels.split(each), index.split(each), strict=True):
                 mine, target, places = made
                 yield Batch(mine, target, None if numbers is None else numbers[part], places)
 
-    def distorted(self, pixels: Tensor, index: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] → the same, each as its place in the set, int64 [B] on the host, and the epoch decide."""
-        assert self.distortion is not None
+    def made(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Images as they are trained on, uint8 [B, H, W, 3].
+
+        Args:
+            rows: place in the set, which what is drawn for each image by itself follows from, top, left and mirrored,
+                int64 [B, 4] on the host.
+            columns: the same on the device.
+        """
+        pixels = self.crop(*columns.unbind(1))
+        if self.distortion is None:
+            return pixels
         made = []
-        for image, place in zip(pixels.permute(0, 3, 1, 2).contiguous(), index.tolist(), strict=True):
+        for image, place in zip(pixels.permute(0, 3, 1, 2).contiguous(), rows[:, 0].tolist(), strict=True):
             with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, self.epoch, place)):
                 made.append(self.distortion(image))
         return torch.stack(made).permute(0, 2, 3, 1).contiguous()

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     AUGMENT = 1
     HOLD_OUT = 2
     WORKERS = 3
+    SPLIT = 4
 
 
 def derive_seed(*key: int) -> int:
@@ -83,6 +84,25 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
     """
     shuffle = torch.randperm(len(labels), generator=generator(seed, Purpose.HOLD_OUT))
     return stratified_split(labels, round(fraction * len(labels)), shuffle)
+
+
+def split_for_good(labels: Tensor, train: float | None, test: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide a set that comes in one part, with every class in proportion, the same for every seed.
+
+    Args:
+        labels: int64 [N].
+        train, test: shares; of the one that is None, what the other leaves.
+
+    Returns:
+        Sorted indices to train on, to choose the best epoch on (none where the shares sum to 1), and to test on.
+    """
+    total, source = len(labels), generator(0, Purpose.SPLIT)
+    tested = round(total * (1 - train if test is None and train is not None else test or 0))
+    kept, test_places = stratified_split(labels, tested, torch.randperm(total, generator=source))
+    trained = len(kept) if train is None or test is None else min(round(total * train), len(kept))
+    shuffle = torch.randperm(len(kept), generator=source)
+    train_places, chosen_on = stratified_split(labels[kept], len(kept) - trained, shuffle)
+    return kept[train_places], kept[chosen_on], test_places
 
 
 def stratified_split(labels: Tensor, count: int, shuffle: Tensor) -> tuple[Tensor, Tensor]:

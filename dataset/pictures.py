@@ -112,7 +112,7 @@ def fault_of(path: str) -> str | None:
     except UnidentifiedImageError:
         return "no image, or of no format that Pillow knows"
     except FileNotFoundError:
-        return "a link to nothing"
+        return "a link to nothing" if os.path.islink(path) else "not there"
     except Exception as error:  # Pillow raises many kinds
         return getattr(error, "strerror", None) or one_line(error)
     return None

@@ -7,8 +7,9 @@ of an image depend on (seed, epoch, image) alone, so the number of workers does 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,6 +114,7 @@ class StreamLoader:
         num_workers: processes; no more than there are processors, 0 to read in this process.
         train: shuffle, and drop the last incomplete batch.
         shard: this process's part of each training batch.
+        collate: what makes a batch of samples, for :meth:`read`.
 
     Raises:
         InputError: while iterating, when an image cannot be read.
@@ -132,6 +134,7 @@ class StreamLoader:
         num_workers: int,
         train: bool,
         shard: Shard = ALONE,
+        collate: Callable[[list[Sample | Unreadable]], Any] | None = None,
     ) -> None:
         self.num_images, self.device, self.labels = len(files.paths), device, files.labels
         self.sampler = EpochSampler(self.num_images, seed, batch_size, train, shard)
@@ -140,7 +143,7 @@ class StreamLoader:
         self.batches = torch.utils.data.DataLoader(
             ImageFiles(files, info, transform, seed),
             batch_sampler=self.sampler,
-            collate_fn=collate,
+            collate_fn=collate or stacked,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
@@ -156,17 +159,19 @@ class StreamLoader:
         self.sampler.epoch, self.sampler.start = epoch, start
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._from_workers():
-            if isinstance(batch, Unreadable):
-                raise InputError(f"--data_dir: {batch.path} cannot be read ({batch.reason})")
+        for batch in self.read():
             images, target, places = (part.to(self.device, non_blocking=True) for part in batch)
             yield Batch(self.normalise(images), target, places=places)
 
-    def _from_workers(self) -> Iterator[Samples | Unreadable]:
+    def read(self) -> Iterator[Any]:
+        """Batches as ``collate`` has made them, on the host."""
         try:
             with starting_readers():
                 batches = iter(self.batches)
-            yield from batches
+            for batch in batches:
+                if isinstance(batch, Unreadable):
+                    raise InputError(f"--data_dir: {batch.path} cannot be read ({batch.reason})")
+                yield batch
         except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
             if not tells_of_a_loss(error):
                 raise
@@ -181,7 +186,7 @@ def tells_of_a_loss(error: Exception) -> bool:
     return "DataLoader worker process" not in str(error)  # what is raised in one that lives
 
 
-def collate(samples: list[Sample | Unreadable]) -> Samples | Unreadable:
+def stacked(samples: list[Sample | Unreadable]) -> Samples | Unreadable:
     """uint8 [B, H, W, 3], labels and places int64 [B], or the first image that cannot be read."""
     read = []
     for sample in samples:

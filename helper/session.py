@@ -266,7 +266,7 @@ class Session:
 MAY_DIFFER = frozenset(
     {
         *("epochs", "checkpoint_minutes", "save_dir", "data_dir", "skip_damaged"),
-        *("device", "gpu_id", "num_workers", "teacher_cache_gb"),
+        *("device", "gpu_id", "num_workers", "teacher_cache_gb", "in_memory", "memory_gb"),
     }
 )
 """Options in which a run may differ from the one that it goes on from."""

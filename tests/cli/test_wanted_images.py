@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import Outcome, metrics, result, same, teach, weights, without_times
+from tiny_runs import Outcome, distil, metrics, result, same, teach, weights, without_times
 
 from helper import loop
 
@@ -75,6 +75,13 @@ def assert_goes_on(tree: Path, tmp_path: Path, words: str, monkeypatch: pytest.M
         ("--std 0.2,0.2,0.2,0.2", ("--std", "not 4")),
         ("--channels 4", ("--channels", "'4'", "1, 3")),
         ("--augment crop", ("--augment", "'crop'", "crop_flip, resized_crop, randaugment, trivialaugment, none")),
+        ("--in_memory yes", ("--in_memory", "'yes'", "auto, always, never")),
+        ("--memory_gb 0", ("--memory_gb", "above 0")),
+        ("--in_memory always --memory_gb 0.00001", ("--in_memory", "--memory_gb is 1e-05")),
+        ("--test_split 1", ("--test_split", "below 1")),
+        ("--train_split 0", ("--train_split", "above 0")),
+        ("--train_split 0.8 --test_split 0.3", ("--train_split", "--test_split", "0.8 and 0.3")),
+        ("--test_split 0.2", ("--test_split", "parts already")),
         ("--dataset digits --image_size 16", ("--image_size", "digits", "32 pixels")),
     ],
 )
@@ -98,7 +105,40 @@ def test_size_normalisation_and_colours(tree: Path, tmp_path: Path, monkeypatch:
     assert "--image_size" in refused.err
 
 
+@pytest.mark.parametrize("held", ["never", "auto"])
 @pytest.mark.parametrize("augment", ["trivialaugment", "resized_crop"])
-def test_augmentation_goes_on(augment: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = assert_goes_on(tree, tmp_path, f"--image_size 16 --augment {augment}", monkeypatch)
+def test_augmentation_goes_on(
+    augment: str, held: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"--image_size 16 --augment {augment} --in_memory {held}"
+    whole = assert_goes_on(tree, tmp_path, words, monkeypatch)
     assert f"-augment={augment}-" in whole.folder.name
+    assert ("pixels in memory" in whole.out) == (held == "auto")
+
+
+def test_in_memory_and_from_files_are_one_run(tree: Path, tmp_path: Path) -> None:
+    first, second = (
+        train(tree, tmp_path / held, f"--image_size 16 --in_memory {held}") for held in ("always", "never")
+    )
+    assert first.folder.name == second.folder.name
+    assert same(weights(first.folder), weights(second.folder))
+    assert f"{second.folder} is finished" in train(tree, tmp_path / "never", "--image_size 16").out
+
+
+def test_teachers_are_cached_for_images_in_memory(tree: Path, tmp_path: Path) -> None:
+    teacher = train(tree, tmp_path / "teacher", "--image_size 16").folder / "last.pth"
+    words = f"{TINY.replace('--model', '--model_s')} --data_dir {tree} --image_size 16 --teachers {teacher}"
+    cache = f"--teacher_cache {tmp_path / 'cache'}"
+    cached = distil(tmp_path / "cached", f"{words} {cache}")
+    assert cached.code == 0, cached.err
+    assert len([*(tmp_path / "cache").iterdir()]) == 1
+    read = distil(tmp_path / "read", f"{words} {cache} --in_memory never")
+    assert read.code == 2
+    assert "--teacher_cache" in read.err
+
+
+def test_one_part_is_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make_tree(tmp_path / "tree", "train")
+    whole = assert_goes_on(tree, tmp_path, "--train_split 0.67 --test_split 0.25 --batch_size 2", monkeypatch)
+    assert "8 images to train on, 1 to choose the best epoch on (val), 3 to test on" in whole.out
+    assert "-train_split=0.67-test_split=0.25-" in whole.folder.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from dataset import get_loaders, info_of
-from dataset.order import epoch_crops, epoch_order
+from dataset import checking, get_loaders, info_of
+from dataset.decoded import PictureTrainLoader
+from dataset.digits import Digits
+from dataset.memory import MemoryTrainLoader
+from dataset.order import epoch_crops, epoch_order, split_for_good
 from dataset.pictures import grey_picture, grey_pixels
+from dataset.stream import StreamLoader
 from helper.errors import UsageError
 from helper.images import AUGMENTATIONS, ImageOptions
 
@@ -60,7 +65,7 @@ def middle(path: Path, size: int) -> Tensor:
 
 
 def test_small_sizes_are_cropped_as_cifar(tree: Path) -> None:
-    loaders = load(tree, image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    loaders = load(tree, image_size=32, in_memory="never", mean=(0.0,) * 3, std=(1.0,) * 3)
     info = loaders.info
     assert (info.image_size, info.padding, info.flip, info.mean) == (32, 4, True, (0.0, 0.0, 0.0))
     torch.testing.assert_close(all_of(loaders.test)[1], middle(tree / "test/dog/0.png", 32))
@@ -123,9 +128,15 @@ def test_images_in_memory_keep_their_size() -> None:
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
-@pytest.mark.parametrize("name", ["digits", "folder"])
-def test_every_augmentation_is_seeded_for_each_image(augment: str, name: str, tree: Path) -> None:
-    size = {"image_size": 32} if name == "folder" else {}
+@pytest.mark.parametrize("name", ["digits", "folder", "folder in memory"])
+def test_every_augmentation_is_seeded_for_each_image(
+    augment: str, name: str, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Digits(Path()).load()[0].subset(torch.arange(100))
+    monkeypatch.setattr(Digits, "load", lambda _: (few, few))
+    size: dict[str, Any] = {"image_size": 32, "in_memory": "always" if "memory" in name else "never"}
+    name, _, held = name.partition(" ")
+    size = size if name == "folder" else {}
     loaders, again = (load(tree, name, augment=augment, seed=3, **size) for _ in range(2))
     epoch_of(again.train, 1)  # a history must not matter
     torch.manual_seed(0)
@@ -147,7 +158,7 @@ def test_every_augmentation_is_seeded_for_each_image(augment: str, name: str, tr
         assert name == "digits" or torch.equal(first, other)  # of digits, another one is dropped in each epoch
     else:
         assert not torch.equal(epoch_of(loaders.train, 3)[0], images)
-    assert (loaders.train.views is not None) == (name == "digits" and augment in ("crop_flip", "none"))
+    assert (loaders.train.views is not None) == (augment in ("crop_flip", "none") and (name == "digits" or held != ""))
 
 
 def test_what_all_digits_show_is_what_they_are_without_augmentation() -> None:
@@ -173,3 +184,194 @@ def test_policies_distort_what_the_own_crop_gives(tree: Path) -> None:
         same = (plain == distorted).flatten(1).all(1)
         assert same.sum() < len(same) / 2
         assert augment == "randaugment" or same.any()  # one operation of 14 is the identity
+
+
+# in memory
+
+
+def cached() -> list[Path]:
+    folder = checking.cache_folder() / "decoded"
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+@pytest.fixture
+def own_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree that a test may change, and a cache folder of its own."""
+    monkeypatch.setattr(checking, "cache_folder", lambda: tmp_path / "cache")
+    return make_tree(tmp_path / "tree")
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "trivialaugment", "none"])
+def test_in_memory_is_the_same_as_from_files(augment: str, own_tree: Path) -> None:
+    options: dict[str, Any] = {"image_size": 32, "augment": augment, "validation": 0.34, "channels": 1}
+    held, read = (load(own_tree, in_memory=each, **options) for each in ("auto", "never"))
+    assert (type(held.train), type(read.train)) == (MemoryTrainLoader, StreamLoader)
+    assert held.info == read.info
+    assert held.sizes == read.sizes
+    for epoch in (1, 2):
+        for mine, theirs in zip(epoch_of(held.train, epoch), epoch_of(read.train, epoch), strict=True):
+            assert torch.equal(mine, theirs)
+    for mine, theirs in ((held.test, read.test), (held.validation, read.validation)):
+        assert torch.equal(all_of(mine), all_of(theirs))
+
+
+def test_any_part_of_pictures_of_any_shape_is_cropped_in_memory(own_tree: Path) -> None:
+    loaders = load(own_tree, augment="resized_crop", image_size=20, validation=0.34, in_memory="always")
+    assert isinstance(loaders.train, PictureTrainLoader)
+    shapes = {tuple(shape) for shape in loaders.train.pictures.shapes.tolist()}
+    assert shapes == {(36, 30), (30, 48)}  # of 48 by 40 and 40 by 64; 1.5 times 20 on the shorter side
+    images, _ = epoch_of(loaders.train, 1)
+    again, _ = epoch_of(load(own_tree, augment="resized_crop", image_size=20, validation=0.34).train, 1)
+    assert torch.equal(images, again)
+    assert images.shape[1:] == (3, 20, 20)
+    read = load(own_tree, augment="resized_crop", image_size=20, validation=0.34, in_memory="never")
+    assert torch.equal(all_of(loaders.validation), all_of(read.validation))
+    assert loaders.info.identity != read.info.identity  # of pictures of another size
+    large = load(own_tree, augment="resized_crop", image_size=40, in_memory="always")
+    assert {tuple(shape) for shape in large.train.pictures.shapes.tolist()} == {(48, 40), (40, 64)}  # not enlarged
+
+
+def test_runs_of_earlier_versions_stay_as_they_were(own_tree: Path) -> None:
+    assert isinstance(load(own_tree).train, StreamLoader)
+    assert not cached()
+    held = load(own_tree, in_memory="always")
+    assert isinstance(held.train, PictureTrainLoader)
+    assert held.info.identity != info_of("folder", own_tree).identity  # it is drawn otherwise
+    assert info_of("digits", images=ImageOptions(in_memory="always")) == info_of("digits")
+
+
+def test_decoded_once(own_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(own_tree, image_size=32)
+    assert len(cached()) == 2
+    assert first.notes == (f"folder: 3.4e-05 GB of pixels in memory, kept in {cached()[0].parent}",)
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamLoader, "read", lambda _: pytest.fail("read again"))
+        again = load(own_tree, image_size=32)
+    assert torch.equal(epoch_of(first.train, 1)[0], epoch_of(again.train, 1)[0])
+
+
+def test_stale_and_damaged_files_are_made_anew(own_tree: Path) -> None:
+    before = all_of(load(own_tree, image_size=32).test)
+    files = cached()
+    for damage in (b"", b"not it", files[0].read_bytes()[:-1], files[0].read_bytes()[:-1] + b"?"):
+        files[0].write_bytes(damage)
+        files[1].write_bytes(damage)
+        assert torch.equal(all_of(load(own_tree, image_size=32).test), before)
+    pixels = np.full((40, 48, 3), 7, np.uint8)
+    Image.fromarray(pixels).save(own_tree / "test" / "dog" / "0.png")
+    after = all_of(load(own_tree, image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3).test)
+    torch.testing.assert_close(after[1], torch.full_like(after[1], 7 / 255))
+    assert cached() == files
+
+
+def test_what_does_not_fit_is_read_or_refused(own_tree: Path) -> None:
+    assert isinstance(load(own_tree, image_size=32, memory_gb=1e-5).train, StreamLoader)
+    with pytest.raises(UsageError, match=r"--in_memory: always needs about .* GB, and --memory_gb is 1e-05"):
+        load(own_tree, image_size=32, memory_gb=1e-5, in_memory="always")
+    with pytest.raises(UsageError, match="--in_memory: --dataset digits is no set of image files"):
+        info_of("digits", images=ImageOptions(in_memory="never"))
+
+
+def test_where_nothing_can_be_kept(own_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(checking, "cache_folder", lambda: tmp_path / "file" / "cache")
+    with pytest.raises(UsageError, match=r"--in_memory: .*cannot be written .*; choose never"):
+        load(own_tree, image_size=32)
+
+
+def test_evaluation_alone_decodes_nothing(own_tree: Path) -> None:
+    assert isinstance(load(own_tree, image_size=32, test_only=True).test, StreamLoader)
+    assert not cached()
+
+
+# parts
+
+
+def test_a_split_is_stratified_and_the_same_for_every_seed() -> None:
+    labels = torch.arange(400) % 4 % 3  # half, quarter, quarter
+    train, chosen_on, test = split_for_good(labels, 0.7, 0.2)
+    assert [len(each) for each in (train, chosen_on, test)] == [280, 40, 80]
+    assert torch.cat([train, chosen_on, test]).sort().values.tolist() == list(range(400))
+    for each in (train, chosen_on, test):
+        assert labels[each].bincount().tolist() == [len(each) // 2, len(each) // 4, len(each) // 4]
+    for shares in ((0.8, None), (None, 0.2), (0.8, 0.2)):
+        train, chosen_on, test = split_for_good(labels, *shares)
+        assert [len(each) for each in (train, chosen_on, test)] == [320, 0, 80]
+
+
+@pytest.mark.parametrize("form", ["train", "alone", "list"])
+def test_one_part_is_divided(form: str, own_tree: Path) -> None:
+    shutil.rmtree(own_tree / "test")
+    whole = own_tree
+    if form == "alone":
+        whole = own_tree / "train"
+    elif form == "list":
+        whole = own_tree / "mine.csv"
+        write_list(whole, own_tree, "train")
+    with pytest.raises(UsageError, match="--test_split"):
+        load(whole)
+    loaders = load(whole, test_split=0.34)
+    assert loaders.sizes == "folder: 2 classes, 6 images to train on, 3 to test on"
+    assert torch.cat([batch.target for batch in loaders.test]).tolist() == [0, 0, 1]
+    assert torch.equal(all_of(load(whole, test_split=0.34, seed=5).test), all_of(loaders.test))
+    other = load(whole, test_split=0.34, train_split=0.4)
+    expected = "folder: 2 classes, 4 images to train on, 2 to choose the best epoch on (val), 3 to test on"
+    assert other.sizes == expected
+    assert len({loaders.info.identity, other.info.identity, load(whole, train_split=0.66).info.identity}) == 3
+    with pytest.raises(UsageError, match=r"--test_split: 9 images of 2 classes cannot be divided so"):
+        load(whole, test_split=0.9)
+    with pytest.raises(UsageError, match=r"--test_split: 9 images"):
+        load(whole, test_split=0.01)
+
+
+def test_what_comes_in_parts_is_not_divided(tree: Path) -> None:
+    with pytest.raises(UsageError, match=r"--train_split: .*parts already, test, train; leave it out"):
+        load(tree, train_split=0.5)
+    with pytest.raises(UsageError, match="--test_split: --dataset digits comes in parts already"):
+        info_of("digits", images=ImageOptions(test_split=0.5))
+
+
+def write_list(path: Path, tree: Path, part: str, first: str = "label,path,note") -> None:
+    lines = [f"{image.parent.name},{image.relative_to(path.parent)}," for image in (tree / part).rglob("*.png")]
+    path.write_text("\n".join([first, *reversed(lines)]) + "\n")
+
+
+def test_lists_are_what_the_same_tree_is(own_tree: Path) -> None:
+    tree = load(own_tree)
+    for part in ("train", "test"):
+        write_list(own_tree / f"{part}.csv", own_tree, part, "\ufefflabel,path,note")
+    lists = load(own_tree)
+    assert lists.info == tree.info
+    assert lists.sizes == tree.sizes
+    assert torch.equal(all_of(lists.test), all_of(tree.test))
+    assert torch.equal(epoch_of(lists.train, 1)[0], epoch_of(tree.train, 1)[0])
+    write_list(own_tree / "val.csv", own_tree, "test")
+    assert "2 to choose the best epoch on (val), 2 to test on" in load(own_tree).sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.png,x\n", "the first line of .*test.csv is 'file,label'; it has to be path,label"),
+        ("", "the first line of .*test.csv is ''"),
+        ("path,label\na.png\n", "line 2 of .*test.csv has no label"),
+        ("path,label\n,cat\n", "line 2 of .*test.csv has no path"),
+        ("path,label\na.png,owl\n", "test.csv has labels that are not in train: owl"),
+        ("path,label\na.png,cat\n", r"1 image cannot be read: a.png \(not there\)"),
+        ("path,label\n" + "a" * 200_000 + ",cat\n", "test.csv cannot be read"),
+    ],
+)
+def test_lists_of_another_form(text: str, message: str, own_tree: Path) -> None:
+    write_list(own_tree / "train.csv", own_tree, "train")
+    (own_tree / "test.csv").write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        load(own_tree)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_one_label(own_tree: Path) -> None:
+    (own_tree / "mine.csv").write_text("path,label\na.png,cat\n")
+    with pytest.raises(UsageError, match="has 1 labels"):
+        load(own_tree / "mine.csv", test_split=0.5)
+    with pytest.raises(UsageError, match=r"no.csv cannot be read \(No such file"):
+        load(own_tree / "no.csv", test_split=0.5)

@@ -238,6 +238,8 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "mean": (["--mean", "0.5"], []),
     "std": (["--std", "0.5"], []),
     "augment": (["--augment", "none"], []),
+    "train_split": (["--train_split", "0.8"], []),
+    "test_split": (["--test_split", "0.2"], []),
     "channels": (["--channels", "1"], []),
     "validation": (["--validation", "0.1"], []),
     "epochs": (["--epochs", "239"], []),
@@ -266,6 +268,8 @@ KEEPING: dict[str, list[str]] = {
     "evaluate": ["--evaluate", "a.pth"],
     "device": ["--device", "cpu"],
     "gpu_id": ["--gpu_id", "1"],
+    "in_memory": ["--in_memory", "never"],  # the images' identity tells where it makes a difference
+    "memory_gb": ["--memory_gb", "1"],
     "num_workers": ["--num_workers", "1"],
     "teacher_cache_gb": ["--teacher_cache_gb", "1"],
 }
