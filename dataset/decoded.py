@@ -54,9 +54,9 @@ class PictureTrainLoader(MemoryTrainLoader):
     def made(self, rows: Tensor, columns: Tensor) -> Tensor:
         assert self.distortion is not None
         made = []
-        for place, _, _, mirrored in rows.tolist():
+        for place, _, _, mirrored, draw in rows.tolist():
             image = self.pictures.at(place).permute(2, 0, 1)
-            with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, self.epoch, place)):
+            with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, self.epoch, draw)):
                 made.append(self.distortion(TF.horizontal_flip(image) if mirrored else image))
         return torch.stack(made).permute(0, 2, 3, 1).contiguous()
 

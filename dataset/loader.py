@@ -210,7 +210,7 @@ def memory_loaders(
     train, held_out = divide(train, validation, seed, batch_size)
     return Loaders(
         info=info,
-        train=MemoryTrainLoader(train, info, batch_size, device, seed, views, shard),
+        train=MemoryTrainLoader(train, info, batch_size, device, seed, views, shard, dataset.wanted.balanced),
         validation=MemoryEvalLoader(part_of(held_out, shard), info, eval_batch_size, device) if held_out else None,
         test=MemoryEvalLoader(part_of(test, shard), info, eval_batch_size, device),
         sizes=sizes(info, train, held_out, "validation", test, "test"),
@@ -231,7 +231,7 @@ def file_loaders(
     test_only: bool,
 ) -> Loaders:
     """Loaders of image files: held in memory, or read by worker processes."""
-    info, transform = described(dataset), whole(dataset)
+    info, transform, balanced = described(dataset), whole(dataset), dataset.wanted.balanced
     if parts.validation is not None and validation:
         raise UsageError(
             f"--validation: {dataset.data_dir} has a folder val to choose the best epoch on, beside test; "
@@ -249,7 +249,7 @@ def file_loaders(
         decoder = Decoder(dataset, info, num_workers)
         pictures, held_out_pictures, views = decoder.to_train_on(parts.train, divided)
         kind = PictureTrainLoader if isinstance(pictures, Pictures) else MemoryTrainLoader
-        train = kind(pictures, info, batch_size, device, seed, views, shard)
+        train = kind(pictures, info, batch_size, device, seed, views, shard, balanced)
 
         def in_order(files: Files, name: str) -> Loader:
             split = held_out_pictures if files is held_out else decoder.evaluated(files, name)
@@ -258,7 +258,9 @@ def file_loaders(
 
     else:
         decoder, augmentation = None, Augmentation(info, transform) if info.crop else dataset.train_transform()
-        train = StreamLoader(kept, info, augmentation, batch_size, device, seed, num_workers, train=True, shard=shard)
+        train = StreamLoader(
+            kept, info, augmentation, batch_size, device, seed, num_workers, train=True, shard=shard, balanced=balanced
+        )
 
         def in_order(files: Files, name: str) -> Loader:
             files = part_of(files, shard)

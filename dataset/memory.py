@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dataset.augment import distortion, drawing_from
 from dataset.base import DatasetInfo, Pictures, Split
-from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_order
+from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_draws
 from dataset.views import crops_of, numbers_of, views_per_image
 from helper.batch import Batch, ViewSpace
 
@@ -48,6 +48,7 @@ class MemoryTrainLoader:
         seed: of order and augmentation.
         views: all views of the dataset; None where nobody asks for them.
         shard: this process's part of each batch.
+        balanced: see :func:`dataset.order.balanced_order`.
     """
 
     def __init__(
@@ -59,14 +60,15 @@ class MemoryTrainLoader:
         seed: int,
         views: ViewSpace | None = None,
         shard: Shard = ALONE,
+        balanced: bool = False,
     ) -> None:
         self.num_images = len(split.labels)
         self.batch_size, self.device, self.seed, self.shard = batch_size, device, seed, shard
-        self.epoch, self.start = 0, 0
+        self.epoch, self.start, self.balanced = 0, 0, balanced
         self.info, self.views = info, views
         self.size, self.black = info.image_size, self.num_images * info.image_size**2
         self.keep(split)
-        self.labels = split.labels.to(device)  # [N]
+        self.host_labels, self.labels = split.labels, split.labels.to(device)  # [N]
         self.positions = split.positions  # on the host, [N]
         self.normalise = Normalise(info, device)
         self.range = torch.arange(self.size, device=device)  # [H]
@@ -87,10 +89,11 @@ class MemoryTrainLoader:
         self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[Batch]:
-        order = epoch_order(self.num_images, self.seed, self.epoch)  # [N]
-        crops = epoch_crops(self.num_images, self.info.padding, self.info.flip, self.seed, self.epoch)[order]  # [N, 3]
+        order, draws = epoch_draws(self.host_labels, self.seed, self.epoch, self.balanced)  # [N] each
+        crops = epoch_crops(self.num_images, self.info.padding, self.info.flip, self.seed, self.epoch)[draws]  # [N, 3]
         numbers = None if self.distortion else numbers_of(self.positions[order], crops, self.info)  # [N]
-        plan = rows = torch.cat([order[:, None], crops], dim=1)  # [N, 4]
+        plan = torch.cat([order[:, None], crops], dim=1)  # [N, 4]
+        rows = torch.cat([plan, draws[:, None]], dim=1) if self.distortion else plan
         if self.device.type == "cuda":
             plan = plan.pin_memory()  # one copy for the whole epoch, and none that the host waits for
         plan = plan.to(self.device, non_blocking=True)
@@ -110,16 +113,16 @@ class MemoryTrainLoader:
         """Images as they are trained on, uint8 [B, H, W, 3].
 
         Args:
-            rows: place in the set, which what is drawn for each image by itself follows from, top, left and mirrored,
-                int64 [B, 4] on the host.
-            columns: the same on the device.
+            rows: place in the set, top, left, mirrored, and which number what is drawn for each image by itself follows
+                from, int64 [B, 5] on the host.
+            columns: all but the last of these on the device, int64 [B, 4].
         """
         pixels = self.crop(*columns.unbind(1))
         if self.distortion is None:
             return pixels
         made = []
-        for image, place in zip(pixels.permute(0, 3, 1, 2).contiguous(), rows[:, 0].tolist(), strict=True):
-            with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, self.epoch, place)):
+        for image, draw in zip(pixels.permute(0, 3, 1, 2).contiguous(), rows[:, 4].tolist(), strict=True):
+            with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, self.epoch, draw)):
                 made.append(self.distortion(image))
         return torch.stack(made).permute(0, 2, 3, 1).contiguous()
 

@@ -46,6 +46,37 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_images, generator=generator(seed, Purpose.ORDER, epoch))
 
 
+def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """As many images as there are, of each class as many as of any other to within one, int64 [N].
+
+    A class's images come in random order, none of them again before all have come; which of a large class come, is
+    drawn anew in each epoch.
+
+    Args:
+        labels: int64 [N].
+    """
+    source, total = generator(seed, Purpose.ORDER, epoch), len(labels)
+    classes = [part for part in labels.argsort(stable=True).split(labels.bincount().tolist()) if len(part)]
+    shares = torch.full((len(classes),), total // len(classes))
+    shares[torch.randperm(len(classes), generator=source)[: total % len(classes)]] += 1
+    drawn = []
+    for members, share in zip(classes, shares.tolist(), strict=True):
+        rounds = range(-(-share // len(members)))
+        drawn += [torch.cat([members[torch.randperm(len(members), generator=source)] for _ in rounds])[:share]]
+    return torch.cat(drawn)[torch.randperm(total, generator=source)]
+
+
+def epoch_draws(labels: Tensor, seed: int, epoch: int, balanced: bool) -> tuple[Tensor, Tensor]:
+    """Which image comes when in an epoch, and which number its augmentation follows from, int64 [N] each.
+
+    That is the image's place in the set or, where an image may come twice, its place in the epoch.
+    """
+    if balanced:
+        return balanced_order(labels, seed, epoch), torch.arange(len(labels))
+    order = epoch_order(len(labels), seed, epoch)
+    return order, order
+
+
 def batches_of(num_images: int, batch_size: int, shard: Shard = ALONE, start: int = 0) -> list[slice]:
     """Which places of an epoch's order a process takes, batch by batch; incomplete batches are left out.
 

@@ -20,13 +20,13 @@ from dataset.augment import Augmentation, drawing_from
 from dataset.base import DatasetInfo, Files, Transform
 from dataset.files import one_line
 from dataset.memory import Normalise
-from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_order, generator
+from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_draws, generator
 from dataset.pictures import grey_picture, read_picture
 from helper.batch import Batch, ViewSpace
 from helper.errors import InputError
 from helper.stopping import ReadersLost, in_readers, starting_readers
 
-Place = tuple[int, int]  # epoch and image: the epoch travels with the index, since workers outlive epochs
+Place = tuple[int, int, int]  # epoch, image, draw: the epoch travels with the index, since workers outlive epochs
 Sample = tuple[Tensor, int, int]  # pixels, label, and place among the images
 Samples = tuple[Tensor, Tensor, Tensor]
 
@@ -40,7 +40,7 @@ class Unreadable:
 
 
 class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
-    """(epoch, image) → uint8 [H, W, 3], label and place."""
+    """(epoch, image, what its random numbers follow from) → uint8 [H, W, 3], label and place."""
 
     def __init__(self, files: Files, info: DatasetInfo, transform: Transform | Augmentation, seed: int) -> None:
         # an array of bytes rather than a tuple: it is not copied into each worker by reference counting
@@ -53,7 +53,7 @@ class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
         return len(self.paths)
 
     def __getitem__(self, place: Place) -> Sample | Unreadable:
-        epoch, index = place
+        epoch, index, draw = place
         path = os.fsdecode(self.paths[index])
         try:
             image = read_picture(path)
@@ -61,9 +61,9 @@ class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
         except Exception as error:  # Pillow raises many kinds for damaged files
             return Unreadable(path, one_line(error))
         # the transforms know no other generator than the global one
-        with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, epoch, index)):
+        with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, epoch, draw)):
             if isinstance(self.transform, Augmentation):
-                pixels = self.transform(image, self.crops(epoch)[index])
+                pixels = self.transform(image, self.crops(epoch)[draw])
             else:
                 pixels = torch.from_numpy(np.array(self.transform(image)))
         return pixels, int(self.labels[index]), index
@@ -76,24 +76,24 @@ class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
 
 
 class EpochSampler(torch.utils.data.Sampler[list[Place]]):
-    """Batches of (epoch, image): this process's part of each, shuffled and complete; or all images as they are."""
+    """Batches of places: this process's part of each, shuffled and complete; or all images as they are."""
 
-    def __init__(self, num_images: int, seed: int, batch_size: int, shuffle: bool, shard: Shard) -> None:
-        self.num_images, self.seed, self.batch_size, self.shuffle, self.shard = (
-            num_images,
-            seed,
-            batch_size,
-            shuffle,
-            shard,
-        )
+    def __init__(
+        self, labels: Tensor, seed: int, batch_size: int, shuffle: bool, shard: Shard, balanced: bool = False
+    ) -> None:
+        self.labels, self.num_images, self.seed, self.batch_size = labels, len(labels), seed, batch_size
+        self.shuffle, self.shard, self.balanced = shuffle, shard, balanced
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
         return len(self._parts(0))
 
     def __iter__(self) -> Iterator[list[Place]]:
-        order = epoch_order(self.num_images, self.seed, self.epoch) if self.shuffle else torch.arange(self.num_images)
-        return ([(self.epoch, index) for index in order[part].tolist()] for part in self._parts(self.start))
+        order = draws = torch.arange(self.num_images)
+        if self.shuffle:
+            order, draws = epoch_draws(self.labels, self.seed, self.epoch, self.balanced)
+        pairs = torch.stack([order, draws], 1)  # [N, 2]
+        return ([(self.epoch, *pair) for pair in pairs[part].tolist()] for part in self._parts(self.start))
 
     def _parts(self, start: int) -> list[slice]:
         if self.shuffle:
@@ -115,6 +115,7 @@ class StreamLoader:
         train: shuffle, and drop the last incomplete batch.
         shard: this process's part of each training batch.
         collate: what makes a batch of samples, for :meth:`read`.
+        balanced: see :func:`dataset.order.balanced_order`.
 
     Raises:
         InputError: while iterating, when an image cannot be read.
@@ -135,9 +136,10 @@ class StreamLoader:
         train: bool,
         shard: Shard = ALONE,
         collate: Callable[[list[Sample | Unreadable]], Any] | None = None,
+        balanced: bool = False,
     ) -> None:
         self.num_images, self.device, self.labels = len(files.paths), device, files.labels
-        self.sampler = EpochSampler(self.num_images, seed, batch_size, train, shard)
+        self.sampler = EpochSampler(files.labels, seed, batch_size, train, shard, balanced)
         self.normalise = Normalise(info, device)
         workers = min(num_workers, num_processors())
         self.batches = torch.utils.data.DataLoader(

@@ -20,7 +20,7 @@ class ImageOptions:
     ``mean``, ``std``: of the three channels, of values from 0 to 1. ``channels``: 1 for grey images.
     ``augment``: one of ``AUGMENTATIONS``; None for the dataset's own. ``in_memory``: whether image files are decoded
     once and kept, where that takes no more than ``memory_gb``. ``train_split``, ``test_split``: shares of a tree that
-    comes in one part.
+    comes in one part. ``balanced``: whether all classes are trained on equally often.
     """
 
     image_size: int | None = None
@@ -32,6 +32,7 @@ class ImageOptions:
     memory_gb: float = 4.0
     train_split: float | None = None
     test_split: float | None = None
+    balanced: bool = False
 
     @classmethod
     def of(cls, opt: argparse.Namespace) -> ImageOptions:
@@ -106,6 +107,11 @@ def add_images(options: Options) -> None:
         named=False,
         help="decode image files once and keep them; auto does so where --image_size or --augment is given and "
         "--memory_gb is enough",
+    )
+    add(
+        "--balanced",
+        action="store_true",
+        help="train on every class equally often, on images of small classes more than once in an epoch",
     )
     add("--memory_gb", type=positive_float, default=PLAIN.memory_gb, named=False, help="of decoded images, at most")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from helper.errors import InputError, UsageError
 from helper.evaluation import evaluate
 from helper.logger import Logger
 from helper.machine import device_name, uncompiled
-from helper.meters import FirstBad, Means
+from helper.meters import FirstBad, Means, PerClass
 from helper.optimisation import optimizer_dict, parameter_groups, schedule_of, set_rate
 from helper.pointwise import subsample_first
 from helper.progress import clock, progress
@@ -95,6 +96,7 @@ class Fit:
         self.step = Update(self.task, self.optimizer, opt, self.device, self.precision)
         self.logger: Logger | None = None
         self.looks = Looks(LOOK)
+        self.per_class: dict[str, Any] = {}  # of the last evaluation
 
     def __call__(self) -> dict[str, Any]:
         """Train until the last epoch and write the result.
@@ -226,8 +228,15 @@ class Fit:
         self.task.trained.eval()
         ask = self.task.compare if compare else self.task.predict
         with uncompiled(self.opt.compile):
-            scores = evaluate(ask, interruptible(loader, LOOK), self.device, self.precision)
-        main = None if compare else next(iter(scores))
+            per_class = None if compare else PerClass()
+            scores = evaluate(ask, interruptible(loader, LOOK), self.device, self.precision, per_class)
+        main = None if per_class is None else next(iter(scores))
+        if per_class is not None and main is not None:
+            counts, accuracies = per_class.read()
+            known = [each for each in accuracies if each is not None]
+            scores[main]["balanced_accuracy"] = sum(known) / len(known)
+            told = [each if each is None else round(each, 4) for each in accuracies]
+            self.per_class = {"class_images": counts, "class_accuracy": told}
         return {
             "_".join(part for part in (which if which != main else "", name) if part): value
             for which, values in scores.items()
@@ -236,7 +245,8 @@ class Fit:
 
     def _save_epoch(self, epoch: int, row: dict[str, Any]) -> None:
         """Record an epoch that is done; the checkpoint last, so that a run that is cut off here repeats the epoch."""
-        is_best = self.progress.take(epoch, row[f"{self.chosen_on}_accuracy"])
+        per_class = self.per_class if self.validation is None else {}
+        is_best = self.progress.take(epoch, row[f"{self.chosen_on}_accuracy"], per_class)
         if not distributed.is_first():
             return
         self._record(row)
@@ -298,6 +308,8 @@ class Fit:
             **self.task.notes,
             **self.provenance,
         }
+        for which, per_class in self.progress.per_class.items():
+            result[which] |= of_test(per_class)
         if self.validation is not None or self.task.compares:
             result["last"] |= self._scores_in_the_end()
             if best["epoch"] != self.progress.epoch:
@@ -307,11 +319,14 @@ class Fit:
             self.run.write_json("result.json", result)
         return result
 
-    def _scores_in_the_end(self) -> dict[str, float]:
+    def _scores_in_the_end(self) -> dict[str, Any]:
         """Test scores that no epoch has recorded, of the weights as they are."""
-        scores = self._evaluate(self.test) if self.validation is not None else {}
+        scores: dict[str, Any] = {}
+        if self.validation is not None:
+            scores |= self._evaluate(self.test)
+            scores |= self.per_class
         scores |= self._evaluate(self.test, compare=True) if self.task.compares else {}
-        return {f"test_{name}": value for name, value in scores.items()}
+        return of_test(scores)
 
     def _load_best(self) -> None:
         best = distributed.from_first(self.run.load_best)
@@ -319,6 +334,11 @@ class Fit:
             self.task.trained.load_state_dict(best["trained"])
         else:
             self.task.trained["network"].load_state_dict(best["model"])
+
+
+def of_test(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores under their names on record."""
+    return {f"test_{name}": value for name, value in scores.items()}
 
 
 def scores_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,27 @@ class Means:
         return {key: {name: total / count for name, total in sums.items()} for key, (sums, count) in merged.items()}
 
 
+class PerClass:
+    """How many images of each class there were, and of how many the class was found."""
+
+    def __init__(self) -> None:
+        self._sums: torch.Tensor | None = None  # int64 [2, C]
+
+    def add(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        """Take in predictions ``[B, C]``, or ``[m, B, C]`` of m networks, and labels ``[B]``."""
+        logits, target = logits.flatten(0, -2), target.repeat(len(logits) if logits.ndim == 3 else 1)
+        right = torch.stack([torch.ones_like(target), correct(logits, target).long()])
+        sums = torch.zeros(2, logits.shape[1], dtype=torch.int64, device=logits.device)
+        sums.scatter_add_(1, target.expand(2, -1), right)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def read(self) -> tuple[list[int], list[float | None]]:
+        """Images of each class and accuracy in percent, None for a class without images, over all processes."""
+        parts = distributed.gather(None if self._sums is None else self._sums.tolist())
+        counts, right = torch.tensor([part for part in parts if part is not None]).sum(0).tolist()
+        return counts, [100 * found / count if count else None for count, found in zip(counts, right, strict=True)]
+
+
 def stacked(values: Scalars) -> torch.Tensor:
     """All values in float64, ``[len(values)]``, in few operations."""
     return torch.stack([value.detach() for value in values.values()]).double()

@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_runs import Outcome, distil, metrics, result, same, teach, weights, without_times
 
 from helper import loop
+from scripts import report
 
 TINY = "--model resnet8 --dataset folder --batch_size 4 --num_workers 0 --precision fp32"
 
@@ -142,3 +143,26 @@ def test_one_part_is_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     whole = assert_goes_on(tree, tmp_path, "--train_split 0.67 --test_split 0.25 --batch_size 2", monkeypatch)
     assert "8 images to train on, 1 to choose the best epoch on (val), 3 to test on" in whole.out
     assert "-train_split=0.67-test_split=0.25-" in whole.folder.name
+
+
+@pytest.mark.parametrize("words", ["", "--validation 0.25 --batch_size 3"])
+def test_balance_and_the_accuracy_of_each_class(
+    words: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = assert_goes_on(tree, tmp_path, f"--balanced --image_size 16 {words}", monkeypatch)
+    assert "-balanced-" in whole.folder.name
+    summary, rows = result(whole.folder), metrics(whole.folder)
+    assert result(next((tmp_path / "cut" / "teachers").iterdir()))["best"] == summary["best"]
+    for which in ("last", "best"):
+        scores = summary[which]
+        assert scores["test_class_images"] == [8, 4]
+        cat, dog = scores["test_class_accuracy"]
+        assert scores["test_accuracy"] == pytest.approx((2 * cat + dog) / 3, abs=1e-3)
+        assert scores["test_balanced_accuracy"] == pytest.approx((cat + dog) / 2, abs=1e-3)
+    assert rows[-1]["validation_balanced_accuracy" if words else "test_balanced_accuracy"] >= 0
+    report.main(["--save_dir", str(tmp_path / "whole"), "--out", str(tmp_path / "report")])
+    table = (tmp_path / "report" / "table.md").read_text(encoding="utf-8")
+    assert "balanced accuracy (%)" in table
+    cat, dog = summary["last"]["test_class_accuracy"]
+    assert f"| cat | 8 | {cat:.2f} |" in table
+    assert f"| dog | 4 | {dog:.2f} |" in table

@@ -17,7 +17,7 @@ from dataset import checking, get_loaders, info_of
 from dataset.decoded import PictureTrainLoader
 from dataset.digits import Digits
 from dataset.memory import MemoryTrainLoader
-from dataset.order import epoch_crops, epoch_order, split_for_good
+from dataset.order import balanced_order, epoch_crops, epoch_order, split_for_good
 from dataset.pictures import grey_picture, grey_pixels
 from dataset.stream import StreamLoader
 from helper.errors import UsageError
@@ -375,3 +375,34 @@ def test_a_list_of_one_label(own_tree: Path) -> None:
         load(own_tree / "mine.csv", test_split=0.5)
     with pytest.raises(UsageError, match=r"no.csv cannot be read \(No such file"):
         load(own_tree / "no.csv", test_split=0.5)
+
+
+# balance
+
+
+def test_every_class_comes_equally_often() -> None:
+    labels = torch.tensor([0] * 70 + [1] * 20 + [2] * 4 + [4] * 6)[torch.randperm(100)]  # none of class 3
+    orders = [balanced_order(labels, 0, epoch) for epoch in (1, 2)]
+    for order in orders:
+        assert order.shape == (100,)
+        assert labels[order].bincount().tolist() == [25, 25, 25, 0, 25]
+        times = order.bincount(minlength=100)
+        for label, (least, most) in {0: (0, 1), 1: (1, 2), 2: (6, 7), 4: (4, 5)}.items():
+            assert {*times[labels == label].tolist()} == {least, most}
+    assert torch.equal(balanced_order(labels, 0, 1), orders[0])
+    assert not torch.equal(*orders)
+    assert labels[balanced_order(labels[:97], 0, 1)].bincount().sum() == 97
+
+
+@pytest.mark.parametrize("held", ["always", "never"])
+def test_balanced_batches(held: str, tree: Path) -> None:
+    options: dict[str, Any] = {"image_size": 32, "augment": "trivialaugment", "balanced": True, "in_memory": held}
+    loader = load(tree, **options).train
+    images, targets = epoch_of(loader, 1)
+    assert targets.bincount().tolist() in ([5, 4], [4, 5])
+    assert len(images.flatten(1).unique(dim=0)) == 9  # dogs come twice, each time as another view
+    assert torch.equal(epoch_of(loader, 1, start=1)[0], images[3:])
+    shares = [epoch_of(load(tree, shard=(rank, 3), **options).train, 1)[0] for rank in range(3)]
+    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), images)
+    other = load(tree, **{**options, "in_memory": "never" if held == "always" else "always"}).train
+    assert torch.equal(epoch_of(other, 1)[0], images)

@@ -240,6 +240,7 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "augment": (["--augment", "none"], []),
     "train_split": (["--train_split", "0.8"], []),
     "test_split": (["--test_split", "0.2"], []),
+    "balanced": (["--balanced"], []),
     "channels": (["--channels", "1"], []),
     "validation": (["--validation", "0.1"], []),
     "epochs": (["--epochs", "239"], []),
