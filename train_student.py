@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import setting
@@ -26,6 +25,7 @@ from helper.errors import UsageError
 from helper.evaluation import compared
 from helper.gradients import OnePass, batch_mean
 from helper.kl import full_precision
+from helper.label_loss import label_loss
 from helper.machine import autocast
 from helper.meters import Scalars, accuracy
 from helper.options import Options, natural, one_of, positive_float, positive_int, text_of, weight
@@ -205,7 +205,7 @@ class Distillation(Task):
         student = observe(self.student, batch.images, of_student)
 
         logits = full_precision(student.logits)
-        cross_entropy = F.cross_entropy(logits, batch.target)
+        cross_entropy = label_loss(logits, batch)
         kd, kd_each, report = self.terms[0](student, teachers, teacher_logits, batch, when)
         loss = r * cross_entropy + a * kd
         scalars = {"loss_ce": cross_entropy, "loss_kd": kd, **report, "accuracy": accuracy(logits, batch.target)}
@@ -215,7 +215,7 @@ class Distillation(Task):
             loss = loss + b * feature
             scalars |= {"loss_feature": feature, **report}
         if self.listening and self.trained.training:
-            each = F.cross_entropy(logits.detach(), batch.target, reduction="none")
+            each = label_loss(logits.detach(), batch, reduction="none")
             self.sample_losses.append(r * each + a * kd_each() + b * feature_each())
         return {"loss": loss, **scalars}
 
@@ -362,6 +362,9 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[Te
     Raises:
         UsageError: the folder cannot be written, or the dataset's views cannot be counted.
     """
+    if opt.mixup or opt.cutmix:
+        option = "--mixup" if opt.mixup else "--cutmix"
+        raise UsageError(f"--teacher_cache: {option} makes images that cannot be counted; leave one of them out")
     views = session.loaders.train.views
     if views is None:
         raise UsageError(

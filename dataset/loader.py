@@ -24,6 +24,7 @@ from dataset.base import (
 from dataset.checking import damaged_among, listed
 from dataset.decoded import Decoder, PictureTrainLoader
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
+from dataset.mix import MixedLoader
 from dataset.order import ALONE, Shard, hold_out
 from dataset.pictures import grey_pixels
 from dataset.stream import StreamLoader
@@ -144,12 +145,16 @@ def get_loaders(
     dataset = find(name, data_dir, skip_damaged, images)
     if isinstance(dataset, FileDataset):
         parts, notes = readable(dataset, skip_damaged, test_only)
-        return file_loaders(
+        loaders = file_loaders(
             dataset, parts, batch_size, device, seed, validation, num_workers, eval_batch_size, shard, notes, test_only
         )
-    if isinstance(dataset, MemoryDataset):
-        return memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard)
-    raise TypeError(f"{type(dataset).__name__} must derive from MemoryDataset or FileDataset")
+    elif isinstance(dataset, MemoryDataset):
+        loaders = memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard)
+    else:
+        raise TypeError(f"{type(dataset).__name__} must derive from MemoryDataset or FileDataset")
+    if images.mixup or images.cutmix:
+        return replace(loaders, train=MixedLoader(loaders.train, images.mixup, images.cutmix, seed, shard))
+    return loaders
 
 
 def check_at_least(option: str, value: int, least: int) -> None:

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     HOLD_OUT = 2
     WORKERS = 3
     SPLIT = 4
+    MIX = 5
 
 
 def derive_seed(*key: int) -> int:

@@ -20,7 +20,8 @@ class ImageOptions:
     ``mean``, ``std``: of the three channels, of values from 0 to 1. ``channels``: 1 for grey images.
     ``augment``: one of ``AUGMENTATIONS``; None for the dataset's own. ``in_memory``: whether image files are decoded
     once and kept, where that takes no more than ``memory_gb``. ``train_split``, ``test_split``: shares of a tree that
-    comes in one part. ``balanced``: whether all classes are trained on equally often.
+    comes in one part. ``balanced``: whether all classes are trained on equally often. ``mixup``,
+    ``cutmix``: parameters of how much of another image training images have; 0 for nothing.
     """
 
     image_size: int | None = None
@@ -33,6 +34,8 @@ class ImageOptions:
     train_split: float | None = None
     test_split: float | None = None
     balanced: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     @classmethod
     def of(cls, opt: argparse.Namespace) -> ImageOptions:
@@ -113,6 +116,14 @@ def add_images(options: Options) -> None:
         action="store_true",
         help="train on every class equally often, on images of small classes more than once in an epoch",
     )
+    for name, what in (("mixup", "the weighted sum of two images"), ("cutmix", "a rectangle of another image in each")):
+        add(
+            f"--{name}",
+            type=weight,
+            default=0.0,
+            metavar="A",
+            help=f"{what}, on the training device; the shares are from Beta(A, A), 0 for none; the labels mix likewise",
+        )
     add("--memory_gb", type=positive_float, default=PLAIN.memory_gb, named=False, help="of decoded images, at most")
 
 

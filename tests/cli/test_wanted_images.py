@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import Outcome, distil, metrics, result, same, teach, weights, without_times
+from tiny_runs import Outcome, distil, metrics, result, same, teach, teach_each_other, weights, without_times
 
 from helper import loop
+from helper.teachers import Teachers
 from scripts import report
 
 TINY = "--model resnet8 --dataset folder --batch_size 4 --num_workers 0 --precision fp32"
@@ -83,6 +84,8 @@ def assert_goes_on(tree: Path, tmp_path: Path, words: str, monkeypatch: pytest.M
         ("--train_split 0", ("--train_split", "above 0")),
         ("--train_split 0.8 --test_split 0.3", ("--train_split", "--test_split", "0.8 and 0.3")),
         ("--test_split 0.2", ("--test_split", "parts already")),
+        ("--mixup -1", ("--mixup", "at least 0")),
+        ("--cutmix x", ("--cutmix", "'x'")),
         ("--dataset digits --image_size 16", ("--image_size", "digits", "32 pixels")),
     ],
 )
@@ -140,7 +143,8 @@ def test_teachers_are_cached_for_images_in_memory(tree: Path, tmp_path: Path) ->
 
 def test_one_part_is_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = make_tree(tmp_path / "tree", "train")
-    whole = assert_goes_on(tree, tmp_path, "--train_split 0.67 --test_split 0.25 --batch_size 2", monkeypatch)
+    words = "--image_size 16 --train_split 0.67 --test_split 0.25 --batch_size 2"
+    whole = assert_goes_on(tree, tmp_path, words, monkeypatch)
     assert "8 images to train on, 1 to choose the best epoch on (val), 3 to test on" in whole.out
     assert "-train_split=0.67-test_split=0.25-" in whole.folder.name
 
@@ -166,3 +170,33 @@ def test_balance_and_the_accuracy_of_each_class(
     cat, dog = summary["last"]["test_class_accuracy"]
     assert f"| cat | 8 | {cat:.2f} |" in table
     assert f"| dog | 4 | {dog:.2f} |" in table
+
+
+def test_mixtures_go_on(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = assert_goes_on(tree, tmp_path, "--image_size 16 --mixup 0.4 --cutmix 1 --batch_size 3", monkeypatch)
+    assert "-mixup=0.4-cutmix=1-" in whole.folder.name
+
+
+@pytest.mark.usefixtures("little_data")
+def test_teachers_and_peers_learn_from_mixtures(teachers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teachers see what the student sees."""
+    seen, asked = [], Teachers.logits
+
+    def logits(self: Teachers, images: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
+        seen.append((images, views))
+        return asked(self, images, views)
+
+    monkeypatch.setattr(Teachers, "logits", logits)
+    words = "--cutmix 1 --batch_size 64"
+    student = distil(tmp_path, f"{teachers} --ensemble_method CAMKD {words}")
+    assert student.code == 0, student.err
+    training = [(images, views) for images, views in seen if len(images) == 64]
+    assert len(training) == 2
+    assert all(views is None for _, views in training)
+    for method in ("ONE", "OKDDip"):
+        peers = teach_each_other(tmp_path, f"--method {method} {words}")
+        assert peers.code == 0, peers.err
+    refused = distil(tmp_path / "other", f"{teachers} {words} --teacher_cache {tmp_path / 'cache'}")
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+    assert "--teacher_cache: --cutmix makes images that cannot be counted" in refused.err
+    assert not (tmp_path / "other").exists()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
@@ -17,12 +19,16 @@ from dataset import checking, get_loaders, info_of
 from dataset.decoded import PictureTrainLoader
 from dataset.digits import Digits
 from dataset.memory import MemoryTrainLoader
+from dataset.mix import MixedLoader
 from dataset.order import balanced_order, epoch_crops, epoch_order, split_for_good
 from dataset.pictures import grey_picture, grey_pixels
 from dataset.stream import StreamLoader
+from helper.batch import Batch
 from helper.errors import UsageError
 from helper.images import AUGMENTATIONS, ImageOptions
+from helper.label_loss import label_loss
 
+NO_LOADER = SimpleNamespace(num_images=6, labels=torch.arange(6), set_epoch=lambda *_: None)
 SIZES = {"cat": (40, 48), "dog": (64, 40)}
 
 
@@ -406,3 +412,63 @@ def test_balanced_batches(held: str, tree: Path) -> None:
     assert torch.equal(torch.stack(shares, 1).flatten(0, 1), images)
     other = load(tree, **{**options, "in_memory": "never" if held == "always" else "always"}).train
     assert torch.equal(epoch_of(other, 1)[0], images)
+
+
+# mixtures
+
+
+def test_mixup_is_the_weighted_sum_of_two_images_and_labels() -> None:
+    images = torch.arange(6.0)[:, None, None, None].expand(-1, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    plain = Batch(images, torch.arange(6), torch.arange(6), torch.arange(6) + 10)
+    for step in range(20):
+        batch = MixedLoader(NO_LOADER, 0.7, 0, seed=1).mixed(plain, step)
+        assert batch.views is None
+        assert batch.other is not None
+        assert batch.share is not None
+        assert batch.share.min() >= 0.5
+        assert torch.equal(batch.places, batch.target + 10)
+        expected = batch.share * batch.target + (1 - batch.share) * batch.other
+        torch.testing.assert_close(batch.images[:, 0, 0, 0], expected)
+        assert torch.equal(batch.target.sort().values, torch.arange(6))
+        logits = torch.randn(6, 6)
+        first, second = F.one_hot(batch.target, 6), F.one_hot(batch.other, 6)
+        soft = second + batch.share[:, None] * (first - second)
+        torch.testing.assert_close(label_loss(logits, batch), F.cross_entropy(logits, soft))
+        torch.testing.assert_close(label_loss(logits, batch, "none").mean(), F.cross_entropy(logits, soft))
+        halves = [label_loss(some, part) for some, part in zip(logits.split(3), batch.split(2), strict=True)]
+        torch.testing.assert_close(torch.stack(halves).mean(), label_loss(logits, batch))
+
+
+def test_cutmix_is_a_rectangle_of_another_image() -> None:
+    images = torch.arange(6.0)[:, None, None, None].expand(-1, 3, 16, 12).contiguous(memory_format=torch.channels_last)
+    plain = Batch(images, torch.arange(6), None, torch.arange(6))
+    areas = []
+    for step in range(30):
+        batch = MixedLoader(NO_LOADER, 0, 1.0, seed=1).mixed(plain, step)
+        assert batch.other is not None
+        assert batch.share is not None
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        of_target = (batch.images == batch.target[:, None, None, None]).float().mean((1, 2, 3))
+        mixed = batch.target != batch.other
+        torch.testing.assert_close(of_target[mixed], batch.share[mixed])
+        areas.append(float(batch.share[0]))
+    assert len({*areas}) > 15
+
+
+def test_both_take_turns() -> None:
+    plain = Batch(torch.arange(6.0)[:, None, None, None].expand(-1, 3, 8, 8).contiguous(), torch.arange(6))
+    loader = MixedLoader(NO_LOADER, 1.0, 1.0, seed=0)
+    cut = [bool((loader.mixed(plain, step).images % 1 == 0).all()) for step in range(40)]
+    assert 8 < sum(cut) < 32
+
+
+@pytest.mark.parametrize("held", ["always", "never"])
+def test_mixtures_follow_from_seed_epoch_and_step(held: str, tree: Path) -> None:
+    loader, again = (load(tree, image_size=32, mixup=0.4, cutmix=1.0, in_memory=held).train for _ in range(2))
+    epoch_of(again, 1)
+    images, targets = epoch_of(loader, 2)
+    same, labels = epoch_of(again, 2, start=1)
+    assert torch.equal(images[3:], same)
+    assert torch.equal(targets[3:], labels)
+    assert not torch.equal(epoch_of(load(tree, image_size=32).train, 2)[0], images)
+    assert loader.views is None

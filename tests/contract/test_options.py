@@ -241,6 +241,8 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "train_split": (["--train_split", "0.8"], []),
     "test_split": (["--test_split", "0.2"], []),
     "balanced": (["--balanced"], []),
+    "mixup": (["--mixup", "1"], []),
+    "cutmix": (["--cutmix", "1"], []),
     "channels": (["--channels", "1"], []),
     "validation": (["--validation", "0.1"], []),
     "epochs": (["--epochs", "239"], []),
