@@ -137,6 +137,11 @@ class FileParts:
         """Those that there are."""
         return tuple(part for part in (self.train, self.test, self.validation) if part is not None)
 
+    @property
+    def paths(self) -> list[str]:
+        """Where all images lie."""
+        return [path for part in self.all for path in part.paths]
+
     def without(self, paths: Collection[str]) -> FileParts:
         """All but these images."""
         validation = self.validation.without(paths) if self.validation else None

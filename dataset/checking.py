@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dataset.files import some_of
 from dataset.pictures import fault_of
 from helper import distributed
 
@@ -22,9 +23,6 @@ THREADS = 16
 
 AT_ONCE = 2048
 """Files looked at between two words to the other processes, which would not wait for ever."""
-
-MOST_NAMES = 20
-"""Damaged images named in a message."""
 
 
 def damaged_among(paths: Sequence[str], tree: Path) -> dict[str, str]:
@@ -109,6 +107,4 @@ def listed(damaged: Mapping[str, str], tree: Path) -> str:
     """``3 images cannot be read: train/a/3.png (empty), …``."""
     start = tree if tree.is_dir() else tree.parent  # of a list
     names = [f"{os.path.relpath(path, start)} ({fault})" for path, fault in damaged.items()]
-    rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    count = "1 image" if len(names) == 1 else f"{len(names)} images"
-    return f"{count} cannot be read: {', '.join(names[:MOST_NAMES])}{rest}"
+    return f"{len(names)} image{'s' * (len(names) != 1)} cannot be read: {some_of(names)}"

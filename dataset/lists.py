@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataset.tree import PARTS, in_order, some_of
+from dataset.files import some_of
+from dataset.tree import PARTS, in_order
 from helper.errors import UsageError
 
 COLUMNS = ("path", "label")

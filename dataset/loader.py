@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -86,7 +86,7 @@ def find(name: str, data_dir: Path | str, skip_damaged: bool = False, images: Im
     dataset = dataset_dict[name.lower()](Path(data_dir))
     dataset.wanted = images
     if skip_damaged and isinstance(dataset, FileDataset):
-        dataset.damaged = damaged_among(paths_of(dataset.parts().all), dataset.data_dir)
+        dataset.damaged = damaged_among(dataset.parts().paths, dataset.data_dir)
     return dataset
 
 
@@ -163,11 +163,6 @@ def check_at_least(option: str, value: int, least: int) -> None:
         raise UsageError(f"{option}: must be at least {least}, got {value}")
 
 
-def paths_of(parts: Sequence[Files]) -> list[str]:
-    """Where all their images lie."""
-    return [path for part in parts for path in part.paths]
-
-
 def readable(dataset: FileDataset, skip_damaged: bool, test_only: bool) -> tuple[FileParts, tuple[str, ...]]:
     """A dataset's images, and lines about those that are left out.
 
@@ -180,7 +175,7 @@ def readable(dataset: FileDataset, skip_damaged: bool, test_only: bool) -> tuple
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(parts.others.items()))
         notes.append(f"{tree}: left out: {kinds}")
     if not skip_damaged:
-        damaged = damaged_among(paths_of([parts.test] if test_only else parts.all), tree)
+        damaged = damaged_among(parts.test.paths if test_only else parts.paths, tree)
         if damaged:
             raise UsageError(
                 f"--data_dir: {tree}: {listed(damaged, tree)}; mend or remove them, or --skip_damaged goes on without"

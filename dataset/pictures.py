@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -103,9 +102,12 @@ def fault_of(path: str) -> str | None:
     """Why an image file cannot be read, as a look at its header and its end tells; None where nothing is wrong."""
     try:
         with open(path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:
+            size = file.seek(0, os.SEEK_END)
+            if not size:
                 return "empty"
-            end = end_of(file)
+            file.seek(max(0, size - TAIL))
+            end = file.read().rstrip(b"\0")
+            file.seek(0)
             with Image.open(file) as image:
                 if is_deep(image) or not end.endswith(ENDS.get(image.format or "", b"no mark")):
                     to_rgb(image)
@@ -116,12 +118,3 @@ def fault_of(path: str) -> str | None:
     except Exception as error:  # Pillow raises many kinds
         return getattr(error, "strerror", None) or one_line(error)
     return None
-
-
-def end_of(file: BinaryIO) -> bytes:
-    """The last bytes of a file, without zeros after them; the file stands at its start again."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - TAIL))
-    end = file.read().rstrip(b"\0")
-    file.seek(0)
-    return end

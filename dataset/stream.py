@@ -24,6 +24,7 @@ from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_
 from dataset.pictures import grey_picture, read_picture
 from helper.batch import Batch, ViewSpace
 from helper.errors import InputError
+from helper.machine import cores
 from helper.stopping import ReadersLost, in_readers, starting_readers
 
 Place = tuple[int, int, int]  # epoch, image, draw: the epoch travels with the index, since workers outlive epochs
@@ -141,7 +142,7 @@ class StreamLoader:
         self.num_images, self.device, self.labels = len(files.paths), device, files.labels
         self.sampler = EpochSampler(files.labels, seed, batch_size, train, shard, balanced)
         self.normalise = Normalise(info, device)
-        workers = min(num_workers, num_processors())
+        workers = min(num_workers, cores())
         self.batches = torch.utils.data.DataLoader(
             ImageFiles(files, info, transform, seed),
             batch_sampler=self.sampler,
@@ -190,17 +191,8 @@ def tells_of_a_loss(error: Exception) -> bool:
 
 def stacked(samples: list[Sample | Unreadable]) -> Samples | Unreadable:
     """uint8 [B, H, W, 3], labels and places int64 [B], or the first image that cannot be read."""
-    read = []
     for sample in samples:
         if isinstance(sample, Unreadable):
             return sample
-        read.append(sample)
-    images, labels, places = zip(*read, strict=True)
+    images, labels, places = zip(*samples, strict=True)
     return torch.stack(images), torch.tensor(labels, dtype=torch.int64), torch.tensor(places, dtype=torch.int64)
-
-
-def num_processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -90,14 +90,23 @@ def _calibrated(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, floa
     """Mean gaps of the bins → ``ece = Σ_bins |mean gap|`` in percent."""
     finished = {}
     for name, values in scores.items():
-        gaps = [value for score, value in values.items() if score.startswith(GAP)]
-        rest = {score: value for score, value in values.items() if not score.startswith(GAP)}
-        finished[name] = rest | ({"ece": 100 * sum(map(abs, gaps))} if gaps else {})
+        finished[name] = {score: value for score, value in values.items() if not score.startswith(GAP)}
+        if gaps := [value for score, value in values.items() if score.startswith(GAP)]:
+            finished[name]["ece"] = 100 * sum(map(abs, gaps))
     for name, values in finished.items():
         each = [finished[f"{name}_{j}"]["ece"] for j in range(len(finished)) if f"{name}_{j}" in finished]
         if each:
             values["ece"] = sum(each) / len(each)
     return finished
+
+
+def named_scores(scores: dict[str, dict[str, float]], main: str | None) -> dict[str, float]:
+    """Scores of several predictions as ``prediction_score``; the name of the ``main`` one is left out."""
+    return {
+        "_".join(part for part in (which if which != main else "", name) if part): value
+        for which, values in scores.items()
+        for name, value in values.items()
+    }
 
 
 def compared(logits: torch.Tensor, other: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -126,13 +126,22 @@ def rescaled_drops(old: Sequence[int], new: Sequence[int], epoch: int) -> list[i
     return [*old[:passed], *(max(drop, epoch) for drop in new[passed:])]
 
 
+OWN = 2_147_483_647
+"""How far apart the seeds of two processes are."""
+
+
 def seed_everything(seed: int, epoch: int = 0) -> None:
     """Seed torch's generators for one epoch, so that a resumed run draws what an undisturbed one would.
 
     Before the first epoch all processes draw the same, the initial weights; then each draws its own.
     """
     process = distributed.rank() if epoch else 0
-    torch.manual_seed((seed * 1_000_003 + epoch + process * 2_147_483_647) % 2**63)
+    torch.manual_seed((seed * 1_000_003 + epoch + process * OWN) % 2**63)
+
+
+def shared_seed() -> int:
+    """What torch's generators were seeded with for this epoch in the first process, in all of them."""
+    return (torch.initial_seed() - distributed.rank() * OWN) % 2**63
 
 
 def get_generators(device: torch.device) -> list[torch.Tensor]:

@@ -106,9 +106,9 @@ class Session:
                 print(line, flush=True)
         return loaders
 
-    def example(self) -> torch.Tensor:
-        """Black images ``[2, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
-        return torch.zeros(2, 3, self.info.image_size, self.info.image_size, device=self.device)
+    def example(self, number: int = 2) -> torch.Tensor:
+        """So many black images ``[…, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
+        return torch.zeros(number, 3, self.info.image_size, self.info.image_size, device=self.device)
 
     def build(self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None) -> Any:
         """A network for the dataset's classes, on the device; UsageError where no weights are published for it.
@@ -172,22 +172,16 @@ class Session:
         earlier = RunFolder(opt.resume) if isinstance(opt.resume, Path) else None
         state = distributed.from_first(lambda: run.open(parameters_of(opt), opt.overwrite, earlier))
         try:
-            self._say_where(run, state)
+            if state is not None:
+                print(f"{run.path}: resuming after {Progress.of(state, opt.epochs, ()).where}", flush=True)
+            elif opt.resume is not None:
+                ignored = MAY_DIFFER - {"epochs"}
+                print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
             result = self.fit(run, task, arch, state)()
         finally:
             run.close()
         print(f"{run.path}: {describe(result)}")
         return result
-
-    def _say_where(self, run: RunFolder, state: dict[str, Any] | None) -> None:
-        """What ``--resume`` has found."""
-        opt = self.opt
-        if state is not None:
-            where = Progress.of(state, opt.epochs, ()).where
-            print(f"{run.path}: resuming after {where}", flush=True)
-        elif opt.resume is not None:
-            ignored = MAY_DIFFER - {"epochs"}
-            print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
 
     def _require_statistics(self, task: Task) -> None:
         """UsageError where BatchNorm would see a single value of a channel, which has no variance."""
@@ -220,7 +214,7 @@ class Session:
             precision=self.precision,
             state=state,
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
-            about=self.about(arch),
+            about={**self.about(arch), **task.about},
             test_name=loaders.test_name,
             validation_name=loaders.validation_name,
         )
@@ -241,7 +235,7 @@ class Session:
         }
 
     def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
-        """Scores of named predictions on the test set, see :func:`helper.loop.evaluate`."""
+        """Scores of named predictions on the test set, see :func:`helper.evaluation.evaluate`."""
         with uncompiled(self.opt.compile):
             return evaluate(predict, self.loaders.test, self.device, self.precision)
 
@@ -254,7 +248,10 @@ class Session:
 
     def print_evaluation(self, network: nn.Module, arch: str, given: Path) -> None:
         """Load the checkpoint ``PATH[@KEY]`` into ``network`` and print its test accuracy."""
-        path = self.load(network, given, arch, "--evaluate")
+        self.print_scores(network, arch, self.load(network, given, arch, "--evaluate"))
+
+    def print_scores(self, network: nn.Module, arch: str, path: Path) -> None:
+        """Print the test accuracy of a network that was read from ``path``."""
         network.eval()
         scores = self.test(lambda images: {"network": network(images)})["network"]
         print(

@@ -80,10 +80,13 @@ class CifarResNet(StagedModel):
         self, num_classes: int, depth: int, widths: Sequence[int] = NARROW, bottleneck: int | None = None
     ) -> None:
         layers = ("layer1", "layer2", "layer3")
-        super().__init__(num_classes, {"conv1": ("conv1", "bn1"), **{layer: (layer,) for layer in layers}}, head="fc")
+        blocks = (depth - 2) // (9 if bottleneck else 6)
+        last = f"{blocks - 1}.bn3" if bottleneck else f"{blocks - 1}.bn2"
+        norms = {"conv1": "bn1", **{layer: f"{layer}.{last}" for layer in layers}}
+        parts = {"conv1": ("conv1", "bn1"), **{layer: (layer,) for layer in layers}}
+        super().__init__(num_classes, parts, head="fc", norms=norms)
         self.width_unit = 4 if bottleneck else 1
         self.widths = widths = checked_widths(widths, 4, multiple=self.width_unit)
-        blocks = (depth - 2) // (9 if bottleneck else 6)
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         for layer, inputs, outputs, stride in zip(layers, widths[:-1], widths[1:], (1, 2, 2), strict=True):

@@ -176,7 +176,7 @@ class LogitsOnly(StagedModel):
         super().train(mode)
         return self
 
-    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False) -> Output:
+    def forward(self, x: Tensor, is_feat: bool = False, preact: bool | Literal["both"] = False) -> Output:
         if is_feat:
             raise self._no_maps()
         return self._net[0](x)

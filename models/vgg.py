@@ -47,7 +47,9 @@ class VGG(StagedModel):
 
     def __init__(self, num_classes: int, depths: Sequence[int], widths: Sequence[int] = WIDTHS) -> None:
         parts = {"block0": ("block0",), **{f"block{i}": (f"pool{i - 1}", f"block{i}") for i in range(1, 5)}}
-        super().__init__(num_classes, parts, head="classifier")
+        # of each convolution: itself, its normalisation and, but for the last one's, a ReLU
+        norms = {f"block{index}": f"block{index}.{3 * depth - 2}" for index, depth in enumerate(depths)}
+        super().__init__(num_classes, parts, head="classifier", norms=norms)
         self.widths = widths = checked_widths(widths, 5)
         for index, (inputs, outputs, depth) in enumerate(zip((3, *widths[:-1]), widths, depths, strict=True)):
             self.add_module(f"block{index}", convolutions(inputs, outputs, depth))

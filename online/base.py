@@ -30,7 +30,7 @@ Structure: TypeAlias = Annotated[
     Literal["branches", "networks"],
     "branches share all stages but the last; networks share nothing",
 ]
-Branches: TypeAlias = Annotated[int, "number of peers"]
+PeerCount: TypeAlias = Annotated[int, "number of peers"]
 Alpha: TypeAlias = Annotated[float, "weight of the KL between the peers"]
 Temperature: TypeAlias = Annotated[float, "temperature of the softened KL"]
 DetachTargets: TypeAlias = Annotated[bool, "no gradient through the targets of the KL, as in the papers"]

@@ -10,9 +10,9 @@ from helper.kl import full_precision
 from helper.recipe import Recipe
 from online.base import (
     Alpha,
-    Branches,
     DetachTargets,
     OnlineMethod,
+    PeerCount,
     Structure,
     Temperature,
     cross_entropies,
@@ -54,7 +54,7 @@ class ONE(OnlineMethod):
     def __init__(
         self,
         *,
-        num_branches: Branches = 3,
+        num_branches: PeerCount = 3,
         peers: Structure = "branches",
         alpha: Alpha = 1.0,
         kd_T: Temperature = 3.0,

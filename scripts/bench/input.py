@@ -20,9 +20,8 @@ from torchvision.datasets import ImageFolder
 from dataset import checking
 from dataset.base import DatasetInfo, Split
 from dataset.loader import ALONE, get_loaders, memory_loaders
-from dataset.stream import num_processors
 from helper.images import ImageOptions
-from helper.machine import device_of
+from helper.machine import cores, device_of
 from scripts.bench.subjects import RandomImages
 from scripts.bench.timing import Rows, synchronise
 
@@ -67,7 +66,7 @@ def of_files(opt: argparse.Namespace, say: Callable[[str], None]) -> dict[str, R
     device, count = device_of(opt), 1_000 if opt.quick else FILES
     size, flip = transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()
     steps = [size, flip, transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)]
-    cores = min(WORKERS, num_processors())
+    used = min(WORKERS, cores())
     own_folder, ratios = checking.cache_folder, []
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -95,8 +94,8 @@ def of_files(opt: argparse.Namespace, say: Callable[[str], None]) -> dict[str, R
             ratios.append((speed(held, opt.batch_size, device), speed(cifar, opt.batch_size, device)))
     later, in_cifar = (median(each) for each in zip(*ratios, strict=True))
     rows: Rows = {
-        "ours, decoding": {"images_per_s": first, "images_per_s_and_core": first / cores},
-        "torchvision's ImageFolder": {"images_per_s": other, "images_per_s_and_core": other / cores},
+        "ours, decoding": {"images_per_s": first, "images_per_s_and_core": first / used},
+        "torchvision's ImageFolder": {"images_per_s": other, "images_per_s_and_core": other / used},
         "ours, later epochs": {"images_per_s": later, "speed_vs_cifar": median(a / b for a, b in ratios)},
         "CIFAR's loader": {"images_per_s": in_cifar},
     }

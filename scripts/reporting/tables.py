@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.reporting.published import OF, published
-from scripts.reporting.runs import LEVELS, Group, Run, family
+from scripts.reporting.runs import Group, Run, family
 from scripts.reporting.statistics import baseline_name, baseline_of, paired
 
 BEYOND = {
@@ -88,23 +88,22 @@ def rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def spread(mean: float, std: float | None) -> str:
+def spread(mean: float, std: float | None, digits: int = 2) -> str:
     """``97.20 ± 0.31``."""
-    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def all_tables(groups: Sequence[Group]) -> list[Table]:
     """Those that have rows."""
     makers = (accuracy_table, options_table, beyond_table, class_table, weights_table, peer_table, published_table)
-    made = [make(groups) for make in makers]
-    return [table for table in made if table.rows]
+    return [table for make in makers if (table := make(groups)).rows]
 
 
 def accuracy_table(groups: Sequence[Group]) -> Table:
     """Last and best, and the paired difference to the default weighting."""
     words = (
         f"{reported_on(groups).capitalize()} accuracy in %, mean ± standard deviation over seeds; "
-        f"the best epoch is chosen on the {chosen_on(groups)} set. "
+        f"the best epoch is chosen on the {chosen_on(groups)} set."
     )
     header = ["method", "last epoch", "best epoch", f"last − {baseline_name()}", "seeds", "epochs", "images/s", "hours"]
     table = Table("Accuracy", words, header)
@@ -112,14 +111,15 @@ def accuracy_table(groups: Sequence[Group]) -> Table:
         last, best = (each.mean_std(partial(Run.accuracy, which=which)) for which in ("last", "best"))
         speed, _ = each.mean_std(lambda run: run.result["images_per_second"])
         hours, _ = each.mean_std(lambda run: run.result["hours"])
-        row = [each.label, spread(*last), spread(*best), difference(each, groups), str(len(each.runs))]
+        baseline = baseline_of(each, groups)
+        gap = paired(each, baseline) if baseline else None
+        row = [each.label, spread(*last), spread(*best), str(gap or ""), str(len(each.runs))]
         table.rows.append([*row, str(each.first.result["epochs"]), f"{speed:.0f}", f"{hours:.2f}"])
     if any(row[3] for row in table.rows):
         table.words += (
-            f"− {baseline_name()}: mean difference to the same student under the same teachers over the same seeds, "
+            f" − {baseline_name()}: mean difference to the same student under the same teachers over the same seeds, "
             "with Student's 95 % interval where there are two seeds or more."
         )
-    table.words = table.words.strip()
     return table
 
 
@@ -131,13 +131,6 @@ def reported_on(groups: Sequence[Group]) -> str:
 def chosen_on(groups: Sequence[Group]) -> str:
     """``test``, ``val``, ``validation`` or several of them."""
     return " or ".join(sorted({run.result["best_chosen_on"] for each in groups for run in each.runs}))
-
-
-def difference(each: Group, groups: Sequence[Group]) -> str:
-    """The paired difference to the baseline, if there is one."""
-    baseline = baseline_of(each, groups)
-    found = paired(each, baseline) if baseline else None
-    return str(found) if found else ""
 
 
 def options_table(groups: Sequence[Group]) -> Table:
@@ -166,10 +159,10 @@ def beyond_table(groups: Sequence[Group]) -> Table:
     table = Table("Beyond accuracy", words, ["method", *BEYOND, "gap to the ensemble"])
     for each in groups:
         scores = [each.last(name) for name in BEYOND.values()]
-        gap = each.mean_std(ensemble_gap) if "teacher_ensemble" in each.first.result else None
-        decimals = [3, 2, 2, 2, 3]
-        cells = [number(score, digits) for score, digits in zip(scores, decimals, strict=True)]
-        table.rows.append([each.label, *cells, f"{gap[0]:+.2f}" if gap else ""])
+        decimals = (3, 2, 2, 2, 3)
+        cells = [spread(*score, digits) if score else "" for score, digits in zip(scores, decimals, strict=True)]
+        gap = f"{each.mean_std(ensemble_gap)[0]:+.2f}" if "teacher_ensemble" in each.first.result else ""
+        table.rows.append([each.label, *cells, gap])
     return table
 
 
@@ -196,14 +189,6 @@ def class_table(groups: Sequence[Group]) -> Table:
     return table
 
 
-def number(score: tuple[float, float | None] | None, digits: int) -> str:
-    """Mean ± deviation with so many decimals; nothing for None."""
-    if score is None:
-        return ""
-    mean, std = score
-    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
-
-
 def ensemble_gap(run: Run) -> float:
     """Accuracy of the student minus that of its teachers' ensemble."""
     return run.accuracy("last") - run.result["teacher_ensemble"]["accuracy"]
@@ -227,7 +212,7 @@ def weights_table(groups: Sequence[Group]) -> Table:
     )
     table = Table("Weights of the teachers", words, ["method", "of the losses on", "epoch", "weights", *WEIGHING])
     for each in groups:
-        for prefix, level in LEVELS.items():
+        for prefix, level in each.levels.items():
             weights = [by_epoch(each, name) for name in each.names(f"{prefix}weight_")]
             if len({value for of_one in weights for value in of_one.values()}) > 1:
                 others = [by_epoch(each, prefix + name) for name in WEIGHING.values()]
@@ -286,8 +271,7 @@ def published_table(groups: Sequence[Group]) -> Table:
 
 def notes(groups: Sequence[Group]) -> list[str]:
     """Each set of teachers and each combination of machine and software once."""
-    runs = [run for each in groups for run in each.runs]
-    return [*teacher_lines(runs), *machine_lines(runs)]
+    return [*teacher_lines(runs_of(groups)), *machine_lines(runs_of(groups))]
 
 
 def teacher_lines(runs: Sequence[Run]) -> list[str]:
@@ -312,22 +296,16 @@ def machine_lines(runs: Sequence[Run]) -> list[str]:
     return [f"{words}; revision{'s' * (len(each) > 1)} {', '.join(each)}." for words, each in made.items()]
 
 
-def commands(groups: Sequence[Group]) -> list[str]:
-    """What each row's first run was started with."""
-    return [each.first.command for each in groups]
-
-
 def markdown(groups: Sequence[Group]) -> str:
     """All tables, with the commands below."""
-    parts: list[str] = []
-    for index, table in enumerate(all_tables(groups)):
-        if index:
-            parts += [f"## {table.title}", ""]
-        parts += [table.words, "", table.markdown(), ""]
-        if not index:
-            parts += ["\n\n".join(teacher_lines(runs_of(groups))), ""] if teacher_lines(runs_of(groups)) else []
-            parts += ["\n".join(machine_lines(runs_of(groups))), ""]
-    return "\n".join([*parts, "## Commands", "", "```", *commands(groups), "```", ""])
+    first, *others = all_tables(groups)
+    runs = runs_of(groups)
+    teachers = "\n\n".join(teacher_lines(runs))
+    parts = [first.words, "", first.markdown(), "", *([teachers, ""] if teachers else [])]
+    parts += ["\n".join(machine_lines(runs)), ""]
+    for table in others:
+        parts += [f"## {table.title}", "", table.words, "", table.markdown(), ""]
+    return "\n".join([*parts, "## Commands", "", "```", *(each.first.command for each in groups), "```", ""])
 
 
 def runs_of(groups: Sequence[Group]) -> list[Run]:

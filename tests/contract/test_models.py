@@ -111,8 +111,49 @@ def test_preact_is_the_map_before_the_relu(name: str) -> None:
         if stage in model.relu_after:
             assert pre.min() < 0
             torch.testing.assert_close(pre.relu(), post)
+        elif stage in model.norms and not model.norms[stage].startswith(model.parts[stage]):
+            torch.testing.assert_close(pre, model.get_submodule(model.norms[stage])(post))
         else:
             torch.testing.assert_close(pre, post)
+
+
+@pytest.mark.parametrize("name", OWN)
+@torch.no_grad()
+def test_both_are_the_maps_before_the_relu_and_after_it(name: str) -> None:
+    model, x = build(name), images()
+    (*both, vector), logits = model(x, is_feat=True, preact="both")
+    count = len(model.stages)
+    for maps, preact in ((both[:count], True), (both[count:], False)):
+        (*expected, same_vector), same_logits = model(x, is_feat=True, preact=preact)
+        torch.testing.assert_close([*maps, vector, logits], [*expected, same_vector, same_logits])
+
+
+@pytest.mark.parametrize("name", OWN)
+@torch.no_grad()
+def test_the_norm_that_a_map_before_the_relu_comes_from(name: str) -> None:
+    """A change of its bias is a change of that map, by as much."""
+    model, x = build(name), images()
+    assert model.norms.keys() <= set(model.stages)
+    for stage, norm in model.norms.items():
+        index = model.stages.index(stage)
+        before = model(x, is_feat=True, preact=True)[0][index]
+        model.get_submodule(norm).bias += 0.5
+        torch.testing.assert_close(model(x, is_feat=True, preact=True)[0][index], before + 0.5, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OWN)
+@torch.no_grad()
+def test_class_activation_maps(name: str) -> None:
+    """Their mean over the positions is the network's answer, where its classifier is linear on the last map's mean."""
+    model, x = build(name), images()
+    features, logits = model(x, is_feat=True)
+    if type(model).embed is not StagedModel.embed:
+        with pytest.raises(UsageError, match=r"^--distill: .* has no class activation maps"):
+            model.class_activation_maps(features[-2])
+        return
+    cam = model.class_activation_maps(features[-2])
+    assert cam.shape == (*logits.shape, *features[-2].shape[2:])
+    torch.testing.assert_close(cam.mean((2, 3)), logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -138,6 +138,51 @@ def test_an_option_of_another_method(arguments: Sequence[str], option: str, owne
     assert owner in message
 
 
+def test_several_losses_at_once() -> None:
+    """Each has its hyperparameters, and a run's name and record that --config repeats."""
+    parser = train_student.options()
+    opt = parser.parse(["--distill", "hint,inter", "-b", "1000,0.5", "--hint_layer", "1", "--convs"])
+    assert (opt.distill, opt.beta, opt.hint_layer, opt.factor) == ("hint,inter", [1000, 0.5], 1, 2)
+    assert parser.hyperparameters(opt, "distill", "hint") == {"hint_layer": 1}
+    assert "-hint,inter-" in name_of("--distill", "hint,inter", "-b", "1000,0.5")
+    assert "-b=1000,0.5-hint_layer=1-convs-" in name_of(
+        *("--distill", "hint,inter", "-b", "1000,0.5", "--hint_layer", "1", "--convs")
+    )
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        ("hint,nothing", "--distill: unknown value 'nothing'"),
+        ("hint,", "--distill: unknown value ''"),
+        ("hint,inter,hint", "--distill: 'hint,inter,hint' holds hint twice"),
+    ],
+)
+def test_several_losses_of_which_one_is_wrong(distill: str, message: str) -> None:
+    assert error_of("--distill", distill).startswith(message)
+
+
+def test_an_option_of_none_of_several_losses() -> None:
+    message = error_of("--distill", "hint,kd", "--factor", "3")
+    assert message.startswith("--factor: belongs to --distill inter")
+    assert message.endswith("not to hint,kd")
+
+
+def test_methods_that_share_an_argument_with_different_defaults() -> None:
+    """Each keeps its own; a value that is given is that of all, and tells the run from others."""
+
+    def one(*, wide: int = 3) -> None: ...
+
+    def two(*, wide: int = 5) -> None: ...
+
+    parser = Options("")
+    parser.add_methods("", "kind", {"one": one, "two": two}, "one", "", several=True)
+    plain, given = (parser.parse(["--kind", "one,two", *more]) for more in ([], ["--wide", "3"]))
+    assert [parser.hyperparameters(plain, "kind", name)["wide"] for name in ("one", "two")] == [3, 5]
+    assert [parser.hyperparameters(given, "kind", name)["wide"] for name in ("one", "two")] == [3, 3]
+    assert [parser.changed(opt, ["kind"]) for opt in (plain, given)] == [[], ["wide=3"]]
+
+
 @pytest.mark.parametrize(("dest", "registry"), [("distill", distill_dict), ("ensemble_method", ensemble_dict)])
 def test_every_hyperparameter_is_a_flag(dest: str, registry: dict[str, Any]) -> None:
     """Shown in --help, typed, with the default of the signature."""
