@@ -237,16 +237,13 @@ class Fit:
         distributed.copy_from_first(self.task.trained.buffers())
         self.task.trained.eval()
         ask = self.task.compare if compare else self.task.predict
+        per_class = None if compare else PerClass()
         with uncompiled(self.opt.compile):
-            per_class = None if compare else PerClass()
             scores = evaluate(ask, interruptible(loader, LOOK), self.device, self.precision, per_class)
-        main = None if per_class is None else next(iter(scores))
-        if per_class is not None and main is not None:
-            counts, accuracies = per_class.read()
-            known = [each for each in accuracies if each is not None]
-            scores[main]["balanced_accuracy"] = sum(known) / len(known)
-            told = [each if each is None else round(each, 4) for each in accuracies]
-            self.per_class = {"class_images": counts, "class_accuracy": told}
+        if per_class is None:
+            return named_scores(scores, main=None)
+        main = next(iter(scores))
+        scores[main]["balanced_accuracy"], self.per_class = per_class.read()
         return named_scores(scores, main)
 
     def _save_epoch(self, epoch: int, row: dict[str, Any]) -> None:

@@ -75,11 +75,17 @@ class PerClass:
         sums.scatter_add_(1, target.expand(2, -1), right)
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def read(self) -> tuple[list[int], list[float | None]]:
-        """Images of each class and accuracy in percent, None for a class without images, over all processes."""
+    def read(self) -> tuple[float, dict[str, list[Any]]]:
+        """The mean of the classes' accuracies in percent, over all processes; and what goes on record of each class.
+
+        That is ``class_images``, how many there are, and ``class_accuracy``: None for a class without images.
+        """
         parts = distributed.gather(None if self._sums is None else self._sums.tolist())
         counts, right = torch.tensor([part for part in parts if part is not None]).sum(0).tolist()
-        return counts, [100 * found / count if count else None for count, found in zip(counts, right, strict=True)]
+        each = [100 * found / count if count else None for count, found in zip(counts, right, strict=True)]
+        known = [accuracy for accuracy in each if accuracy is not None]
+        told = [accuracy if accuracy is None else round(accuracy, 4) for accuracy in each]
+        return sum(known) / len(known), {"class_images": counts, "class_accuracy": told}
 
 
 def stacked(values: Scalars) -> torch.Tensor:
