@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import setting
@@ -29,6 +28,7 @@ from helper.evaluation import compared
 from helper.frozen import freeze
 from helper.gradients import OnePass, batch_mean, of_all_samples
 from helper.kl import full_precision
+from helper.label_loss import label_loss
 from helper.machine import autocast
 from helper.meters import Scalars, accuracy
 from helper.options import (
@@ -264,7 +264,7 @@ class Distillation(Task):
         student = observe(self.student, batch.images, of_student)
 
         logits = full_precision(student.logits)
-        cross_entropy = F.cross_entropy(logits, batch.target)
+        cross_entropy = label_loss(logits, batch)
         loss = r * cross_entropy
         scalars = {"loss_ce": cross_entropy, "accuracy": accuracy(logits, batch.target)}
         parts: list[tuple[float, Callable[[], torch.Tensor]]] = []
@@ -276,7 +276,7 @@ class Distillation(Task):
             parts.append((share, each))
             scalars |= report
         if self.listening and self.trained.training:
-            own = r * F.cross_entropy(logits.detach(), batch.target, reduction="none")
+            own = r * label_loss(logits.detach(), batch, reduction="none")
             self.sample_losses.append(sum((share * each() for share, each in parts), own))
         return {"loss": loss, **scalars}
 
@@ -491,9 +491,15 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[Te
     Raises:
         UsageError: the folder cannot be written, or the dataset's views cannot be counted.
     """
+    if opt.mixup or opt.cutmix:
+        option = "--mixup" if opt.mixup else "--cutmix"
+        raise UsageError(f"--teacher_cache: {option} makes images that cannot be counted; leave one of them out")
     views = session.loaders.train.views
     if views is None:
-        raise UsageError(f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways; leave it out")
+        raise UsageError(
+            f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways, distorted, or not in memory; "
+            "leave the cache out, or choose --augment crop_flip or none, and --in_memory always"
+        )
     described = [(file.arch, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
     teachers.cache = TeacherCache(
         opt.teacher_cache, opt.teacher_cache_gb, views, described, session.precision, session.info.num_classes

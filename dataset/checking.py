@@ -50,7 +50,7 @@ def _search(paths: Sequence[str], tree: Path) -> Iterator[dict[str, str]]:
             for first in range(0, len(paths), AT_ONCE):
                 some = paths[first : first + AT_ONCE]
                 shares = [some[thread::THREADS] for thread in range(THREADS)]
-                marks = {path: mark for share in pool.map(_marks, shares) for path, mark in share.items()}
+                marks = {path: mark for share in pool.map(marks_of, shares) for path, mark in share.items()}
                 new = [path for path in some if marks[path] not in known]
                 faults = dict(zip(new, pool.map(fault_of, new), strict=True))
                 known.update(mark for path in new if faults[path] is None and (mark := marks[path]) is not None)
@@ -61,7 +61,7 @@ def _search(paths: Sequence[str], tree: Path) -> Iterator[dict[str, str]]:
             _remember(known, memory)
 
 
-def _marks(paths: Sequence[str]) -> dict[str, int | None]:
+def marks_of(paths: Sequence[str]) -> dict[str, int | None]:
     """Path, size and time of each file as one number; None where there is no file."""
     here, marks = os.getcwdb(), dict[str, int | None]()
     for path in paths:
@@ -105,5 +105,6 @@ def _remember(known: set[int], memory: Path) -> None:
 
 def listed(damaged: Mapping[str, str], tree: Path) -> str:
     """``3 images cannot be read: train/a/3.png (empty), …``."""
-    names = [f"{os.path.relpath(path, tree)} ({fault})" for path, fault in damaged.items()]
+    start = tree if tree.is_dir() else tree.parent  # of a list
+    names = [f"{os.path.relpath(path, start)} ({fault})" for path, fault in damaged.items()]
     return f"{len(names)} image{'s' * (len(names) != 1)} cannot be read: {some_of(names)}"

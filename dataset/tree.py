@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -14,10 +14,19 @@ from dataset.files import some_of
 from helper.errors import UsageError
 
 PARTS = ("train", "val", "test")
-KEPT_AS = "images are kept as train/<class>/*, and val/<class>/* or test/<class>/* or both"
+KEPT_AS = (
+    "images are kept as train/<class>/*, and val/<class>/* or test/<class>/* or both; "
+    "--test_split divides those of one part"
+)
 
 OF_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "icon\r"}
 """What operating systems leave in folders, beside hidden files."""
+
+
+def files_of(classes: Sequence[str], images: Mapping[str, Sequence[str]]) -> Files:
+    """Each class's images, labelled by its place among ``classes``."""
+    paths = tuple(path for name in classes for path in images.get(name, ()))
+    return Files(paths, to_labels([label for label, name in enumerate(classes) for _ in images.get(name, ())]))
 
 
 def is_data(name: str) -> bool:
@@ -101,17 +110,16 @@ def read_part(folder: Path, classes: Sequence[str]) -> tuple[Files, Counter[str]
             f"--data_dir: {folder.parent}: no images in {some_of(empty)}; "
             f"remove the class or add some ({' '.join(IMG_EXTENSIONS)})"
         )
-    paths = tuple(path for name in classes for path in images[name])
-    return Files(paths, to_labels([label for label, name in enumerate(classes) for _ in images[name]])), others
+    return files_of(classes, images), others
 
 
-def training_classes(name: str, tree: Path) -> list[str]:
-    """The class folders of ``train`` in label order.
+def training_classes(name: str, tree: Path, train: Path | None = None) -> list[str]:
+    """The class folders of ``train``, the folder of this name unless given, in label order.
 
     Raises:
         UsageError: there is no tree, or it has fewer than two classes; with what there is, and what to do.
     """
-    train = tree / "train"
+    train = train or tree / "train"
     if not train.is_dir():
         raise UsageError(f"--dataset {name}: there is no {train}. {hint(tree)}; {KEPT_AS}")
     classes = folders_in(train)
@@ -165,7 +173,8 @@ def read_tree(name: str, tree: Path) -> FileParts:
     if not names:
         raise UsageError(
             f"--dataset {name}: {tree} holds {some_of(folders_in(tree))}, but no {tree / 'val'} or "
-            f"{tree / 'test'} to test on; rename one, or move a part of the images of every class there"
+            f"{tree / 'test'} to test on; rename one, or move a part of the images of every class there, or give "
+            "--test_split"
         )
     for each in names:
         refuse_too_deep(name, tree / each, folders_in(tree / each))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from helper.machine import autocast
-from helper.meters import Means, correct
+from helper.meters import Means, PerClass, correct
 
 BINS = 15
 """Of equal width, over the confidences (Guo et al. 2017)."""
@@ -21,12 +21,15 @@ Predict = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 Sums = dict[str, torch.Tensor]
 
 
-def evaluate(predict: Predict, loader: Any, device: torch.device, precision: str) -> dict[str, dict[str, float]]:
+def evaluate(
+    predict: Predict, loader: Any, device: torch.device, precision: str, per_class: PerClass | None = None
+) -> dict[str, dict[str, float]]:
     """Named predictions' mean scores over a loader, of which each process has a part.
 
     Args:
         predict: images ``[B, 3, H, W]`` → for each name logits ``[B, C]``; or those of m networks ``[m, B, C]``, which
             are scored as ``name_0``, ``name_1``, … and, as their mean, ``name``; or a measure of each image ``[B]``.
+        per_class: takes in what is predicted under the first name.
 
     Returns:
         for each name ``accuracy`` and ``accuracy5`` in percent, ``loss`` (cross-entropy in nats, which is the negative
@@ -38,6 +41,8 @@ def evaluate(predict: Predict, loader: Any, device: torch.device, precision: str
         for batch in loader:
             with autocast(device, precision):
                 predictions = predict(batch.images)
+            if per_class is not None:
+                per_class.add(next(iter(predictions.values())), batch.target)
             for name, prediction in predictions.items():
                 for which, sums, count in _named_sums(name, prediction, batch.target):
                     means.setdefault(which, Means()).add_sums(sums, count)

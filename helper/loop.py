@@ -18,7 +18,7 @@ from helper.errors import InputError, UsageError
 from helper.evaluation import evaluate, named_scores
 from helper.logger import Logger
 from helper.machine import autocast, uncompiled
-from helper.meters import FirstBad, Means
+from helper.meters import FirstBad, Means, PerClass
 from helper.optimisation import optimizer_dict, parameter_groups, schedule_of, set_rate
 from helper.outcome import result_of
 from helper.pointwise import subsample_first
@@ -85,6 +85,7 @@ class Fit:
         self.step = Update(self.task, self.optimizer, opt, self.device, self.precision)
         self.logger: Logger | None = None
         self.looks = Looks(LOOK)
+        self.per_class: dict[str, Any] = {}  # of the last evaluation
 
     def __call__(self) -> dict[str, Any]:
         """Train until the last epoch and write the result.
@@ -236,13 +237,19 @@ class Fit:
         distributed.copy_from_first(self.task.trained.buffers())
         self.task.trained.eval()
         ask = self.task.compare if compare else self.task.predict
+        per_class = None if compare else PerClass()
         with uncompiled(self.opt.compile):
-            scores = evaluate(ask, interruptible(loader, LOOK), self.device, self.precision)
-        return named_scores(scores, main=None if compare else next(iter(scores)))
+            scores = evaluate(ask, interruptible(loader, LOOK), self.device, self.precision, per_class)
+        if per_class is None:
+            return named_scores(scores, main=None)
+        main = next(iter(scores))
+        scores[main]["balanced_accuracy"], self.per_class = per_class.read()
+        return named_scores(scores, main)
 
     def _save_epoch(self, epoch: int, row: dict[str, Any]) -> None:
         """Record an epoch that is done; the checkpoint last, so that a run that is cut off here repeats the epoch."""
-        is_best = self.progress.take(epoch, row[f"{self.chosen_on}_accuracy"])
+        per_class = self.per_class if self.validation is None else {}
+        is_best = self.progress.take(epoch, row[f"{self.chosen_on}_accuracy"], per_class)
         if not distributed.is_first():
             return
         assert self.logger is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helper.errors import UsageError
+from helper.images import add_images, require_sound_images
 from helper.optimisation import optimizer_dict, schedule_dict
 from helper.options import (
     Flatten,
@@ -61,6 +62,7 @@ PUBLISHED_DROPS = PUBLISHED.drops
 def add_recipe(options: Options, datasets: Mapping[str, object], nesterov_help: str) -> None:
     """Add the shared options, with the defaults of AE-KD's and CA-MKD's common recipe."""
     _add_data(options, datasets)
+    add_images(options)
     _add_optimisation(options, nesterov_help)
     _add_run(options)
     _add_machine(options)
@@ -209,6 +211,7 @@ def require_sound_recipe(opt: argparse.Namespace) -> None:
     Raises:
         UsageError: naming the option and what to choose instead.
     """
+    require_sound_images(opt)
     if opt.resume and opt.overwrite:
         raise UsageError("--resume and --overwrite: choose one of them")
     if opt.nesterov and opt.momentum == 0:

@@ -15,6 +15,7 @@ from helper import checkpoint, distributed
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import evaluate
+from helper.images import PLAIN, ImageOptions
 from helper.lone_values import lone_values
 from helper.loop import Fit
 from helper.machine import (
@@ -72,7 +73,8 @@ class Session:
         if opt.compile:
             require_compiler(self.device)
             require_right_code(self.device)
-        self.info = info_of(opt.dataset, opt.data_dir, skip_damaged=opt.skip_damaged)
+        self.images = ImageOptions.of(opt)
+        self.info = info_of(opt.dataset, opt.data_dir, skip_damaged=opt.skip_damaged, images=self.images)
         self.dataset: str = "@".join(filter(None, (opt.dataset, self.info.identity)))
         self.labels = Labels(opt.dataset, self.info.num_classes, self.info.classes)
         seed_everything(seed_of(opt))
@@ -97,6 +99,7 @@ class Session:
             shard=(distributed.rank(), distributed.size()),
             skip_damaged=opt.skip_damaged,
             test_only=opt.evaluate is not None,
+            images=self.images,
         )
         for line in (*loaders.notes, "" if opt.evaluate else loaders.sizes):
             if line:
@@ -228,6 +231,7 @@ class Session:
             "image_size": info.image_size,
             "mean": list(info.mean),
             "std": list(info.std),
+            **({"channels": 1} if info.channels == 1 else {}),
         }
 
     def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
@@ -259,7 +263,7 @@ class Session:
 MAY_DIFFER = frozenset(
     {
         *("epochs", "checkpoint_minutes", "save_dir", "data_dir", "skip_damaged"),
-        *("device", "gpu_id", "num_workers", "teacher_cache_gb"),
+        *("device", "gpu_id", "num_workers", "teacher_cache_gb", "in_memory", "memory_gb"),
     }
 )
 """Options in which a run may differ from the one that it goes on from."""
@@ -282,6 +286,7 @@ def check_earlier(opt: argparse.Namespace, dataset: str) -> None:
     now = parameters_of(opt)
     if NETWORKS & stored.keys() != NETWORKS & now.keys():
         raise UsageError(f"--resume: the run in {opt.resume} is another script's")
+    stored = {**parameters_of(argparse.Namespace(**vars(PLAIN))), **stored}  # older runs do not have these
     stored["teachers"] = stored.get("teachers") or now.get("teachers")  # older runs do not have setting.py's on record
     differing = [name for name in now if name not in MAY_DIFFER and stored.get(name, now[name]) != now[name]]
     if differing:

@@ -144,7 +144,7 @@ def about_images(opt: argparse.Namespace, parameters: dict[str, Any], state: dic
             raise UsageError(f"{opt.run}: its checkpoint does not say {missing}; asking {source}: {error}") from None
         print(f"{opt.run}: its checkpoint, of an earlier version, does not say {missing}; taken from {source}")
         about = {name: getattr(info, name) for name in ABOUT} | about
-    return {**about, "layout": LAYOUT}
+    return {**about, "layout": LAYOUT + ", grey three times" * (state.get("channels") == 1)}
 
 
 def torch_program(

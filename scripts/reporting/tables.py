@@ -16,10 +16,15 @@ from scripts.reporting.statistics import baseline_name, baseline_of, paired
 BEYOND = {
     "NLL (nats)": "test_loss",
     "ECE (%)": "test_ece",
+    "balanced accuracy (%)": "test_balanced_accuracy",
     "agreement with the ensemble (%)": "test_ensemble_agreement",
     "KL to the ensemble (nats)": "test_ensemble_kl",
 }
 """Column titles and what ``result.json`` calls the scores."""
+
+
+MOST_CLASSES = 20
+"""In the table of classes."""
 
 
 @dataclass
@@ -90,7 +95,7 @@ def spread(mean: float, std: float | None, digits: int = 2) -> str:
 
 def all_tables(groups: Sequence[Group]) -> list[Table]:
     """Those that have rows."""
-    makers = (accuracy_table, options_table, beyond_table, weights_table, peer_table, published_table)
+    makers = (accuracy_table, options_table, beyond_table, class_table, weights_table, peer_table, published_table)
     return [table for make in makers if (table := make(groups)).rows]
 
 
@@ -148,14 +153,39 @@ def beyond_table(groups: Sequence[Group]) -> Table:
     """Calibration, likelihood, and how close students are to their teachers' ensemble."""
     words = (
         "After the last epoch, on the test set. NLL: negative log-likelihood; ECE: expected calibration error, "
-        "15 bins; ensemble: the teachers' mean probability; gap: the student's accuracy minus the ensemble's."
+        "15 bins; balanced accuracy: the mean of the classes'; ensemble: the teachers' mean probability; gap: the "
+        "student's accuracy minus the ensemble's."
     )
     table = Table("Beyond accuracy", words, ["method", *BEYOND, "gap to the ensemble"])
     for each in groups:
         scores = [each.last(name) for name in BEYOND.values()]
-        cells = [spread(*score, digits) if score else "" for score, digits in zip(scores, (3, 2, 2, 3), strict=True)]
+        decimals = (3, 2, 2, 2, 3)
+        cells = [spread(*score, digits) if score else "" for score, digits in zip(scores, decimals, strict=True)]
         gap = f"{each.mean_std(ensemble_gap)[0]:+.2f}" if "teacher_ensemble" in each.first.result else ""
         table.rows.append([each.label, *cells, gap])
+    return table
+
+
+def class_table(groups: Sequence[Group]) -> Table:
+    """Each class's accuracy under each method that has recorded it, of the dataset of the first of them."""
+    told = [each for each in groups if all("test_class_accuracy" in run.result["last"] for run in each.runs)]
+    told = [each for each in told if each.first.result.get("classes") == told[0].first.result.get("classes")]
+    words = (
+        "Test accuracy of each class in % after the last epoch, mean over seeds: the hardest classes first, "
+        f"{MOST_CLASSES} at most."
+    )
+    table = Table("Classes", words, ["class", "images", *(each.label for each in told)])
+    if not told:
+        return table
+    accuracies = [[run.result["last"]["test_class_accuracy"] for run in each.runs] for each in told]
+    counts = told[0].first.result["last"]["test_class_images"]
+    names = told[0].first.result.get("classes") or [str(number) for number in range(len(counts))]
+    rows = []
+    for label, (name, count) in enumerate(zip(names, counts, strict=True)):
+        if count:
+            means = [sum(run[label] for run in runs) / len(runs) for runs in accuracies]
+            rows.append((sum(means), label, [name, str(count), *(f"{mean:.2f}" for mean in means)]))
+    table.rows = [cells for _, _, cells in sorted(rows)[:MOST_CLASSES]]
     return table
 
 

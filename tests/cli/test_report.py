@@ -290,7 +290,7 @@ def test_page_holds_everything(runs: Path, tmp_path: Path) -> None:
     assert len(images) == len(figures.FIGURES) == len(list(tmp_path.glob("*.png")))
     assert all(str(each["src"]).startswith("data:image/png;base64,") for each in images)
     assert all(each["alt"] for each in images)
-    assert structure.count("table") == (tmp_path / "table.md").read_text().count("\n|---|") == 5
+    assert structure.count("table") == (tmp_path / "table.md").read_text().count("\n|---|") == 6
     assert "python train_student.py" in text
     assert not re.search(r"(src|href)=.(?!data:)", text), "nothing outside the file"
 

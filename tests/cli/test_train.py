@@ -37,7 +37,7 @@ from helper.options import Options
 pytestmark = pytest.mark.usefixtures("little_data")
 
 FILES = {"best.pth", "last.pth", "parameters.json", "metrics.jsonl", "result.json", "tensorboard"}
-SCORES = {"test_accuracy", "test_accuracy5", "test_loss", "test_ece"}
+SCORES = {"test_accuracy", "test_accuracy5", "test_balanced_accuracy", "test_loss", "test_ece"}
 FEATURE = "--distill inter --ensemble_method CAMKD -b 50"
 
 
@@ -81,7 +81,9 @@ def test_run_folder_of_a_teacher(tmp_path: Path) -> None:
     assert all(row.keys() == {"epoch", *train, *SCORES} for row in rows)
 
     summary = result(folder)
-    assert summary["last"] == {name: rows[1][name] for name in ("epoch", *sorted(SCORES))}
+    recorded = {name: rows[1][name] for name in ("epoch", *sorted(SCORES))}
+    assert {name: value for name, value in summary["last"].items() if "test_class_" not in name} == recorded
+    assert len(summary["last"]["test_class_accuracy"]) == len(summary["last"]["test_class_images"]) == CLASSES
     assert summary["best"]["test_accuracy"] == max(row["test_accuracy"] for row in rows)
     assert (summary["best_chosen_on"], summary["seed"], summary["epochs"]) == ("test", 0, 2)
     assert summary.keys() >= {"hours", "images_per_second", "versions", "git_revision", "command", "device"}
