@@ -55,6 +55,9 @@ class PeerTraining(Task):
         target = batch.target
         outputs = self.peers(batch.images, self.method.trunk_gradient)
         losses = {name: each.sum() for name, each in self.method.losses(outputs, target).items()}
+        if batch.other is not None and batch.share is not None:  # what does not look at the labels, stays what it is
+            others = {name: each.sum() for name, each in self.method.losses(outputs, batch.other).items()}
+            losses = {name: others[name].lerp(each, batch.share[0].to(each.dtype)) for name, each in losses.items()}
         weights = self.method.weights(when.epoch, when.epochs)
         loss = torch.stack([weights[name] * part for name, part in losses.items()]).sum()
         parts = {f"loss_{name}": part for name, part in losses.items()}

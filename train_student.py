@@ -8,30 +8,44 @@ python train_student.py --model_s vgg8 --teacher_num 3 --distill inter --ensembl
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import setting
 from dataset import dataset_dict, get_loaders, info_of
 from distiller_zoo import Distiller, Pair, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
+from helper import checkpoint, distributed
+from helper.answering import Answering, Heads
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import compared
-from helper.gradients import OnePass, batch_mean
+from helper.frozen import freeze
+from helper.gradients import OnePass, batch_mean, of_all_samples
 from helper.kl import full_precision
+from helper.label_loss import label_loss
 from helper.machine import autocast
 from helper.meters import Scalars, accuracy
-from helper.options import Options, one_of, positive_float, positive_int, text_of, weight
+from helper.options import (
+    Options,
+    chosen_names,
+    natural,
+    one_of,
+    positive_float,
+    positive_int,
+    text_of,
+    weight,
+    weights,
+)
+from helper.pretraining import First, pretrain
 from helper.recipe import add_recipe
 from helper.script import run_script
-from helper.seen import Observed, Reads, Seen, either, feature_shapes, observe
+from helper.seen import Observed, Reads, Seen, Shape, either, feature_shapes, norms_of, observe
 from helper.session import Session
 from helper.task import Task
 from helper.teacher_cache import TeacherCache
@@ -44,6 +58,7 @@ from helper.teachers import (
     load_teachers,
     require_files,
 )
+from helper.weights import HEADS, located
 from models import model_dict
 
 
@@ -54,11 +69,13 @@ class Term:
         losses: one per teacher, all of one class.
         method: weighs the teachers.
         kd_scale: see :func:`ensemble.weigh`.
+        name: what tells its curves and its method's state from other terms'.
     """
 
-    def __init__(self, losses: Sequence[Distiller], method: EnsembleMethod, kd_scale: str) -> None:
-        self.losses, self.method, self.kd_scale = list(losses), method, kd_scale
+    def __init__(self, losses: Sequence[Distiller], method: EnsembleMethod, kd_scale: str, name: str) -> None:
+        self.losses, self.method, self.kd_scale, self.name = list(losses), method, kd_scale, name
         self.level: Literal["logit", "feature"] = "logit" if losses[0].on_logits() else "feature"
+        self.heads: Heads | None = None
 
     def __call__(
         self, student: Observed, teachers: list[Observed], teacher_logits: torch.Tensor, batch: Batch, when: When
@@ -70,14 +87,25 @@ class Term:
         told, once = self.describe(student, teachers, teacher_logits, batch, when)
         weights = weigh(self.method, told, self.kd_scale)
         means = weights if weights.ndim == 1 else weights.mean(1)
-        prefix = "feature_" if self.level == "feature" else ""
+        prefix = f"{self.name}_" if self.level == "feature" else ""
         report = {f"{prefix}weight_{k}": mean.detach() for k, mean in enumerate(means)}
         if len(means) > 1:
             report |= {f"{prefix}{name}": value for name, value in self.method.diagnostics(told, weights).items()}
+        if self.heads is not None:
+            report["accuracy"] = self.accuracy(told, means.detach(), batch.target)
         loss = combine(weights, told.losses)
         if once is not None and once.known(weights):
             loss = once.attach(loss, weights)
+        report = {f"loss_{self.name if self.level == 'feature' else 'kd'}": loss, **report}
         return loss, partial(of_each_sample, weights.detach(), told.losses.detach()), report
+
+    @torch.no_grad()
+    def accuracy(self, told: TeacherLosses, weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Of a loss that predicts: of the student's answers, in percent; weights ``[K]`` are followed."""
+        assert self.heads is not None
+        if self.losses[0].training:
+            self.heads.follow(weights)
+        return accuracy(self.heads.together(told.logits), target)
 
     def describe(
         self, student: Observed, teachers: list[Observed], teacher_logits: torch.Tensor, batch: Batch, when: When
@@ -88,11 +116,18 @@ class Term:
         """
         first, once = self.losses[0], None
         seen = student.seen(first.student)
+        closed = type(first).slopes is not Distiller.slopes
         heads: Callable[[], torch.Tensor] = lambda: teacher_logits  # noqa: E731 replaced where the student feeds them
-        if first.broadcasts:
+        vectors: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if first.broadcasts and closed:
             theirs = Seen(logits=teacher_logits)
             values = full_precision(first(seen, theirs, batch, when))  # [K, B]
-            gradients = partial(self._closed_gradients, values, seen, theirs)
+            gradients = partial(first.slopes, seen, theirs)
+        elif first.broadcasts:
+            once = OnePass(seen.tensors(), self.losses)
+            each = Seen(logits=torch.stack([logits for (logits,) in once.aliases]))  # [K, B, C]
+            values = full_precision(first(each, Seen(logits=teacher_logits), batch, when))  # [K, B]
+            gradients = partial(self._found_gradients, values, once)
         else:
             once = OnePass(seen.tensors(), self.losses)
             aliases = [seen.with_tensors(each) for each in once.aliases]
@@ -109,6 +144,10 @@ class Term:
             maps = [each for each in read if each is not None]
             if maps:
                 heads = partial(classified, [teacher.network for teacher in teachers], maps, teacher_logits)
+            if self.method.reads_vectors:
+                pairs = zip(self.losses, mine, teachers, strict=True)
+                found = [loss.as_vectors(prepared, teacher.seen(loss.teacher)) for loss, prepared, teacher in pairs]
+                vectors = [pair for pair in found if pair is not None]
             if self.level == "feature":
                 teachers.clear()
         told = TeacherLosses(
@@ -119,21 +158,16 @@ class Term:
             gradients_of=gradients,
             student_logits=student.logits.detach(),
             when=when,
+            own_logits=teacher_logits,
+            vectors=vectors if len(vectors) == len(self.losses) else (),
         )
         return told, once
 
     def _found_gradients(self, values: torch.Tensor, once: OnePass) -> torch.Tensor:
         # A pass back to the aliases gives all K gradients, and none reaches the student.
         slopes = once.slopes(values.mean(1), keep=not self.method.constant)  # K times [B, …] of each tensor
-        return torch.stack([torch.cat([batch_mean(slope) for slope in each]) for each in slopes])
-
-    def _closed_gradients(self, values: torch.Tensor, seen: Seen, theirs: Seen) -> torch.Tensor:
-        closed = self.losses[0].slopes(seen, theirs)
-        if closed is not None:
-            return closed
-        # back to the logits alone
-        slopes = [torch.autograd.grad(value.mean(), seen.tensors(), retain_graph=True) for value in values]
-        return torch.stack([torch.cat([batch_mean(slope) for slope in each]) for each in slopes])
+        flat = of_all_samples if self.losses[0].sums_to_zero else batch_mean
+        return torch.stack([torch.cat([flat(slope) for slope in each]) for each in slopes])
 
 
 def of_each_sample(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
@@ -156,35 +190,51 @@ class Distillation(Task):
     Args:
         student: the network that is trained.
         teachers: K frozen networks.
-        losses: K of a loss on logits, weighted by ``-a``; then, or not, K of another one, weighted by ``-b``.
-        methods: weigh the teachers, one for each of these losses.
-        opt: ``gamma``, ``alpha``, ``beta``, ``kd_scale``, ``distill_decay``, ``feat_start_epoch`` and ``epochs`` as
-            :func:`options` describes them.
+        losses: by name, K of a loss on logits, weighted by ``-a``; then K of each of any number of others, each
+            weighted by its part of ``-b``.
+        methods: weigh the teachers, one for each of these names.
+        opt: ``gamma``, ``alpha``, ``beta``, ``kd_scale``, ``distill_decay``, ``feat_start_epoch``, ``feat_stop_epoch``
+            and ``epochs`` as :func:`options` describes them.
     """
 
     def __init__(
         self,
         student: nn.Module,
         teachers: Teachers,
-        losses: Sequence[Sequence[Distiller]],
+        losses: Mapping[str, Sequence[Distiller]],
         methods: Sequence[EnsembleMethod],
         opt: argparse.Namespace,
     ) -> None:
         self.student, self.teachers, self.opt = student, teachers, opt
-        self.terms = [Term(each, method, opt.kd_scale) for each, method in zip(losses, methods, strict=True)]
+        names = ["logit", *("feature" if len(losses) == 2 else f"feature_{name}" for name in list(losses)[1:])]
+        self.terms = [
+            Term(each, method, opt.kd_scale, name)
+            for name, each, method in zip(names, losses.values(), methods, strict=True)
+        ]
+        self.betas = betas(opt) if len(losses) > 1 else []
         self.listening = any(type(method).after_step is not EnsembleMethod.after_step for method in methods)
         self.sample_losses: list[torch.Tensor] = []
-        logit_losses, *rest = losses
-        self.adapters = list(rest[0]) if rest else []
-        weightings = {term.level: method for term, method in zip(self.terms, methods, strict=True)}
+        logit_term, *rest = self.terms
+        self.adapters = [loss for term in rest for loss in term.losses]
+        weightings = {term.name: term.method for term in self.terms}
         self.trained = nn.ModuleDict(
             {
                 "network": student,
                 "adapters": nn.ModuleList(self.adapters),
-                "logit_losses": nn.ModuleList(logit_losses),
+                "logit_losses": nn.ModuleList(logit_term.losses),
                 "weightings": nn.ModuleDict({k: each for k, each in weightings.items() if isinstance(each, nn.Module)}),
             }
         )
+        self.answering: nn.Module = student
+        for term in rest:
+            if term.losses[0].predicts:
+                self.answer_through(term)
+
+    def answer_through(self, term: Term) -> None:
+        """Let the student's answers be what the teachers' classifiers make of its maps."""
+        term.heads = self.trained["heads"] = Heads(self.teachers.networks)
+        self.answering = Answering(self.student, term.losses, term.heads)
+        self.keep_all, self.about = True, {"answers": HEADS}
 
     def attach(self, images: torch.Tensor) -> None:
         """Let the weighting methods build what they own; ``images`` ``[B, 3, H, W]`` show the shapes."""
@@ -197,30 +247,41 @@ class Distillation(Task):
         student = observe(self.student, images, of_student)
         teachers, logits = self.teachers.observe(images, of_teachers)
         for term in self.terms:
-            term.method.attach(term.describe(student, teachers, logits, batch, When(1, self.opt.epochs))[0])
+            described = term.describe(student, list(teachers), logits, batch, When(1, self.opt.epochs))
+            term.method.attach(described[0])
         self.trained.train().to(images.device)
+
+    def before(self, batches: Callable[[int], Iterable[Batch]]) -> None:
+        """Let losses learn what they need from the teachers alone."""
+        _, *shares = self.loss_weights(feat_start_epoch(self.opt))
+        terms = [term for term, share in zip(self.terms, shares, strict=True) if self.counts(term, share)]
+        firsts = [First(loss, k, self.opt.epochs) for term in terms for k, loss in enumerate(term.losses)]
+        _, of_teachers = self.reads(terms)
+        pretrain(firsts, lambda batch: self.teachers.observe(batch.images, of_teachers)[0], batches)
 
     def step(self, batch: Batch, when: When) -> Scalars:
         """A batch → ``loss`` and its parts, each a batch mean."""
-        r, a, b = self.loss_weights(when.epoch)
-        terms = self.terms if b > 0 else self.terms[:1]
-        of_student, of_teachers = self.reads(terms)
+        r, *shares = self.loss_weights(when.epoch)
+        terms = [(term, share) for term, share in zip(self.terms, shares, strict=True) if self.counts(term, share)]
+        of_student, of_teachers = self.reads([term for term, _ in terms])
         teachers, teacher_logits = self.teachers.observe(batch.images, of_teachers, batch.views)
         student = observe(self.student, batch.images, of_student)
 
         logits = full_precision(student.logits)
-        cross_entropy = F.cross_entropy(logits, batch.target)
-        kd, kd_each, report = self.terms[0](student, teachers, teacher_logits, batch, when)
-        loss = r * cross_entropy + a * kd
-        scalars = {"loss_ce": cross_entropy, "loss_kd": kd, **report, "accuracy": accuracy(logits, batch.target)}
-        feature_each: Callable[[], torch.Tensor | float] = float
-        if b > 0:
-            feature, feature_each, report = self.terms[1](student, teachers, teacher_logits, batch, when)
-            loss = loss + b * feature
-            scalars |= {"loss_feature": feature, **report}
+        cross_entropy = label_loss(logits, batch)
+        loss = r * cross_entropy
+        scalars = {"loss_ce": cross_entropy, "accuracy": accuracy(logits, batch.target)}
+        parts: list[tuple[float, Callable[[], torch.Tensor]]] = []
+        for term, share in terms:
+            last = term is terms[-1][0]  # those before it leave the maps to the others
+            value, each, report = term(student, teachers if last else list(teachers), teacher_logits, batch, when)
+            share *= term.losses[0].factor(when)
+            loss = loss + share * value
+            parts.append((share, each))
+            scalars |= report
         if self.listening and self.trained.training:
-            each = F.cross_entropy(logits.detach(), batch.target, reduction="none")
-            self.sample_losses.append(r * each + a * kd_each() + b * feature_each())
+            own = r * label_loss(logits.detach(), batch, reduction="none")
+            self.sample_losses.append(sum((share * each() for share, each in parts), own))
         return {"loss": loss, **scalars}
 
     @staticmethod
@@ -242,28 +303,45 @@ class Distillation(Task):
         for term in self.terms:
             term.method.after_epoch()
 
-    def loss_weights(self, epoch: int) -> tuple[float, float, float]:
-        """``r, a, b`` in this epoch. ``--distill_decay`` lets ``a`` fall to 0 over the second half, ``r = 1 − a``."""
-        r, a, b = self.opt.gamma, self.opt.alpha, self.opt.beta
+    def loss_weights(self, epoch: int) -> tuple[float, ...]:
+        """``r, a, b, …`` in this epoch. ``--distill_decay``: ``a`` falls to 0 over the second half, ``r = 1 − a``."""
+        r, a = self.opt.gamma, self.opt.alpha
         half = self.opt.epochs / 2
         if self.opt.distill_decay and epoch > half:
             a = a * (self.opt.epochs - epoch) / half
             r = 1 - a
-        return r, a, b if self.adapters and epoch >= feat_start_epoch(self.opt) else 0.0
+        counts = feat_start_epoch(self.opt) <= epoch <= (self.opt.feat_stop_epoch or self.opt.epochs)
+        return r, a, *(b if counts else 0.0 for b in self.betas)
+
+    @staticmethod
+    def counts(term: Term, weight: float) -> bool:
+        """Whether a term is computed: without weight that of the logits is, for its curve."""
+        return term.level == "logit" or weight > 0
 
     def idles(self, epoch: int) -> bool:
-        """Whether the adapters are left alone in this epoch."""
-        return bool(self.adapters) and self.loss_weights(epoch)[2] == 0
+        """Whether the adapters of a loss are left alone in this epoch."""
+        return 0.0 in self.loss_weights(epoch)[2:]
+
+    def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"network": self.answering(images)}
 
     def compare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """How close the student is to the teachers' ensemble: ``ensemble_agreement`` in percent, ``ensemble_kl``."""
-        measures = compared(self.student(images), ensemble_logits(self.teachers.logits(images)))
+        measures = compared(self.answering(images), ensemble_logits(self.teachers.logits(images)))
         return {f"ensemble_{name}": each for name, each in measures.items()}
 
 
+def betas(opt: argparse.Namespace) -> list[float]:
+    """``-b``: a weight for each loss that does not read logits alone."""
+    return opt.beta if isinstance(opt.beta, list) else [opt.beta]
+
+
 def feat_start_epoch(opt: argparse.Namespace) -> int:
-    """The first epoch with the feature loss: the released code leaves it out of the first, if there is another."""
-    return opt.feat_start_epoch or min(2, opt.epochs)
+    """The first epoch with the feature loss: the released code leaves it out of the first, if there is another.
+
+    Not where there is no other loss.
+    """
+    return opt.feat_start_epoch or (1 if opt.gamma == opt.alpha == 0 else min(2, opt.epochs))
 
 
 def make_losses(
@@ -274,19 +352,39 @@ def make_losses(
     images: torch.Tensor,
     num_classes: int,
     labels: torch.Tensor | None = None,
+    batch_size: int = 0,
 ) -> list[Distiller]:
     """One loss per teacher; ``images`` ``[B, 3, H, W]`` show the maps' sizes, ``labels`` are the training set's.
+
+    ``batch_size``: see :class:`Pair`.
 
     Raises:
         UsageError: a network has no maps, or not the layer that the loss asks for.
     """
     make: Callable[..., Distiller] = kind
-    mine = feature_shapes(student, images) if kind.student.features else []
+    mine = shapes_read(student, kind.student, images)
     losses = []
     for teacher in teachers.networks:
-        theirs = feature_shapes(teacher, images) if kind.teacher.features else []
-        losses.append(make(Pair(mine, theirs, num_classes, labels), **settings))
+        theirs = shapes_read(teacher, kind.teacher, images)
+        norms = norms_of(teacher) if kind.teacher.before_relu else ()
+        losses.append(make(Pair(mine, theirs, num_classes, labels, batch_size, norms), **settings))
     return [loss.to(images.device, memory_format=torch.channels_last) for loss in losses]  # type: ignore[call-overload]
+
+
+def shapes_read(network: nn.Module, reads: Reads, images: torch.Tensor) -> list[Shape]:
+    """The shapes of a network's features; none where logits alone are read.
+
+    Raises:
+        UsageError: the network does not offer what is read.
+    """
+    if not reads.features:
+        return []
+    if reads.before_relu and not network.has_preact:
+        raise UsageError(
+            f"--distill: reads maps before their last ReLU, which {network.label} does not offer; choose another loss "
+            "or network"
+        )
+    return feature_shapes(network, images, reads.cam)
 
 
 def options() -> Options:
@@ -307,7 +405,14 @@ def options() -> Options:
     add = parser.section("loss r·CE + a·L_kd + b·L_feat")
     add("-r", "--gamma", type=weight, default=1.0, help="weight of the cross-entropy with the labels")
     add("-a", "--alpha", type=weight, default=1.0, help="weight of the softened KL to the teachers' logits")
-    add("-b", "--beta", type=weight, default=0.0, help="weight of the loss on feature maps of hint and inter")
+    add(
+        "-b",
+        "--beta",
+        type=weights,
+        default=0.0,
+        metavar="B[,B…]",
+        help="weight of a loss on maps or vectors; one for each of several: --distill at,sp -b 1000,3000",
+    )
     add("--kd_T", type=positive_float, default=4.0, help="temperature of the softened KL")
     add(
         "--kd_scale",
@@ -326,8 +431,9 @@ def options() -> Options:
         "--feat_start_epoch",
         type=positive_int,
         default=None,
-        help="first epoch with the feature loss; 2, unless given (1 when the run has one epoch)",
+        help="first epoch with the feature loss; 2, unless given (1 when the run has one epoch, or with -r 0 -a 0)",
     )
+    add("--feat_stop_epoch", type=natural, default=0, help="last epoch with the feature loss; 0 never stops it")
     add = parser.section("teacher cache")
     add(
         "--teacher_cache",
@@ -339,7 +445,14 @@ def options() -> Options:
         "for losses on logits alone",
     )
     add("--teacher_cache_gb", type=positive_float, default=20.0, named=False, help="the folder's largest size")
-    parser.add_methods("distillation loss", "distill", distill_dict, "kd", "loss between the student and one teacher")
+    parser.add_methods(
+        "distillation loss",
+        "distill",
+        distill_dict,
+        "kd",
+        "loss between the student and one teacher; several, separated by commas, at most one of them on logits",
+        several=True,
+    )
     parser.add_methods("ensemble method", "ensemble_method", ensemble_dict, "AVERAGE_LOSS", "weights the teachers")
     add_recipe(parser, dataset_dict, nesterov_help="Nesterov momentum (the published student commands have it)")
     return parser
@@ -356,9 +469,27 @@ def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFi
     return [*choices, *losses, *changed, f"trial={opt.trial}"]
 
 
+def chosen_losses(opt: argparse.Namespace, default: str) -> list[str]:
+    """The losses that ``--distill`` names, first the one on logits: ``default``, unless there is one among them.
+
+    Raises:
+        UsageError: there are several.
+    """
+    names = chosen_names(opt, "distill")
+    on_logits = [name for name in names if distill_dict[name].on_logits()]
+    if len(on_logits) > 1:
+        raise UsageError(f"--distill: {' and '.join(on_logits)} both compare logits, under one -a; choose one of them")
+    return [*(on_logits or [default]), *(name for name in names if name not in on_logits)]
+
+
+def on_features(opt: argparse.Namespace) -> list[str]:
+    """Those of them that stand under ``-b``."""
+    return [name for name in chosen_names(opt, "distill") if not distill_dict[name].on_logits()]
+
+
 def uses_cache(opt: argparse.Namespace) -> bool:
     """Whether there is a cache and logits are all that is asked of the teachers."""
-    return opt.teacher_cache is not None and (distill_dict[opt.distill].on_logits() or opt.beta == 0)
+    return opt.teacher_cache is not None and (not on_features(opt) or not any(betas(opt)))
 
 
 def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[TeacherFile], session: Session) -> None:
@@ -367,9 +498,15 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[Te
     Raises:
         UsageError: the folder cannot be written, or the dataset's views cannot be counted.
     """
+    if opt.mixup or opt.cutmix:
+        option = "--mixup" if opt.mixup else "--cutmix"
+        raise UsageError(f"--teacher_cache: {option} makes images that cannot be counted; leave one of them out")
     views = session.loaders.train.views
     if views is None:
-        raise UsageError(f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways; leave it out")
+        raise UsageError(
+            f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways, distorted, or not in memory; "
+            "leave the cache out, or choose --augment crop_flip or none, and --in_memory always"
+        )
     described = [(file.name, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
     teachers.cache = TeacherCache(
         opt.teacher_cache, opt.teacher_cache_gb, views, described, session.precision, session.info.num_classes
@@ -391,9 +528,7 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
     return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
 
 
-def require_sound_objective(
-    opt: argparse.Namespace, kind: type[Distiller], method: EnsembleMethod, teacher_num: int
-) -> None:
+def require_sound_objective(opt: argparse.Namespace, method: EnsembleMethod, teacher_num: int) -> None:
     """Refuse what cannot be meant, before anything is loaded.
 
     Raises:
@@ -404,17 +539,34 @@ def require_sound_objective(
         raise UsageError(
             f"--kd_scale: unit makes weights sum to 1, but those of {opt.ensemble_method} sum to 0; choose released"
         )
-    if opt.beta > 0 and kind.on_logits():
-        raise UsageError(f"-b: {opt.beta:g} weighs a loss on features, which --distill {opt.distill} does not have")
-    if opt.feat_start_epoch is not None and (kind.on_logits() or opt.beta == 0):
+    weighted, given = on_features(opt), betas(opt)
+    if not weighted and (any(given) or len(given) > 1):
         raise UsageError(
-            "--feat_start_epoch: there is no loss on feature maps; choose a --distill that has one, and -b"
+            f"-b: {text_of(opt.beta)} weighs a loss on features, which --distill {opt.distill} does not have"
         )
+    if weighted and len(given) != len(weighted):
+        raise UsageError(
+            f"-b: {text_of(opt.beta)} is {len(given)} of {len(weighted)} weights; give one for each of "
+            f"{', '.join(weighted)}, separated by commas"
+        )
+    for name, b in zip(weighted, given, strict=True) if weighted else ():
+        if b == 0 and distill_dict[name].predicts:
+            raise UsageError(f"-b: 0, but --distill {name} gives the student its answers; choose a weight above 0")
+    for flag, epoch in (("start", opt.feat_start_epoch), ("stop", opt.feat_stop_epoch)):
+        if epoch and not any(given):
+            raise UsageError(
+                f"--feat_{flag}_epoch: there is no loss on feature maps; choose a --distill that has one, and -b"
+            )
     if (opt.feat_start_epoch or 0) > opt.epochs:
         raise UsageError(f"--feat_start_epoch: {opt.feat_start_epoch} is after the last of {opt.epochs} --epochs")
+    if 0 < opt.feat_stop_epoch < feat_start_epoch(opt):
+        raise UsageError(
+            f"--feat_stop_epoch: {opt.feat_stop_epoch} is before the first epoch with the feature loss, "
+            f"{feat_start_epoch(opt)} (--feat_start_epoch); choose a later one, or 0"
+        )
     if opt.distill_decay and opt.alpha > 1:
         raise UsageError(f"--distill_decay: r = 1 − a would be negative; choose -a from 0 to 1, not {opt.alpha:g}")
-    if opt.gamma == opt.alpha == opt.beta == 0:
+    if opt.gamma == opt.alpha == 0 and not any(given):
         raise UsageError("-r, -a, -b: all are 0, so that there is no loss")
 
 
@@ -426,12 +578,12 @@ def distillation(
     teachers: Teachers,
     methods: Sequence[EnsembleMethod],
 ) -> Distillation:
-    """The objective that the options describe: the chosen loss; beside one on features, the default one on logits."""
-    chosen = [opt.distill] if distill_dict[opt.distill].on_logits() else [parser.get_default("distill"), opt.distill]
+    """The objective that the options describe: the chosen losses; beside those on features, one on logits."""
     example, labels = session.example(), session.loaders.train.labels
+    at_once = distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
     with autocast(session.device, session.precision):
-        losses = [
-            make_losses(
+        losses = {
+            name: make_losses(
                 distill_dict[name],
                 parser.hyperparameters(opt, "distill", name),
                 student,
@@ -439,12 +591,61 @@ def distillation(
                 example,
                 session.info.num_classes,
                 labels,
+                at_once,
             )
-            for name in chosen
-        ]
+            for name in chosen_losses(opt, parser.get_default("distill"))
+        }
         task = Distillation(student, teachers, losses, methods[: len(losses)], opt)
-        task.attach(example)
+        task.attach(session.example(at_once))
     return task
+
+
+def evaluate(parser: Options, opt: argparse.Namespace, session: Session) -> None:
+    """Print a checkpoint's accuracy; of a student that answers through heads, with the options of its run."""
+    if not any(distill_dict[name].predicts for name in on_features(opt)):
+        session.print_evaluation(session.build(opt.model_s), opt.model_s, opt.evaluate)
+        return
+    path, _ = located(opt.evaluate)
+    try:
+        state = checkpoint.load(path)
+    except (OSError, checkpoint.Damaged) as error:
+        raise UsageError(f"--evaluate: {str(path)!r} cannot be loaded: {error}") from None
+    network = answering(parser, opt, state, session.build, session.example(), "--evaluate")
+    session.print_scores(network, opt.model_s, path)
+
+
+def answering(
+    parser: Options,
+    opt: argparse.Namespace,
+    state: Mapping[str, Any],
+    build: Callable[[str], Any],
+    images: torch.Tensor,
+    option: str,
+) -> nn.Module:
+    """The student of a checkpoint that answers through its teachers' heads, whose files are not needed for it.
+
+    Args:
+        parser, opt: the command line of its run.
+        state: the checkpoint.
+        build: architecture → network.
+        images: ``[B, 3, H, W]`` of its size.
+        option: what named the file, for the messages.
+
+    Raises:
+        UsageError: it is not of such a run.
+    """
+    names = on_features(opt)
+    place = [distill_dict[name].predicts for name in names].index(True)
+    archs = [text.rpartition(":")[2].partition("@")[0] for text in opt.teachers or ()]
+    if state.get("answers") != HEADS or state["arch"] != opt.model_s or not archs:
+        raise UsageError(f"{option}: the checkpoint is not of such a run; give its parameters.json as --config")
+    student = build(opt.model_s)
+    teachers = Teachers([freeze(build(arch), images, "fp32") for arch in archs])
+    settings = parser.hyperparameters(opt, "distill", names[place])
+    losses = make_losses(distill_dict[names[place]], settings, student, teachers, images, state["num_classes"])
+    network = Answering(student, losses, Heads(teachers.networks))
+    network.load(state["trained"], place * len(archs))
+    return network.eval().to(memory_format=torch.contiguous_format)  # as what is exported has to lie
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -453,16 +654,18 @@ def main(arguments: Sequence[str]) -> None:
     opt = parser.parse(arguments)
     session = Session(opt, model_dict, get_loaders, info_of)
     if opt.evaluate:
-        session.print_evaluation(session.build(opt.model_s), opt.model_s, opt.evaluate)
+        evaluate(parser, opt, session)
         return
     files = chosen_teachers(
         setting.TEACHERS.get(opt.dataset, []), opt.teachers, opt.teacher_num, opt.dataset, model_dict
     )
     source = "--teachers" if opt.teachers else "setting.py"
     opt.teachers = [str(file) for file in files]  # on record, whatever setting.py says later
-    kind = distill_dict[opt.distill]
-    methods = [ensemble_dict[opt.ensemble_method](**parser.hyperparameters(opt, "ensemble_method")) for _ in range(2)]
-    require_sound_objective(opt, kind, methods[0], len(files))
+    settings = parser.hyperparameters(opt, "ensemble_method")
+    methods = [
+        ensemble_dict[opt.ensemble_method](**settings) for _ in chosen_losses(opt, parser.get_default("distill"))
+    ]
+    require_sound_objective(opt, methods[0], len(files))
     run = session.run_folder("students", run_name(parser, opt, files, session.dataset))
     if run is None:
         return
@@ -473,8 +676,9 @@ def main(arguments: Sequence[str]) -> None:
     task = distillation(parser, opt, session, student, teachers, methods)
     for note in notes:
         print(note)
-    if not kind.on_logits() and opt.beta == 0:
-        print(f"-b 0: the feature loss of --distill {opt.distill} is left out")
+    for name, b in zip(on_features(opt), betas(opt), strict=False):
+        if b == 0:
+            print(f"-b 0: the feature loss of --distill {name} is left out")
     if uses_cache(opt):
         attach_cache(opt, teachers, files, session)
     elif opt.teacher_cache:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import nn
 
 from dataset import dataset_dict, get_loaders, info_of
 from helper.batch import Batch, When
 from helper.kl import full_precision
+from helper.label_loss import label_loss
 from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of
 from helper.recipe import add_recipe
@@ -31,7 +31,7 @@ class CrossEntropy(Task):
 
     def step(self, batch: Batch, when: When) -> Scalars:
         logits = full_precision(self.trained["network"](batch.images))
-        return {"loss": F.cross_entropy(logits, batch.target), "accuracy": accuracy(logits, batch.target)}
+        return {"loss": label_loss(logits, batch), "accuracy": accuracy(logits, batch.target)}
 
 
 def options() -> Options:

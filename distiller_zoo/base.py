@@ -23,12 +23,17 @@ class Pair(NamedTuple):
             which only logits are read.
         num_classes: C.
         labels: of all images that are trained on, int64 ``[N]``, as ``Batch.places`` numbers them, if any.
+        batch_size: how many samples a process compares at once in training; 0: not known.
+        teacher_norms: for each entry of ``teacher`` scale and shift ``[C]`` of the batch normalisation that the map
+            before the ReLU comes from, or None; empty unless such maps are read.
     """
 
     student: Sequence[Shape] = ()
     teacher: Sequence[Shape] = ()
     num_classes: int = 0
     labels: Tensor | None = None
+    batch_size: int = 0
+    teacher_norms: Sequence[tuple[Tensor, Tensor] | None] = ()
 
 
 class Distiller(nn.Module):
@@ -45,7 +50,19 @@ class Distiller(nn.Module):
     student: Reads = Reads()
     teacher: Reads = Reads()
     broadcasts: ClassVar[bool] = False
-    """Of a loss on logits: whether :meth:`compare` takes all teachers' logits ``[K, B, C]`` at once → ``[K, B]``."""
+    """Of a loss on logits: whether :meth:`compare` takes all teachers' logits ``[K, B, C]`` at once → ``[K, B]``.
+
+    The student's are ``[B, C]`` where there are :meth:`slopes`, else ``[K, B, C]`` too, once for each teacher.
+    """
+    sums_to_zero: ClassVar[bool] = False
+    """Whether its gradient with respect to what it reads of the student has the mean 0 over every batch.
+
+    It says nothing then, and weightings that look at gradients get those of all samples, one after the other.
+    """
+    predicts: ClassVar[bool] = False
+    """Whether the student's answers are what the teacher's classifier makes of :meth:`as_teacher_reads`."""
+    warmup: int = 0
+    """Over so many epochs its weight rises to what ``-a`` or ``-b`` says: of n, the first has 1/n of it."""
 
     def __init__(self, pair: Pair = Pair()) -> None:  # noqa: B008 a tuple
         super().__init__()
@@ -54,6 +71,21 @@ class Distiller(nn.Module):
     def on_logits(cls) -> bool:
         """Whether it reads logits and nothing else, so that cached logits serve it."""
         return not (cls.student.features or cls.teacher.features)
+
+    def factor(self, when: When) -> float:
+        """What ``-a`` or ``-b`` is multiplied by in an epoch, see :attr:`warmup`."""
+        return min(when.epoch / self.warmup, 1.0) if self.warmup else 1.0
+
+    def first_epochs(self, epochs: int) -> int:
+        """Before a run of so many epochs, in how many others a part of the loss learns from the teacher alone.
+
+        That part are the parameters that require no gradient, so that they stay afterwards.
+        """
+        return 0
+
+    def first_loss(self, teacher: Seen) -> Tensor:
+        """What they learn, a scalar; ``teacher`` as in :meth:`compare`."""
+        raise NotImplementedError
 
     def prepare(self, student: Seen) -> Any:
         """What the loss makes of the student before it looks at the teacher; the student as it is, by default."""
@@ -74,12 +106,16 @@ class Distiller(nn.Module):
         return self.compare(self.prepare(student), teacher, batch, when)
 
     def as_teacher_reads(self, prepared: Any) -> Tensor | None:
-        """The student's map where the teacher's own classifier reads ``[B, C_t, H_t, W_t]``, if the loss makes one."""
+        """A map ``[B, C_t, H, W]`` of the student that the teacher's own classifier can read, if the loss makes one."""
         return None
 
-    def slopes(self, student: Seen, teacher: Seen) -> Tensor | None:
-        """``[K, N]``, where there is a closed form, for :attr:`broadcasts`: see ``TeacherLosses.gradients_of``."""
+    def as_vectors(self, prepared: Any, teacher: Seen) -> tuple[Tensor, Tensor] | None:
+        """Of student and teacher a vector ``[B, D]`` each, if what is compared can be pooled to such."""
         return None
+
+    def slopes(self, student: Seen, teacher: Seen) -> Tensor:
+        """``[K, N]``, where there is a closed form, for :attr:`broadcasts`: see ``TeacherLosses.gradients_of``."""
+        raise NotImplementedError
 
 
 class FeatureDistiller(Distiller):
@@ -116,6 +152,11 @@ class FeatureDistiller(Distiller):
     def compare(self, prepared: Tensor, teacher: Seen, batch: Batch, when: When) -> Tensor:
         return self.distance(prepared, teacher.maps[0])
 
+    def as_vectors(self, prepared: Tensor, teacher: Seen) -> tuple[Tensor, Tensor] | None:
+        maps = (prepared, teacher.maps[0])
+        mine, theirs = (full_precision(each.detach()).mean((2, 3)) for each in maps)
+        return (mine, theirs) if mine.shape == theirs.shape else None
+
 
 def _map_of(shapes: Sequence[Shape], layers: str, whose: str) -> tuple[Reads, tuple[int, int, int]]:
     """How to read the first of the layers ``A,B,…`` that a network has, and the shape of that map."""
@@ -144,6 +185,16 @@ def _maps_in(shapes: Sequence[Shape], whose: str) -> dict[int, tuple[int, int, i
     if not maps:
         raise UsageError(f"--distill: the {whose} has no feature maps to compare; choose kd")
     return maps
+
+
+def logits_of(*networks: Seen) -> list[Tensor]:
+    """Each network's logits in float32 or better, for a loss that has declared them."""
+    return [full_precision(each.logits) for each in networks if each.logits is not None]
+
+
+def vectors_of(*networks: Seen) -> list[Tensor]:
+    """Each network's pooled vectors in float32 or better, for a loss that has declared them."""
+    return [full_precision(each.vector) for each in networks if each.vector is not None]
 
 
 distill_dict: Registry[type[Distiller]] = Registry("--distill")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -28,9 +28,13 @@ class TeacherLosses:
             teachers' classifiers, what those make of it (with a gradient to the student).
         gradients_of: → ``[K, N]``: the mean over the batch of the gradient of teacher k's batch-mean loss with
             respect to what the loss reads of the student, flattened and joined (logits: N = C, a map: N = C·H·W); the
-            batch is this process's part.
+            batch is this process's part. Of a loss whose mean gradient is always 0 the gradients of all samples of all
+            processes instead (N = B·D).
         student_logits: ``[B, C]``, without a gradient.
         when: epoch and step.
+        own_logits: ``[K, B, C]``, see :attr:`teacher_logits`.
+        vectors: for methods that read it, of student and teacher k ``[B, D_k]`` each, without a gradient: what a loss
+            on maps compares, pooled; empty where there is no such thing.
     """
 
     losses: torch.Tensor
@@ -40,6 +44,13 @@ class TeacherLosses:
     gradients_of: Callable[[], torch.Tensor]
     student_logits: torch.Tensor | None = None
     when: When = When(1, 1)  # noqa: RUF009 a tuple
+    own_logits: torch.Tensor | None = None
+    vectors: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+
+    @property
+    def teacher_logits(self) -> torch.Tensor:
+        """``[K, B, C]``, the teachers' own at either level."""
+        return self.logits if self.own_logits is None else self.own_logits
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -77,6 +88,8 @@ class EnsembleMethod:
 
     Then what led to the gradients need not be kept in memory.
     """
+    reads_vectors: ClassVar[bool] = False
+    """Whether it looks at ``TeacherLosses.vectors``."""
     symmetric: ClassVar[bool] = False
     """Whether the same teachers in another order get the same weights in that order: no chance, no favourites."""
     nonnegative: ClassVar[bool] = False
@@ -96,7 +109,7 @@ class EnsembleMethod:
         return None
 
     def attach(self, teachers: TeacherLosses) -> None:
-        """Build what depends on shapes; called once, before training, with what an example of two images gives."""
+        """Build what depends on shapes; called once, before training, with what a batch of black images gives."""
 
     def weights(self, teachers: TeacherLosses) -> torch.Tensor:
         """Weights ``[K]``, or ``[K, B]`` where each sample has its own; called for K ≥ 2."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -26,3 +27,17 @@ def unknown(what: str, value: str, choices: Iterable[str]) -> UsageError:
     names = [str(choice) for choice in choices]
     hint = nearest(value, names).removeprefix(";")
     return UsageError(f"{what}: unknown value {value!r}.{hint} choose from: {', '.join(names)}")
+
+
+def require_positive(**values: float) -> None:
+    """UsageError unless hyperparameters, given by their names, are finite numbers above 0."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise UsageError(f"--{name}: expected a number above 0, got {value:g}")
+
+
+def require_not_negative(**values: float) -> None:
+    """UsageError unless hyperparameters, given by their names, are finite numbers of at least 0."""
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise UsageError(f"--{name}: expected a number of at least 0, got {value:g}")

@@ -41,8 +41,8 @@ def freeze(network: nn.Module, images: Tensor, precision: str) -> nn.Module:
 def fold_batch_norms(network: nn.Module, images: Tensor) -> list[str]:
     """Fold each batch normalisation into the convolution that alone feeds it, and that feeds nothing else; in place.
 
-    ``γ·(W∗x + b − μ)/σ + β = (γ/σ·W)∗x + γ/σ·(b − μ) + β``, computed in float64. An identity takes the place of the
-    normalisation.
+    ``γ·(W∗x + b − μ)/σ + β = (γ/σ·W)∗x + γ/σ·(b − μ) + β``, computed in float64. A :class:`Folded` takes the place of
+    the normalisation.
 
     Args:
         network: in evaluation mode. Its feature maps, where it offers them, stay what they are.
@@ -54,8 +54,16 @@ def fold_batch_norms(network: nn.Module, images: Tensor) -> list[str]:
     pairs = foldable(network, images)
     for name, (conv, norm) in pairs.items():
         _fold(conv, norm)
-        network.set_submodule(name, nn.Identity())
+        network.set_submodule(name, Folded(norm))
     return list(pairs)
+
+
+class Folded(nn.Identity):
+    """In the place of a batch normalisation that has been folded: what it scaled with and added, ``[C]`` each."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def parameter_groups(
     """
     own = {name: list(trained[name].parameters()) for name in dict.fromkeys([*rates, *decays])}
     named = {parameter for parameters in own.values() for parameter in parameters}
-    rest = [parameter for parameter in trained.parameters() if parameter not in named]
+    rest = [each for each in trained.parameters() if each not in named and each.requires_grad]
     groups: Groups = [{"params": rest, "lr": rate, "factor": 1.0}]
     for name, parameters in own.items():
         if parameters:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import inspect
 import json
+import math
 import re
 import types
 import typing
@@ -20,29 +21,32 @@ from helper.registry import Registry
 Values = dict[str, Any]
 
 
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    return _number(int, text, lambda value: value >= 1, "a whole number of at least 1")
+def number(kind: type, valid: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """The type of an option that takes numbers for which ``valid`` holds; ``expected`` says which."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not valid(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
 
 
-def natural(text: str) -> int:
-    """A whole number of at least 0."""
-    return _number(int, text, lambda value: value >= 0, "a whole number of at least 0")
+positive_int = number(int, lambda value: value >= 1, "a whole number of at least 1")
+natural = number(int, lambda value: value >= 0, "a whole number of at least 0")
+positive_float = number(float, lambda value: 0 < value < math.inf, "a number above 0")
+weight = number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+fraction = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
-def positive_float(text: str) -> float:
-    """A finite number above 0."""
-    return _number(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def weight(text: str) -> float:
-    """A finite number of at least 0."""
-    return _number(float, text, lambda value: 0 <= value < float("inf"), "a number of at least 0")
-
-
-def fraction(text: str) -> float:
-    """A number in [0, 1)."""
-    return _number(float, text, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+def weights(text: str) -> float | list[float]:
+    """One :func:`weight`, or several separated by commas: ``1000,3000``."""
+    each = [weight(part) for part in text.split(",")]
+    return each if len(each) > 1 else each[0]
 
 
 def number_or_name(text: str) -> int | str:
@@ -79,14 +83,18 @@ def one_of(option: str, names: Mapping[str, object] | Sequence[str], fold_case: 
     return parse
 
 
-def _number(kind: type, text: str, valid: Callable[[Any], bool], expected: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
-    if not valid(value):
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return value
+def some_of(option: str, names: Mapping[str, object]) -> Callable[[str], str]:
+    """The type of an option that takes one or several of ``names``, separated by commas."""
+    one = one_of(option, names)
+
+    def parse(text: str) -> str:
+        chosen = [one(part.strip()) for part in text.split(",")]
+        for name in chosen:
+            if chosen.count(name) > 1:
+                raise UsageError(f"{option}: {text!r} holds {name} twice; choose each once")
+        return ",".join(chosen)
+
+    return parse
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -96,29 +104,27 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if _unset(action.default) else super()._get_help_string(action)
 
 
-class Options(argparse.ArgumentParser):
-    """An argument parser that knows which options change a result, and which belong to which method.
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose every error is a :class:`UsageError` of one line."""
 
-    Every error is a :class:`UsageError` of one line. ``--config parameters.json`` gives defaults from an earlier run.
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+class Options(Parser):
+    """The parser of a training script: it knows which options change a result, and which belong to which method.
+
+    ``--config parameters.json`` gives defaults from an earlier run.
     """
 
     def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description,
-            allow_abbrev=False,
-            add_help=True,
-            formatter_class=HelpFormatter,
-        )
-        self._unnamed: set[str] = set()
-        self._owners: dict[str, dict[str, set[str]]] = {}
+        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        self._unnamed = {"config"}
+        self._owners: dict[str, dict[str, Values]] = {}  # of each --dest: argument → method → default
         self._methods: dict[str, Mapping[str, Any]] = {}
         self.add_argument(
             "--config", type=Path, metavar="FILE", help="repeat a run: its parameters.json; other options override it"
         )
-        self._unnamed.add("config")
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
 
     def section(self, title: str) -> Callable[..., None]:
         """A titled group; returns a function like ``add_argument`` with one more keyword.
@@ -134,8 +140,10 @@ class Options(argparse.ArgumentParser):
 
         return add
 
-    def add_methods(self, title: str, dest: str, registry: Mapping[str, Any], default: str, help: str) -> None:
-        """``--dest NAME`` picks from ``registry``; the entries' keyword-only arguments become flags.
+    def add_methods(
+        self, title: str, dest: str, registry: Mapping[str, Any], default: str, help: str, several: bool = False
+    ) -> None:
+        """``--dest NAME`` picks from ``registry``, or ``--dest NAME,NAME``; keyword-only arguments become flags.
 
         An annotation ``Annotated[type, "help"]`` gives type and help; ``bool`` becomes ``--x/--no-x``, ``Literal`` a
         choice. Entries that share an argument share its flag; one that the script has as an option of its own is that.
@@ -143,26 +151,20 @@ class Options(argparse.ArgumentParser):
         self._methods[dest] = registry
         owners = self._owners.setdefault(dest, {})
         add = self.section(title)
-        add(f"--{dest}", type=one_of(f"--{dest}", registry), default=default, help=help, metavar="|".join(registry))
+        kind = some_of if several else one_of
+        add(f"--{dest}", type=kind(f"--{dest}", registry), default=default, help=help, metavar="|".join(registry))
         taken = {action.dest for action in self._actions}
         for name, entry in registry.items():
             for parameter in _hyperparameters(entry):
                 if parameter.name not in taken:
-                    owners.setdefault(parameter.name, set()).add(name)
-        for argument, methods in owners.items():
-            defaults = {
-                name: inspect.signature(entry).parameters[argument].default
-                for name, entry in registry.items()
-                if name in methods
-            }
+                    owners.setdefault(parameter.name, {})[name] = parameter.default
+        for argument, defaults in owners.items():
             self._add_hyperparameter(add, registry[next(iter(defaults))], argument, defaults)
 
     def _add_hyperparameter(self, add: Callable[..., None], entry: Any, name: str, defaults: Mapping[str, Any]) -> None:
         """The flag of the argument ``name`` of ``entry``; ``defaults`` are those of all methods that have it."""
         kind, help_text = _annotation(entry, name)
-        flags = [f"--{name}"]
-        if len(name) == 1:
-            flags.insert(0, f"-{name}")
+        flags = [f"-{name}", f"--{name}"] if len(name) == 1 else [f"--{name}"]
         settings: Values = {"help": f"{'|'.join(defaults)}: {help_text}{_defaults_text(defaults)}"}
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
@@ -212,19 +214,27 @@ class Options(argparse.ArgumentParser):
         raise UsageError(f"unknown option {word!r}{hint}")
 
     def _settle(self, options: argparse.Namespace, given: argparse.Namespace, dest: str) -> None:
-        """Fill in the chosen method's hyperparameters; refuse those of other methods unless a config brought them."""
-        chosen = getattr(options, dest)
+        """Fill in the chosen methods' hyperparameters; refuse those of other methods unless a config brought them."""
+        chosen = chosen_names(options, dest)
         for name, owners in self._owners[dest].items():
-            if chosen in owners:
+            if any(each in owners for each in chosen):
                 continue
             if getattr(given, name, None) is not None:
                 flag = f"-{name}" if len(name) == 1 else f"--{name}"
-                raise UsageError(f"{flag}: belongs to --{dest} {'|'.join(sorted(owners))}, not to {chosen}")
+                raise UsageError(f"{flag}: belongs to --{dest} {'|'.join(sorted(owners))}, not to {','.join(chosen)}")
             if hasattr(options, name):
                 delattr(options, name)
-        for parameter in _hyperparameters(self._methods[dest][chosen]):
-            if not hasattr(options, parameter.name):
+        for parameter in (each for name in chosen for each in _hyperparameters(self._methods[dest][name])):
+            if not hasattr(options, parameter.name) and len(self._defaults_of(options, dest, parameter.name)) < 2:
                 setattr(options, parameter.name, parameter.default)
+
+    def _defaults_of(self, options: argparse.Namespace, dest: str, argument: str) -> list[Any]:
+        """The different defaults that the chosen methods have of an argument."""
+        owners, defaults = self._owners[dest][argument], []
+        for name in chosen_names(options, dest):
+            if name in owners and owners[name] not in defaults:
+                defaults.append(owners[name])
+        return defaults
 
     def hyperparameters(self, options: argparse.Namespace, dest: str, name: str | None = None) -> Values:
         """Keyword arguments for the constructor of the entry chosen as ``--dest``, or of another one beside it."""
@@ -243,17 +253,19 @@ class Options(argparse.ArgumentParser):
             if name in self._unnamed or name in leave_out or not hasattr(options, name):
                 continue
             value = getattr(options, name)
-            default = self._published_default(options, action)
-            if value != default and value is not None:
+            defaults = self._published_defaults(options, action)
+            if defaults != [value] and value is not None:
                 parts.append(name if value is True else f"{name}={text_of(value)}")
         return parts
 
-    def _published_default(self, options: argparse.Namespace, action: argparse.Action) -> Any:
-        for dest, owners in self._owners.items():
-            if action.dest in owners:
-                entry = self._methods[dest][getattr(options, dest)]
-                return inspect.signature(entry).parameters[action.dest].default
-        return action.default
+    def _published_defaults(self, options: argparse.Namespace, action: argparse.Action) -> list[Any]:
+        dest = next((dest for dest, owners in self._owners.items() if action.dest in owners), None)
+        return [action.default] if dest is None else self._defaults_of(options, dest, action.dest)
+
+
+def chosen_names(options: argparse.Namespace, dest: str) -> list[str]:
+    """The names in ``--dest NAME`` or ``--dest NAME,NAME``."""
+    return str(getattr(options, dest)).split(",")
 
 
 def _unset(default: Any) -> bool:
@@ -298,7 +310,7 @@ def _words(action: argparse.Action, value: Any) -> list[str]:
         return [flag] if value else []
     if action.nargs == "+" and isinstance(value, list):
         return [flag, *map(str, value)]
-    return [f"{flag}={value}"]
+    return [f"{flag}={text_of(value) if isinstance(value, list) and len(value) > 1 else value}"]
 
 
 def text_of(value: Any) -> str:
@@ -306,3 +318,8 @@ def text_of(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(text_of(item) for item in value)
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def typed(value: Any) -> str:
+    """An option's value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

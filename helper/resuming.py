@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
 import torch
@@ -34,6 +34,7 @@ class Progress:
         seconds: that the run has taken.
         accuracy: of that epoch, on what the best one is chosen on.
         best: ``epoch`` and ``accuracy`` of the best one.
+        per_class: of these two, the accuracy of each class, where it is that of the test set.
         position: within the next epoch.
         drops: after which epochs the learning rate drops.
     """
@@ -44,6 +45,7 @@ class Progress:
     accuracy: float = 0.0
     best: dict[str, Any] | None = None
     position: Position | None = None
+    per_class: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, state: Mapping[str, Any] | None, epochs: int, drops: Sequence[int]) -> Progress:
@@ -53,18 +55,28 @@ class Progress:
         before = state.get("drops", drops)  # not always those of so many epochs: the run may have been extended
         now = before if state["epochs"] == epochs else rescaled_drops(before, drops, state["epoch"])
         position = state.get("position")
-        return cls(now, state["epoch"], state["seconds"], state["accuracy"], state["best"], position)
+        return cls(
+            now,
+            state["epoch"],
+            state["seconds"],
+            state["accuracy"],
+            state["best"],
+            position,
+            state.get("per_class", {}),
+        )
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
-    def take(self, epoch: int, accuracy: float) -> bool:
-        """Count an epoch that is done; whether it is the best so far."""
+    def take(self, epoch: int, accuracy: float, per_class: Mapping[str, Any]) -> bool:
+        """Count an epoch that is done; whether it is the best so far. ``per_class`` is of its test scores."""
+        self.per_class = {**self.per_class, "last": per_class}
         self.epoch, self.accuracy, self.position = epoch, accuracy, None
         is_best = self.best is None or accuracy > self.best["accuracy"]
         if is_best:
             self.best = {"epoch": epoch, "accuracy": accuracy}
+            self.per_class["best"] = per_class
         return is_best
 
     def stand(self, step: int, means: Means, device: torch.device, speed: float) -> None:
@@ -114,13 +126,22 @@ def rescaled_drops(old: Sequence[int], new: Sequence[int], epoch: int) -> list[i
     return [*old[:passed], *(max(drop, epoch) for drop in new[passed:])]
 
 
+OWN = 2_147_483_647
+"""How far apart the seeds of two processes are."""
+
+
 def seed_everything(seed: int, epoch: int = 0) -> None:
     """Seed torch's generators for one epoch, so that a resumed run draws what an undisturbed one would.
 
     Before the first epoch all processes draw the same, the initial weights; then each draws its own.
     """
     process = distributed.rank() if epoch else 0
-    torch.manual_seed((seed * 1_000_003 + epoch + process * 2_147_483_647) % 2**63)
+    torch.manual_seed((seed * 1_000_003 + epoch + process * OWN) % 2**63)
+
+
+def shared_seed() -> int:
+    """What torch's generators were seeded with for this epoch in the first process, in all of them."""
+    return (torch.initial_seed() - distributed.rank() * OWN) % 2**63
 
 
 def get_generators(device: torch.device) -> list[torch.Tensor]:

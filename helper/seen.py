@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import reduce
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from helper.machine import uncompiled
 Shape = tuple[int, ...]
 """One feature without its batch axis: ``(C, H, W)`` of a map, ``(D,)`` of the pooled vector."""
 
+Which: TypeAlias = "tuple[int, ...] | Literal['all', 'stages']"
+"""Maps, see :attr:`Reads.maps`."""
+
 
 class Reads(NamedTuple):
     """What a loss declares that it reads of one network; nothing else is computed for it.
@@ -22,24 +26,27 @@ class Reads(NamedTuple):
     Attributes:
         logits: ``[B, C]``.
         maps: which stage outputs, as indices into the features of ``network(x, is_feat=True)``: 0 is the stem's, −2 the
-            last one; ``"all"`` of them.
-        before_relu: whether those maps are the ones before the ReLU that ends their stage.
+            last one; ``"all"`` of them; ``"stages"``: all but the stem's.
+        before_relu: likewise, which of the maps before the ReLU that ends their stage.
         vector: the pooled vector ``[B, D]``.
+        cam: the class activation maps ``[B, C, H, W]``: what the network's classifier makes of each position of the
+            last map.
         head: the network's own classifier, see :attr:`Seen.head`.
         named: the outputs of which children, by their names in the network; in :attr:`Seen.maps` they come last.
     """
 
     logits: bool = False
-    maps: tuple[int, ...] | Literal["all"] = ()
-    before_relu: bool = False
+    maps: Which = ()
+    before_relu: Which = ()
     vector: bool = False
+    cam: bool = False
     head: bool = False
     named: tuple[str, ...] = ()
 
     @property
     def staged(self) -> bool:
         """Whether the network has to offer features of its own."""
-        return bool(self.maps) or self.vector or self.head
+        return bool(self.maps or self.before_relu) or self.vector or self.cam or self.head
 
     @property
     def features(self) -> bool:
@@ -47,14 +54,39 @@ class Reads(NamedTuple):
         return self.staged or bool(self.named)
 
 
+Item = TypeVar("Item")
+
+
+def chosen(which: Which, features: Sequence[Item]) -> list[Item]:
+    """Those of a network's maps, or of their shapes, that ``which`` asks for; behind the maps comes the vector."""
+    if which == "all" or which == "stages":
+        return list(features[which == "stages" : -1])
+    return [features[index] for index in which]
+
+
+def _indices(which: Which, count: int) -> set[int]:
+    """Of so many maps and the vector behind them, counted from 0."""
+    return set(chosen(which, range(count + 1)))
+
+
+def _both(one: Which, other: Which) -> Which:
+    if one == other or not other:
+        return one
+    if not one:
+        return other
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return tuple(sorted({*one, *other}))
+    return "all"
+
+
 def either(*reads: Reads) -> Reads:
     """What a network has to be asked for, so that each of these is served."""
-    maps = {index for each in reads if each.maps != "all" for index in each.maps}
     return Reads(
         logits=True,
-        maps="all" if any(each.maps == "all" for each in reads) else tuple(sorted(maps)),
-        before_relu=any(each.before_relu for each in reads),
+        maps=reduce(_both, (each.maps for each in reads), ()),
+        before_relu=reduce(_both, (each.before_relu for each in reads), ()),
         vector=any(each.vector for each in reads),
+        cam=any(each.cam for each in reads),
         head=any(each.head for each in reads),
         named=tuple(sorted({name for each in reads for name in each.named})),
     )
@@ -64,24 +96,33 @@ class Seen(NamedTuple):
     """What a loss gets of one network on one batch: what it has declared, and nothing else.
 
     Attributes:
-        head: the network: ``head.classify(map)`` and ``head.classify_vector(vector)`` give logits.
+        head: the network: ``head.classify(map)`` and ``head.classify_vector(vector)`` give logits. For the teacher's:
+            what the student's own classifier would learn that way is not counted.
     """
 
     logits: Tensor | None = None
     maps: tuple[Tensor, ...] = ()
     vector: Tensor | None = None
     head: Any = None
+    before_relu: tuple[Tensor, ...] = ()
+    cam: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, which gradients are taken with respect to."""
-        return tuple(each for each in (self.logits, *self.maps, self.vector) if each is not None)
+        each = (self.logits, *self.maps, *self.before_relu, self.vector, self.cam)
+        return tuple(tensor for tensor in each if tensor is not None)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Seen:
         """The same record of other tensors, in the order of :meth:`tensors`."""
         rest = iter(tensors)
-        logits = None if self.logits is None else next(rest)
-        maps = tuple(next(rest) for _ in self.maps)
-        return Seen(logits, maps, None if self.vector is None else next(rest), self.head)
+        return Seen(
+            logits=None if self.logits is None else next(rest),
+            maps=tuple(next(rest) for _ in self.maps),
+            before_relu=tuple(next(rest) for _ in self.before_relu),
+            vector=None if self.vector is None else next(rest),
+            cam=None if self.cam is None else next(rest),
+            head=self.head,
+        )
 
 
 class Observed(NamedTuple):
@@ -91,26 +132,31 @@ class Observed(NamedTuple):
         logits: ``[B, C]``.
         features: stage outputs and the pooled vector; None for those that nobody asked for.
         network: who.
+        before: the stage outputs before their last ReLU, and the pooled vector; likewise.
+        cam: ``[B, C, H, W]``, if it is asked for.
         named: the outputs of children.
     """
 
     logits: Tensor
     features: Sequence[Any] = ()
     network: nn.Module | None = None
+    before: Sequence[Any] = ()
+    cam: Tensor | None = None
     named: Mapping[str, Tensor] = {}
 
     def seen(self, reads: Reads) -> Seen:
         """The part that a loss has declared."""
-        maps = self.features[:-1] if reads.maps == "all" else [self.features[index] for index in reads.maps]
         return Seen(
             logits=self.logits if reads.logits else None,
-            maps=(*maps, *(self.named[name] for name in reads.named)),
+            maps=(*chosen(reads.maps, self.features), *(self.named[name] for name in reads.named)),
+            before_relu=tuple(chosen(reads.before_relu, self.before)),
             vector=self.features[-1] if reads.vector else None,
+            cam=self.cam if reads.cam else None,
             head=self.network if reads.head else None,
         )
 
 
-def observe(network: nn.Module, images: Tensor, reads: Reads) -> Observed:
+def observe(network: Any, images: Tensor, reads: Reads) -> Observed:
     """Run a network on images ``[B, 3, H, W]`` and keep what ``reads`` asks for, and the logits."""
     if not reads.features:
         return Observed(network(images), (), network)
@@ -120,15 +166,34 @@ def observe(network: nn.Module, images: Tensor, reads: Reads) -> Observed:
     return _staged(network, images, reads)
 
 
-def _staged(network: nn.Module, images: Tensor, reads: Reads) -> Observed:
+def _staged(network: Any, images: Tensor, reads: Reads) -> Observed:
     if not reads.staged:
         return Observed(network(images), (), network)
-    settings = {"preact": True} if reads.before_relu else {}
-    features, logits = network(images, is_feat=True, **settings)
+    if reads.before_relu:
+        (*both, vector), logits = network(images, is_feat=True, preact="both")
+        half = len(both) // 2
+        before, features = [*both[:half], vector], [*both[half:], vector]
+    else:
+        features, logits = network(images, is_feat=True)
+        before = []
     last = len(features) - 1
-    wanted = set(range(last)) if reads.maps == "all" else {index % (last + 1) for index in reads.maps}
-    wanted |= {last} if reads.vector else set()
-    return Observed(logits, [each if index in wanted else None for index, each in enumerate(features)], network)
+    cam = network.class_activation_maps(features[-2]) if reads.cam else None
+    wanted = _indices(reads.maps, last) | ({last} if reads.vector else set())
+    return Observed(logits, _only(wanted, features), network, _only(_indices(reads.before_relu, last), before), cam)
+
+
+def _only(wanted: set[int], features: Sequence[Any]) -> list[Any]:
+    """The features of these numbers; None for the others, whose memory is free then."""
+    return [each if index in wanted else None for index, each in enumerate(features)]
+
+
+def norms_of(network: Any) -> list[tuple[Tensor, Tensor] | None]:
+    """Scale and shift ``[C]`` of the batch normalisation behind each map before its ReLU, where it is known.
+
+    Behind the maps comes the vector, which has none.
+    """
+    modules = [network.norms.get(stage) and network.get_submodule(network.norms[stage]) for stage in network.stages]
+    return [*(each and (each.weight.detach().clone(), each.bias.detach().clone()) for each in modules), None]
 
 
 @contextlib.contextmanager
@@ -189,8 +254,8 @@ class Shapes(list[Shape]):
 
 
 @torch.no_grad()
-def feature_shapes(network: nn.Module, images: Tensor) -> Shapes:
-    """The shapes of what a network makes of images ``[B, 3, H, W]``."""
+def feature_shapes(network: Any, images: Tensor, cam: bool = False) -> Shapes:
+    """The shapes of what a network makes of images ``[B, 3, H, W]``; tries class activation maps if asked."""
     training, shapes = network.training, Shapes()
     network.eval()
     with outputs_of(network) as outputs:
@@ -200,6 +265,8 @@ def feature_shapes(network: nn.Module, images: Tensor) -> Shapes:
         except UsageError as error:
             shapes.refusal = error
             network(images)
+    if cam and shapes.refusal is None:
+        network.class_activation_maps(features[-2])
     network.train(training)
     # a convolution that a normalisation was folded into returns what that did
     changed = {name for name, module in network.named_modules() if getattr(module, "folded", False)}

@@ -15,6 +15,7 @@ from helper import checkpoint, distributed
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import evaluate
+from helper.images import PLAIN, ImageOptions
 from helper.lone_values import lone_values
 from helper.loop import Fit
 from helper.machine import (
@@ -72,7 +73,8 @@ class Session:
         if opt.compile:
             require_compiler(self.device)
             require_right_code(self.device)
-        self.info = info_of(opt.dataset, opt.data_dir, skip_damaged=opt.skip_damaged)
+        self.images = ImageOptions.of(opt)
+        self.info = info_of(opt.dataset, opt.data_dir, skip_damaged=opt.skip_damaged, images=self.images)
         self.dataset: str = "@".join(filter(None, (opt.dataset, self.info.identity)))
         self.labels = Labels(opt.dataset, self.info.num_classes, self.info.classes)
         seed_everything(seed_of(opt))
@@ -97,15 +99,16 @@ class Session:
             shard=(distributed.rank(), distributed.size()),
             skip_damaged=opt.skip_damaged,
             test_only=opt.evaluate is not None,
+            images=self.images,
         )
         for line in (*loaders.notes, "" if opt.evaluate else loaders.sizes):
             if line:
                 print(line, flush=True)
         return loaders
 
-    def example(self) -> torch.Tensor:
-        """Black images ``[2, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
-        return torch.zeros(2, 3, self.info.image_size, self.info.image_size, device=self.device)
+    def example(self, number: int = 2) -> torch.Tensor:
+        """So many black images ``[…, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
+        return torch.zeros(number, 3, self.info.image_size, self.info.image_size, device=self.device)
 
     def build(
         self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None, whole: bool = False
@@ -182,22 +185,16 @@ class Session:
         earlier = RunFolder(opt.resume) if isinstance(opt.resume, Path) else None
         state = distributed.from_first(lambda: run.open(parameters_of(opt), opt.overwrite, earlier))
         try:
-            self._say_where(run, state)
+            if state is not None:
+                print(f"{run.path}: resuming after {Progress.of(state, opt.epochs, ()).where}", flush=True)
+            elif opt.resume is not None:
+                ignored = MAY_DIFFER - {"epochs"}
+                print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
             result = self.fit(run, task, arch, state)()
         finally:
             run.close()
         print(f"{run.path}: {describe(result)}")
         return result
-
-    def _say_where(self, run: RunFolder, state: dict[str, Any] | None) -> None:
-        """What ``--resume`` has found."""
-        opt = self.opt
-        if state is not None:
-            where = Progress.of(state, opt.epochs, ()).where
-            print(f"{run.path}: resuming after {where}", flush=True)
-        elif opt.resume is not None:
-            ignored = MAY_DIFFER - {"epochs"}
-            print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
 
     def _require_statistics(self, task: Task) -> None:
         """UsageError where BatchNorm would see a single value of a channel, which has no variance."""
@@ -230,7 +227,7 @@ class Session:
             precision=self.precision,
             state=state,
             learning_rate=opt.learning_rate or getattr(task.trained["network"], "learning_rate", DEFAULT_RATE),
-            about=self.about(arch),
+            about={**self.about(arch), **task.about},
             test_name=loaders.test_name,
             validation_name=loaders.validation_name,
         )
@@ -247,10 +244,11 @@ class Session:
             "image_size": info.image_size,
             "mean": list(info.mean),
             "std": list(info.std),
+            **({"channels": 1} if info.channels == 1 else {}),
         }
 
     def test(self, predict: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> dict[str, dict[str, float]]:
-        """Scores of named predictions on the test set, see :func:`helper.loop.evaluate`."""
+        """Scores of named predictions on the test set, see :func:`helper.evaluation.evaluate`."""
         with uncompiled(self.opt.compile):
             return evaluate(predict, self.loaders.test, self.device, self.precision)
 
@@ -263,7 +261,10 @@ class Session:
 
     def print_evaluation(self, network: nn.Module, arch: str, given: Path) -> None:
         """Load the checkpoint ``PATH[@KEY]`` into ``network`` and print its test accuracy."""
-        path = self.load(network, given, arch, "--evaluate")
+        self.print_scores(network, arch, self.load(network, given, arch, "--evaluate"))
+
+    def print_scores(self, network: nn.Module, arch: str, path: Path) -> None:
+        """Print the test accuracy of a network that was read from ``path``."""
         network.eval()
         scores = self.test(lambda images: {"network": network(images)})["network"]
         print(
@@ -275,7 +276,7 @@ class Session:
 MAY_DIFFER = frozenset(
     {
         *("epochs", "checkpoint_minutes", "save_dir", "data_dir", "skip_damaged"),
-        *("device", "gpu_id", "num_workers", "teacher_cache_gb"),
+        *("device", "gpu_id", "num_workers", "teacher_cache_gb", "in_memory", "memory_gb"),
     }
 )
 """Options in which a run may differ from the one that it goes on from."""
@@ -298,6 +299,7 @@ def check_earlier(opt: argparse.Namespace, dataset: str) -> None:
     now = parameters_of(opt)
     if NETWORKS & stored.keys() != NETWORKS & now.keys():
         raise UsageError(f"--resume: the run in {opt.resume} is another script's")
+    stored = {**parameters_of(argparse.Namespace(**vars(PLAIN))), **stored}  # older runs do not have these
     stored["teachers"] = stored.get("teachers") or now.get("teachers")  # older runs do not have setting.py's on record
     differing = [name for name in now if name not in MAY_DIFFER and stored.get(name, now[name]) != now[name]]
     if differing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class Task:
         decays: their weight decay; ``--weight_decay`` for those not named.
         keep_all: whether ``best.pth`` holds all of ``trained``, since more than ``network`` is used in the end.
         notes: go into ``result.json``, for example the teachers' accuracies.
+        about: what every checkpoint says beside what it says of all networks.
     """
 
     trained: nn.ModuleDict
@@ -30,6 +31,7 @@ class Task:
     decays: Mapping[str, float] = {}
     keep_all: bool = False
     notes: Mapping[str, Any] = {}
+    about: Mapping[str, Any] = {}
 
     def step(self, batch: Batch, when: When) -> Scalars:
         """A batch → ``loss``, ``accuracy`` (percent) and any named parts, all scalars.
@@ -54,6 +56,9 @@ class Task:
     def idles(self, epoch: int) -> bool:
         """Whether some weights get no gradient in this epoch."""
         return False
+
+    def before(self, batches: Callable[[int], Iterable[Batch]]) -> None:
+        """Called once, before the first epoch of a run that begins; ``batches(n)`` are those of an epoch, from 1."""
 
     def after_step(self) -> None:
         """Called after each update."""

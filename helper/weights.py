@@ -34,6 +34,9 @@ MANY = 12
 DEPTH = 4
 """Dictionaries within dictionaries that are looked into."""
 
+HEADS = "through the teachers' heads"
+"""What a checkpoint says under ``answers`` whose network does not answer by itself."""
+
 Weights = dict[str, Tensor]
 
 
@@ -92,6 +95,11 @@ def load_network(
         state = foreign.read(path)
     except Damaged as error:
         raise UsageError(f"{what} cannot be loaded: {error}") from None
+    if state.get("answers") == HEADS:
+        raise UsageError(
+            f"{what} holds a student whose answers come through its teachers' classifiers: --evaluate it with --config "
+            "of its run's parameters.json; python -m scripts.export writes it as one network"
+        )
     notes = _compare_labels(what, state, labels)
     own = network.state_dict()
     chosen, note = _chosen(what, state, own, arch, labels.num_classes, key)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
-from itertools import pairwise
-from typing import Any, TypeAlias
+from itertools import chain, pairwise
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ class StagedModel(nn.Module):
         parts: stage → its children, in the order they are applied; submodule paths such as ``blocks.1`` are fine.
         head: the child that maps the pooled vector to the logits.
         relu_after: the stages whose children are followed by a ReLU; default all of them.
+        norms: stage → the batch normalisation that its map before the ReLU comes from. Where that is the first one of
+            the next stage, which normalises and then rectifies, that map is what it makes of the stage's.
 
     Attributes:
         stages: the names of the stages, from the stem to the last one.
@@ -55,6 +58,7 @@ class StagedModel(nn.Module):
         parts: Mapping[str, tuple[str, ...]],
         head: str,
         relu_after: Collection[str] | None = None,
+        norms: Mapping[str, str] = {},
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -62,27 +66,31 @@ class StagedModel(nn.Module):
         self.parts = dict(parts)
         self.head = head
         self.relu_after = frozenset(self.parts if relu_after is None else relu_after)
+        self.norms = dict(norms)
 
     @property
     def stages(self) -> tuple[str, ...]:
         return tuple(self.parts)
 
-    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False) -> Output:
+    def forward(self, x: Tensor, is_feat: bool = False, preact: bool | Literal["both"] = False) -> Output:
         """Classify images ``x`` [B, 3, H, W].
 
         Returns:
             logits [B, C]; with ``is_feat`` ``(features, logits)``: one map [B, C_i, H_i, W_i] per stage, then the
-            pooled vector [B, D]. With ``preact`` the maps are those before the ReLU that ends their stage.
+            pooled vector [B, D]. With ``preact`` the maps are those before the ReLU that ends their stage, or begins
+            the next one, see ``norms``; ``"both"`` gives all of those, then all after it.
         """
         if not is_feat:
             return self.classify(self.run(x, self.stages[0], self.stages[-1]))
         if preact and not self.has_preact:
             raise UsageError(f"{type(self).__name__} does not offer features before the activation (preact)")
-        maps = []
+        before, after = [], []
         for name in self.stages:
-            before, x = self._stage(name, x)
-            maps.append(before if preact else x)
+            earlier, x = self._stage(name, x)
+            before.append(self._normalised(name, earlier) if preact else earlier)
+            after.append(x)
         pooled, logits = self.finish(x)
+        maps = [*before, *after] if preact == "both" else before if preact else after
         return [*maps, pooled], logits
 
     def run(self, x: Tensor, first: str, last: str) -> Tensor:
@@ -112,6 +120,26 @@ class StagedModel(nn.Module):
         logits: Tensor = self.get_submodule(self.head)(vector)
         return logits
 
+    def tail(self) -> StagedModel:
+        """A copy of what follows the last stage; it can ``classify`` and nothing else."""
+        twin = copy.deepcopy(self)
+        for path in chain(*self.parts.values()):
+            parent, _, child = path.rpartition(".")
+            delattr(twin.get_submodule(parent), child)
+        return twin
+
+    def class_activation_maps(self, x: Tensor) -> Tensor:
+        """The last map [B, C_f, H, W] → what the classifier makes of each position alone [B, C, H, W].
+
+        Raises:
+            UsageError: the classifier does not read the mean of these positions.
+        """
+        if type(self).embed is not StagedModel.embed:
+            raise UsageError(f"--distill: {self.label} has no class activation maps; choose another loss or network")
+        batch, _, height, width = x.shape
+        logits = self.classify_vector(x.movedim(1, -1).flatten(0, 2))  # [B·H·W, C]
+        return logits.view(batch, height, width, -1).movedim(-1, 1)
+
     def embed(self, x: Tensor) -> Tensor:
         """The last map [B, C_f, H, W] → the pooled vector [B, D] that the classifier reads."""
         return global_average(x)
@@ -132,6 +160,9 @@ class StagedModel(nn.Module):
         narrow = (width * kept // of // self.width_unit * self.width_unit for width in self.widths[first:])
         return (*self.widths[:first], *narrow)
 
+    def become_branch(self) -> None:
+        """Be one of several networks that share all stages but the last: some are regularised otherwise there."""
+
     def no_widths(self) -> UsageError:
         """What to tell whoever asks for other widths of a network that has none."""
         return UsageError(
@@ -145,6 +176,16 @@ class StagedModel(nn.Module):
             x = self.get_submodule(child)(x)
         # not in place: the map before the ReLU may be a feature
         return x, F.relu(x) if name in self.relu_after else x
+
+    def _normalised(self, name: str, x: Tensor) -> Tensor:
+        """A stage's output as the next one normalises it first, if it does; the running statistics stay."""
+        norm = self.norms.get(name, "")
+        if not norm or norm.startswith(self.parts[name]):
+            return x
+        module: Any = self.get_submodule(norm)
+        if not module.training:
+            return module(x)
+        return F.batch_norm(x, None, None, module.weight, module.bias, training=True, eps=module.eps)
 
     def _position(self, name: str) -> int:
         if name not in self.parts:

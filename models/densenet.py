@@ -59,7 +59,8 @@ class DenseNet(StagedModel):
     def __init__(self, num_classes: int, depth: int, widths: Sequence[int]) -> None:
         parts: dict[str, tuple[str, ...]] = {"conv1": ("conv1",), "dense1": ("dense1",)}
         parts |= {"trans1": ("trans1", "dense2"), "trans2": ("trans2", "dense3", "bn")}
-        super().__init__(num_classes, parts, head="fc", relu_after=("trans2",))
+        norms = {"dense1": "trans1.bn1", "trans1": "trans2.bn1", "trans2": "bn"}
+        super().__init__(num_classes, parts, head="fc", relu_after=("trans2",), norms=norms)
         self.layers = (depth - 4) // 6
         self.widths = widths = checked_widths(widths, 4)
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)

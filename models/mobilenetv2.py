@@ -77,7 +77,9 @@ class MobileNetV2(StagedModel):
     def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS) -> None:
         parts = {"conv1": ("conv1",), "blocks.0": ("blocks.0", "blocks.1"), "blocks.2": ("blocks.2",)}
         parts |= {"blocks.3": ("blocks.3", "blocks.4"), "blocks.5": ("blocks.5", "blocks.6")}
-        super().__init__(num_classes, parts, head="classifier", relu_after=("conv1",))
+        norms = {"conv1": "conv1.1", "blocks.0": "blocks.1.1.conv.7", "blocks.2": "blocks.2.2.conv.7"}
+        norms |= {"blocks.3": "blocks.4.2.conv.7", "blocks.5": "blocks.6.0.conv.7"}
+        super().__init__(num_classes, parts, head="classifier", relu_after=("conv1",), norms=norms)
         self.widths = widths = checked_widths(widths, 5)
         # the ReLU in ``conv1`` and ``conv2`` is applied by the stage and by ``embed``
         self.conv1 = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, padding=1, bias=False), nn.BatchNorm2d(widths[0]))

@@ -1,7 +1,8 @@
-"""ResNets for 32×32 images (resnet8 … resnet110, four times wider ones, and two of bottleneck blocks).
+"""ResNets for 32×32 images (resnet8 … resnet110, four times wider ones, and three of bottleneck blocks).
 
 He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2. resnet110_bottleneck and
-wide_resnet20_8 are those of ONE and OKDDip (released code), which call the first one resnet110.
+wide_resnet20_8 are OKDDip's, resnet164_bottleneck is ONE's (released code). Both papers say resnet110: OKDDip's has 12
+bottleneck blocks in a stage, ONE's the 18 of a resnet110 of basic blocks, which makes it 164 layers deep.
 """
 
 from __future__ import annotations
@@ -79,10 +80,13 @@ class CifarResNet(StagedModel):
         self, num_classes: int, depth: int, widths: Sequence[int] = NARROW, bottleneck: int | None = None
     ) -> None:
         layers = ("layer1", "layer2", "layer3")
-        super().__init__(num_classes, {"conv1": ("conv1", "bn1"), **{layer: (layer,) for layer in layers}}, head="fc")
+        blocks = (depth - 2) // (9 if bottleneck else 6)
+        last = f"{blocks - 1}.bn3" if bottleneck else f"{blocks - 1}.bn2"
+        norms = {"conv1": "bn1", **{layer: f"{layer}.{last}" for layer in layers}}
+        parts = {"conv1": ("conv1", "bn1"), **{layer: (layer,) for layer in layers}}
+        super().__init__(num_classes, parts, head="fc", norms=norms)
         self.width_unit = 4 if bottleneck else 1
         self.widths = widths = checked_widths(widths, 4, multiple=self.width_unit)
-        blocks = (depth - 2) // (9 if bottleneck else 6)
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         for layer, inputs, outputs, stride in zip(layers, widths[:-1], widths[1:], (1, 2, 2), strict=True):
@@ -114,5 +118,6 @@ for _name, _depth, _widths in (
 ):
     model_dict.register(_name)(partial(CifarResNet, depth=_depth, widths=_widths))
 
+model_dict.register("resnet164_bottleneck")(partial(CifarResNet, depth=164, widths=EXPANDED, bottleneck=1))
 model_dict.register("resnet110_bottleneck")(partial(CifarResNet, depth=110, widths=EXPANDED, bottleneck=1))
 model_dict.register("wide_resnet20_8")(partial(CifarResNet, depth=20, widths=EXPANDED, bottleneck=8))

@@ -84,7 +84,9 @@ class ResNet(StagedModel):
     ) -> None:
         layers = ("layer1", "layer2", "layer3", "layer4")
         parts = {"conv1": ("conv1", "bn1"), **{layer: (layer,) for layer in layers}}
-        super().__init__(num_classes, parts, head="linear")
+        last = "bn2" if block is BasicBlock else "bn3"
+        ends = {layer: f"{layer}.{depth - 1}.{last}" for layer, depth in zip(layers, depths, strict=True)}
+        super().__init__(num_classes, parts, head="linear", norms={"conv1": "bn1", **ends})
         self.width_unit = block.expansion
         self.widths = widths = checked_widths(widths, 5, multiple=self.width_unit)
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,7 @@ class Wrapped(StagedModel):
     def _load_from_state_dict(self, *arguments: Any) -> None:
         self.net._load_from_state_dict(*arguments)
 
-    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False) -> Output:
+    def forward(self, x: Tensor, is_feat: bool = False, preact: bool | Literal["both"] = False) -> Output:
         if not is_feat:
             return self.logits_of(self.net(x))
         if preact:

@@ -49,8 +49,8 @@ class Block(nn.Module):
 class WideResNet(StagedModel):
     """A stem and three stages of (depth − 4) / 6 blocks; [B, 3, 32, 32] → maps of 32², 32², 16² and 8² pixels.
 
-    Only the last map, after the final batch norm, has passed a ReLU; the others are the raw sums, so that ``preact``
-    changes nothing but the last one.
+    Only the last map, after the final batch norm, has passed a ReLU; the others are the raw sums, and with ``preact``
+    what the next block's first batch norm makes of them.
 
     Args:
         num_classes: number of logits.
@@ -60,7 +60,8 @@ class WideResNet(StagedModel):
 
     def __init__(self, num_classes: int, depth: int, widths: Sequence[int]) -> None:
         parts = {"conv1": ("conv1",), "block1": ("block1",), "block2": ("block2",), "block3": ("block3", "bn1")}
-        super().__init__(num_classes, parts, head="fc", relu_after=("block3",))
+        norms = {"block1": "block2.layer.0.bn1", "block2": "block3.layer.0.bn1", "block3": "bn1"}
+        super().__init__(num_classes, parts, head="fc", relu_after=("block3",), norms=norms)
         self.widths = widths = checked_widths(widths, 4)
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)

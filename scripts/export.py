@@ -19,21 +19,23 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import train_online
+import train_student
 from dataset import info_of
 from helper import checkpoint
 from helper.cost import parameter_count
 from helper.errors import UsageError
 from helper.names import local
-from helper.options import natural
+from helper.options import Parser, natural
 from helper.run_folder import write_atomically
 from helper.script import run_script
-from models import model_dict
+from helper.weights import HEADS
+from models import StagedModel, model_dict
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit."""
@@ -54,13 +56,6 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.method.predictions(self.peers(images))[self.method.ensemble]
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
 
 
 def options() -> Parser:
@@ -104,6 +99,11 @@ def rebuild_peers(run: Path, state: dict[str, Any], example: Tensor) -> train_on
     return task
 
 
+def build_network(arch: str, num_classes: int) -> StagedModel:
+    """A network of any of the collection's architectures."""
+    return model_dict[arch](num_classes=num_classes)
+
+
 def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool, example: Tensor) -> nn.Module:
     """The network to write, in evaluation mode.
 
@@ -116,7 +116,12 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
     if not online:
         if opt.student is not None or opt.ensemble:
             raise UsageError(f"--student, --ensemble: {opt.run} trained a single network")
-        network = model_dict[arch](num_classes=state["num_classes"])
+        if state.get("answers") == HEADS:
+            parser = train_student.options()
+            run = parser.parse(["--config", str(opt.run / "parameters.json")])
+            build = partial(build_network, num_classes=state["num_classes"])
+            return train_student.answering(parser, run, state, build, example, str(opt.run))
+        network = build_network(arch, state["num_classes"])
         network.load_state_dict(state["model"])
         return network.eval().alone()
     task = rebuild_peers(opt.run, state, example)
@@ -145,7 +150,7 @@ def about_images(opt: argparse.Namespace, parameters: dict[str, Any], state: dic
             raise UsageError(f"{opt.run}: its checkpoint does not say {missing}; asking {source}: {error}") from None
         print(f"{opt.run}: its checkpoint, of an earlier version, does not say {missing}; taken from {source}")
         about = {name: getattr(info, name) for name in ABOUT} | about
-    return {**about, "layout": LAYOUT}
+    return {**about, "layout": LAYOUT + ", grey three times" * (state.get("channels") == 1)}
 
 
 def torch_program(
@@ -207,19 +212,6 @@ def check_outputs(network: nn.Module, written: Callable[[Tensor], Tensor], examp
 FORMATS = {"torch": (torch_program, ".pt2"), "onnx": (onnx_graph, ".onnx")}
 
 
-def write(path: Path, content: bytes) -> None:
-    """Make the file, and the folder that it is to lie in; whatever lay there stays until all is written.
-
-    Raises:
-        UsageError: that cannot be.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise UsageError(f"--out: {path} cannot be written: {error.strerror}") from None
-
-
 def main(arguments: Sequence[str]) -> None:
     """Write one network and check it."""
     opt = options().parse_args(arguments)
@@ -234,7 +226,11 @@ def main(arguments: Sequence[str]) -> None:
     path = opt.out or opt.run / f"{opt.checkpoint}_{name}{suffix}"
     content, written = convert(network, example, about)
     worst = check_outputs(network, written, example)
-    write(path, content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise UsageError(f"--out: {path} cannot be written: {error.strerror}") from None
     print(f"{path}: {parameter_count(network):,} parameters; logits differ by {worst:.0e} of the largest")
 
 

@@ -37,17 +37,19 @@ def make_objective(
     of_loss: Mapping[str, Any] = NO_SETTINGS,
     **of_method: Any,
 ) -> Distillation:
-    """As ``train_student.py`` puts it together; ``images`` ``[B, 3, H, W]`` show the maps' sizes.
+    """As ``train_student.py`` puts it together; ``images`` ``[B, 3, H, W]`` show the maps' sizes and the batch's.
 
-    The loss on logits is ``distill``, or ``kd`` beside a loss on features.
+    ``distill`` may be several, separated by commas; the loss on logits is ``kd`` where none of them is.
     """
-    names = {distill: of_loss} if distill_dict[distill].on_logits() else {"kd": {"kd_T": opt.kd_T}, distill: of_loss}
+    chosen = distill.split(",")
+    names = {} if any(distill_dict[name].on_logits() for name in chosen) else {"kd": {"kd_T": opt.kd_T}}
+    names |= dict.fromkeys(chosen, of_loss)
     classes = student(images).shape[1]
     labels = torch.arange(1000) % classes
-    losses = [
-        make_losses(distill_dict[name], settings, student, teachers, images, classes, labels)
+    losses = {
+        name: make_losses(distill_dict[name], settings, student, teachers, images, classes, labels, len(images))
         for name, settings in names.items()
-    ]
+    }
     methods: list[EnsembleMethod] = [ensemble_dict[method](**of_method) for _ in losses]
     task = Distillation(student, teachers, losses, methods, opt)
     task.attach(images)

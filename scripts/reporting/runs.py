@@ -15,7 +15,7 @@ import train_online
 import train_student
 import train_teacher
 from helper.errors import UsageError
-from helper.options import Options
+from helper.options import Options, text_of, typed
 from helper.run_folder import parameters_of, write_atomically
 from helper.teachers import TeacherFile, fingerprint
 
@@ -24,7 +24,7 @@ REPEATS = {"trial", "seed"}  # tell repetitions of one setting apart
 RECORDS = "records.jsonl"
 """A report's own copy of its runs, a line each."""
 LEVELS = {"train_": "logits", "train_feature_": "feature maps"}
-"""What the names of a method's curves begin with, and what its losses compare there."""
+"""What the names of a method's curves begin with, and what its losses compare there; see :attr:`Group.levels`."""
 
 
 @dataclass
@@ -77,6 +77,14 @@ class Run:
         """On the test set, in percent; ``which`` is ``last`` or ``best``."""
         return self.result[which]["test_accuracy"]
 
+    def best_mean_of_peers(self) -> float:
+        """The largest mean of the peers' test accuracies over the epochs, as OKDDip's code reports its baselines.
+
+        A run that chose its best epoch on held out images has it of that epoch alone.
+        """
+        name = "test_peer_accuracy"
+        return max([row[name] for row in self.metrics if name in row], default=self.result["best"][name])
+
     @property
     def command(self) -> str:
         """What was typed, without the options that say what to do with an earlier attempt."""
@@ -110,6 +118,12 @@ class Group:
         """The metrics that some epoch of some run has, of those that begin with ``prefix``."""
         rows = (row for run in self.runs for row in run.metrics)
         return [name for name in dict.fromkeys(name for row in rows for name in row) if name.startswith(prefix)]
+
+    @property
+    def levels(self) -> dict[str, str]:
+        """:data:`LEVELS`, and where several losses are not on logits, each of them by its name."""
+        losses = str(self.first.parameters.get("distill", "")).split(",")
+        return LEVELS | {f"train_feature_{name}_": name for name in losses if len(losses) > 1}
 
     def curve(self, name: str) -> tuple[list[int], list[float], list[float]]:
         """Epochs, mean over the runs and standard deviation (0 for a single run) of one metric."""
@@ -175,8 +189,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     settings: list[dict[str, Any]] = []
     members: list[list[Run]] = []
     for run in runs:
-        setting = run.setting
-        if setting not in settings:
+        if (setting := run.setting) not in settings:
             settings.append(setting)
             members.append([])
         members[settings.index(setting)].append(run)
@@ -185,7 +198,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     for setting, label, of_setting in zip(settings, labels, members, strict=True):
         twins = [other for other, same in zip(settings, labels, strict=True) if same == label]
         telling = [name for name in setting if differs(name, twins) and setting[name] is not None]
-        extra = [f"{name} {plain(setting[name])}" for name in telling]
+        extra = [f"{name} {typed(setting[name])}" for name in telling]
         groups.append(Group(", ".join([label, *extra]), of_setting))
     return groups
 
@@ -197,7 +210,7 @@ def short_label(setting: dict[str, Any]) -> str:
     if "model" in setting:
         return f"{setting['model']} alone"
     parts = [setting["ensemble_method"], setting["distill"]]
-    return ", ".join([*parts, f"b {setting['beta']:g}"] if setting["beta"] else parts)
+    return ", ".join([*parts, f"b {text_of(setting['beta'])}"] if setting["beta"] else parts)
 
 
 def family(each: Group) -> tuple[str, ...]:
@@ -209,8 +222,3 @@ def family(each: Group) -> tuple[str, ...]:
 def differs(name: str, settings: Sequence[dict[str, Any]]) -> bool:
     """Whether one of the settings has another value of the option than the first."""
     return any(setting.get(name) != settings[0].get(name) for setting in settings)
-
-
-def plain(value: Any) -> str:
-    """An option's value as it is typed."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

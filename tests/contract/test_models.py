@@ -111,8 +111,49 @@ def test_preact_is_the_map_before_the_relu(name: str) -> None:
         if stage in model.relu_after:
             assert pre.min() < 0
             torch.testing.assert_close(pre.relu(), post)
+        elif stage in model.norms and not model.norms[stage].startswith(model.parts[stage]):
+            torch.testing.assert_close(pre, model.get_submodule(model.norms[stage])(post))
         else:
             torch.testing.assert_close(pre, post)
+
+
+@pytest.mark.parametrize("name", OWN)
+@torch.no_grad()
+def test_both_are_the_maps_before_the_relu_and_after_it(name: str) -> None:
+    model, x = build(name), images()
+    (*both, vector), logits = model(x, is_feat=True, preact="both")
+    count = len(model.stages)
+    for maps, preact in ((both[:count], True), (both[count:], False)):
+        (*expected, same_vector), same_logits = model(x, is_feat=True, preact=preact)
+        torch.testing.assert_close([*maps, vector, logits], [*expected, same_vector, same_logits])
+
+
+@pytest.mark.parametrize("name", OWN)
+@torch.no_grad()
+def test_the_norm_that_a_map_before_the_relu_comes_from(name: str) -> None:
+    """A change of its bias is a change of that map, by as much."""
+    model, x = build(name), images()
+    assert model.norms.keys() <= set(model.stages)
+    for stage, norm in model.norms.items():
+        index = model.stages.index(stage)
+        before = model(x, is_feat=True, preact=True)[0][index]
+        model.get_submodule(norm).bias += 0.5
+        torch.testing.assert_close(model(x, is_feat=True, preact=True)[0][index], before + 0.5, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OWN)
+@torch.no_grad()
+def test_class_activation_maps(name: str) -> None:
+    """Their mean over the positions is the network's answer, where its classifier is linear on the last map's mean."""
+    model, x = build(name), images()
+    features, logits = model(x, is_feat=True)
+    if type(model).embed is not StagedModel.embed:
+        with pytest.raises(UsageError, match=r"^--distill: .* has no class activation maps"):
+            model.class_activation_maps(features[-2])
+        return
+    cam = model.class_activation_maps(features[-2])
+    assert cam.shape == (*logits.shape, *features[-2].shape[2:])
+    torch.testing.assert_close(cam.mean((2, 3)), logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -166,6 +207,7 @@ def test_widths_make_a_thinner_network(name: str) -> None:
     [
         ("resnet32", 472_756),
         ("resnet110_bottleneck", 1_170_868),
+        ("resnet164_bottleneck", 1_727_284),
         ("wide_resnet20_8", 6_871_220),
         ("vgg16_fc3", 15_299_748),
         ("densenetd40k12", 188_092),
@@ -175,6 +217,20 @@ def test_widths_make_a_thinner_network(name: str) -> None:
 def test_sizes_of_the_online_papers_networks(name: str, parameters: int) -> None:
     """Released by OKDDip and ONE, 100 classes; densenetd100k12: the DenseNet paper's 0.8 million."""
     assert size(model_dict[name](num_classes=100)) == parameters
+
+
+def test_the_three_layers_of_okddips_vgg() -> None:
+    """As released: each hidden layer is linear, ReLU, dropout; weights from N(0, 0.01), no dropout by itself."""
+    classifier = build("vgg16_fc3").classifier
+    layers = [module for module in classifier.modules() if not isinstance(module, (nn.Sequential, nn.Identity))]
+    assert [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Dropout] * 2 + [nn.Linear]
+    assert all(layer.p == 0 for layer in layers if isinstance(layer, nn.Dropout))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            assert layer.weight.std().item() == pytest.approx(0.01, rel=0.05)
+            assert not layer.bias.any()
+    names = [name for name in build("vgg16_fc3").state_dict() if name.startswith("classifier")]
+    assert names == [f"classifier.{index}.{part}" for index in (1, 4, 6) for part in ("weight", "bias")]
 
 
 @pytest.mark.parametrize("name", [*THIN, "densenetd100k12"])

@@ -138,6 +138,51 @@ def test_an_option_of_another_method(arguments: Sequence[str], option: str, owne
     assert owner in message
 
 
+def test_several_losses_at_once() -> None:
+    """Each has its hyperparameters, and a run's name and record that --config repeats."""
+    parser = train_student.options()
+    opt = parser.parse(["--distill", "hint,inter", "-b", "1000,0.5", "--hint_layer", "1", "--convs"])
+    assert (opt.distill, opt.beta, opt.hint_layer, opt.factor) == ("hint,inter", [1000, 0.5], 1, 2)
+    assert parser.hyperparameters(opt, "distill", "hint") == {"hint_layer": 1}
+    assert "-hint,inter-" in name_of("--distill", "hint,inter", "-b", "1000,0.5")
+    assert "-b=1000,0.5-hint_layer=1-convs-" in name_of(
+        *("--distill", "hint,inter", "-b", "1000,0.5", "--hint_layer", "1", "--convs")
+    )
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        ("hint,nothing", "--distill: unknown value 'nothing'"),
+        ("hint,", "--distill: unknown value ''"),
+        ("hint,inter,hint", "--distill: 'hint,inter,hint' holds hint twice"),
+    ],
+)
+def test_several_losses_of_which_one_is_wrong(distill: str, message: str) -> None:
+    assert error_of("--distill", distill).startswith(message)
+
+
+def test_an_option_of_none_of_several_losses() -> None:
+    message = error_of("--distill", "hint,kd", "--factor", "3")
+    assert message.startswith("--factor: belongs to --distill inter")
+    assert message.endswith("not to hint,kd")
+
+
+def test_methods_that_share_an_argument_with_different_defaults() -> None:
+    """Each keeps its own; a value that is given is that of all, and tells the run from others."""
+
+    def one(*, wide: int = 3) -> None: ...
+
+    def two(*, wide: int = 5) -> None: ...
+
+    parser = Options("")
+    parser.add_methods("", "kind", {"one": one, "two": two}, "one", "", several=True)
+    plain, given = (parser.parse(["--kind", "one,two", *more]) for more in ([], ["--wide", "3"]))
+    assert [parser.hyperparameters(plain, "kind", name)["wide"] for name in ("one", "two")] == [3, 5]
+    assert [parser.hyperparameters(given, "kind", name)["wide"] for name in ("one", "two")] == [3, 3]
+    assert [parser.changed(opt, ["kind"]) for opt in (plain, given)] == [[], ["wide=3"]]
+
+
 @pytest.mark.parametrize(("dest", "registry"), [("distill", distill_dict), ("ensemble_method", ensemble_dict)])
 def test_every_hyperparameter_is_a_flag(dest: str, registry: dict[str, Any]) -> None:
     """Shown in --help, typed, with the default of the signature."""
@@ -223,6 +268,7 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "kd_scale": (["--kd_scale", "unit"], []),
     "distill_decay": (["--distill_decay"], []),
     "feat_start_epoch": (["--feat_start_epoch", "1"], []),
+    "feat_stop_epoch": (["--feat_stop_epoch", "9"], []),
     "distill": (["--distill", "hint"], []),
     "ensemble_method": (["--ensemble_method", "EBKD"], []),
     "hint_layer": (["--distill", "hint", "--hint_layer", "1"], ["--distill", "hint"]),
@@ -233,6 +279,16 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "qp_solver": (["--ensemble_method", "AEKD", "--qp_solver", "svm"], ["--ensemble_method", "AEKD"]),
     "dataset": (["--dataset", "cifar10"], []),
     "batch_size": (["--batch_size", "128"], []),
+    "image_size": (["--image_size", "32"], []),
+    "mean": (["--mean", "0.5"], []),
+    "std": (["--std", "0.5"], []),
+    "augment": (["--augment", "none"], []),
+    "train_split": (["--train_split", "0.8"], []),
+    "test_split": (["--test_split", "0.2"], []),
+    "balanced": (["--balanced"], []),
+    "mixup": (["--mixup", "1"], []),
+    "cutmix": (["--cutmix", "1"], []),
+    "channels": (["--channels", "1"], []),
     "validation": (["--validation", "0.1"], []),
     "epochs": (["--epochs", "239"], []),
     "learning_rate": (["--lr", "0.1"], []),
@@ -260,6 +316,8 @@ KEEPING: dict[str, list[str]] = {
     "evaluate": ["--evaluate", "a.pth"],
     "device": ["--device", "cpu"],
     "gpu_id": ["--gpu_id", "1"],
+    "in_memory": ["--in_memory", "never"],  # the images' identity tells where it makes a difference
+    "memory_gb": ["--memory_gb", "1"],
     "num_workers": ["--num_workers", "1"],
     "teacher_cache_gb": ["--teacher_cache_gb", "1"],
 }

@@ -100,7 +100,7 @@ def autograd_gradients(student: Tensor, teachers: Tensor, T: float) -> Tensor:
 def logit_loss(method: EnsembleMethod, case: Case, T: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted KL of a case, and what is reported of it."""
     student, theirs = tensor(case["student"]), tensor(case["teachers"])
-    term = Term([KD(kd_T=T) for _ in theirs], method, "released")
+    term = Term([KD(kd_T=T) for _ in theirs], method, "released", "logit")
     target = torch.tensor(case["target"])
     batch = Batch(torch.zeros(len(target), 3, 8, 8), target)
     loss, _, report = term(Observed(student), [Observed(each) for each in theirs], theirs, batch, When(1, 1))
