@@ -45,7 +45,7 @@ from helper.options import (
 from helper.pretraining import First, pretrain
 from helper.recipe import add_recipe
 from helper.script import run_script
-from helper.seen import Observed, Reads, Seen, Shape, either, feature_shapes, norms_of, observe
+from helper.seen import Observed, Reads, Seen, Shapes, either, feature_shapes, norms_of, observe
 from helper.session import Session
 from helper.task import Task
 from helper.teacher_cache import TeacherCache
@@ -363,28 +363,33 @@ def make_losses(
     """
     make: Callable[..., Distiller] = kind
     mine = shapes_read(student, kind.student, images)
+    of_teacher = kind.teacher._replace(head=True) if kind.predicts else kind.teacher
     losses = []
     for teacher in teachers.networks:
-        theirs = shapes_read(teacher, kind.teacher, images)
+        theirs = shapes_read(teacher, of_teacher, images)
         norms = norms_of(teacher) if kind.teacher.before_relu else ()
-        losses.append(make(Pair(mine, theirs, num_classes, labels, batch_size, norms), **settings))
+        loss = make(Pair(mine, theirs, num_classes, labels, batch_size, norms), **settings)
+        for reads, shapes in ((loss.student, mine), (loss.teacher, theirs)):
+            if reads.staged:
+                shapes.require()
+        losses.append(loss)
     return [loss.to(images.device, memory_format=torch.channels_last) for loss in losses]  # type: ignore[call-overload]
 
 
-def shapes_read(network: nn.Module, reads: Reads, images: torch.Tensor) -> list[Shape]:
+def shapes_read(network: nn.Module, reads: Reads, images: torch.Tensor) -> Shapes:
     """The shapes of a network's features; none where logits alone are read.
 
     Raises:
         UsageError: the network does not offer what is read.
     """
     if not reads.features:
-        return []
+        return Shapes()
     if reads.before_relu and not network.has_preact:
         raise UsageError(
             f"--distill: reads maps before their last ReLU, which {network.label} does not offer; choose another loss "
             "or network"
         )
-    return feature_shapes(network, images, reads.cam)
+    return feature_shapes(network, images, reads)
 
 
 def options() -> Options:
@@ -614,6 +619,13 @@ def evaluate(parser: Options, opt: argparse.Namespace, session: Session) -> None
     session.print_scores(network, opt.model_s, path)
 
 
+def archs_of_teachers(opt: argparse.Namespace) -> list[str]:
+    """Of the teachers that a run has put on record, the architectures."""
+    return (
+        [file.arch for file in chosen_teachers([], opt.teachers, None, opt.dataset, model_dict)] if opt.teachers else []
+    )
+
+
 def answering(
     parser: Options,
     opt: argparse.Namespace,
@@ -636,7 +648,7 @@ def answering(
     """
     names = on_features(opt)
     place = [distill_dict[name].predicts for name in names].index(True)
-    archs = [text.rpartition(":")[2].partition("@")[0] for text in opt.teachers or ()]
+    archs = archs_of_teachers(opt)
     if state.get("answers") != HEADS or state["arch"] != opt.model_s or not archs:
         raise UsageError(f"{option}: the checkpoint is not of such a run; give its parameters.json as --config")
     student = build(opt.model_s)

@@ -26,7 +26,7 @@ class Reads(NamedTuple):
     Attributes:
         logits: ``[B, C]``.
         maps: which stage outputs, as indices into the features of ``network(x, is_feat=True)``: 0 is the stem's, −2 the
-            last one; ``"all"`` of them; ``"stages"``: all but the stem's.
+            last one; ``"all"`` of them; ``"stages"``: all but the stem's, or the only one.
         before_relu: likewise, which of the maps before the ReLU that ends their stage.
         vector: the pooled vector ``[B, D]``.
         cam: the class activation maps ``[B, C, H, W]``: what the network's classifier makes of each position of the
@@ -54,13 +54,14 @@ class Reads(NamedTuple):
         return self.staged or bool(self.named)
 
 
+NOTHING = Reads()
 Item = TypeVar("Item")
 
 
 def chosen(which: Which, features: Sequence[Item]) -> list[Item]:
     """Those of a network's maps, or of their shapes, that ``which`` asks for; behind the maps comes the vector."""
     if which == "all" or which == "stages":
-        return list(features[which == "stages" : -1])
+        return list(features[which == "stages" and len(features) > 2 : -1])
     return [features[index] for index in which]
 
 
@@ -237,25 +238,26 @@ class Shapes(list[Shape]):
     refusal: UsageError | None = None
 
     def __getitem__(self, index: Any) -> Any:
-        self._require()
+        self.require()
         return super().__getitem__(index)
 
     def __iter__(self) -> Iterator[Shape]:
-        self._require()
+        self.require()
         return super().__iter__()
 
     def __len__(self) -> int:
-        self._require()
+        self.require()
         return super().__len__()
 
-    def _require(self) -> None:
+    def require(self) -> None:
+        """Raise the refusal, if there is one."""
         if self.refusal is not None:
             raise self.refusal
 
 
 @torch.no_grad()
-def feature_shapes(network: Any, images: Tensor, cam: bool = False) -> Shapes:
-    """The shapes of what a network makes of images ``[B, 3, H, W]``; tries class activation maps if asked."""
+def feature_shapes(network: Any, images: Tensor, reads: Reads = NOTHING) -> Shapes:
+    """The shapes of what a network makes of images ``[B, 3, H, W]``; tries what ``reads`` asks of its classifier."""
     training, shapes = network.training, Shapes()
     network.eval()
     with outputs_of(network) as outputs:
@@ -265,8 +267,13 @@ def feature_shapes(network: Any, images: Tensor, cam: bool = False) -> Shapes:
         except UsageError as error:
             shapes.refusal = error
             network(images)
-    if cam and shapes.refusal is None:
-        network.class_activation_maps(features[-2])
+    if shapes.refusal is None:
+        if reads.cam:
+            network.class_activation_maps(features[-2])
+        if reads.head and reads.maps:
+            network.classify(features[-2])
+        if reads.head and reads.vector:
+            network.classify_vector(features[-1])
     network.train(training)
     # a convolution that a normalisation was folded into returns what that did
     changed = {name for name, module in network.named_modules() if getattr(module, "folded", False)}

@@ -72,6 +72,11 @@ class StagedModel(nn.Module):
     def stages(self) -> tuple[str, ...]:
         return tuple(self.parts)
 
+    @property
+    def reads_means(self) -> bool:
+        """Whether the classifier reads the mean of the last map over its positions."""
+        return type(self).embed is StagedModel.embed
+
     def forward(self, x: Tensor, is_feat: bool = False, preact: bool | Literal["both"] = False) -> Output:
         """Classify images ``x`` [B, 3, H, W].
 
@@ -134,7 +139,7 @@ class StagedModel(nn.Module):
         Raises:
             UsageError: the classifier does not read the mean of these positions.
         """
-        if type(self).embed is not StagedModel.embed:
+        if not self.reads_means:
             raise UsageError(f"--distill: {self.label} has no class activation maps; choose another loss or network")
         batch, _, height, width = x.shape
         logits = self.classify_vector(x.movedim(1, -1).flatten(0, 2))  # [B·H·W, C]

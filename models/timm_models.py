@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from helper.errors import UsageError, nearest
-from models.base import Builder, source_dict
+from models.base import Builder, global_average, source_dict
 from models.wrapped import Plain, Wrapped, agree, first_line, quiet_hub
 
 PREFIX = "timm/"
@@ -105,9 +105,12 @@ class TimmNetwork(Wrapped):
         except (RuntimeError, TypeError, NotImplementedError):  # a convolution, or a list of heads
             self._reads_vectors = False
         for layout in layouts_of(final, last):
-            again, head = layout.as_final(layout.as_map(final, last.shape[2])), self.net.forward_head
+            maps, head = layout.as_map(final, last.shape[2]), self.net.forward_head
+            again = layout.as_final(maps)
             if agree(head(again, pre_logits=True), vector) and agree(head(again), logits):
                 self._layout = layout
+                self.reads_means = self._reads_vectors and agree(global_average(maps), vector)
+                self.follow_classifier(maps)
                 break
         self.reads_maps = self._layout is not None
         self._examined = True

@@ -132,6 +132,12 @@ class TorchvisionConvNet(StagedModel):
             if isinstance(layer, nn.Dropout):
                 layer.inplace = False  # the pooled vector is a feature
 
+    @property
+    def reads_means(self) -> bool:
+        pool = self.anatomy.pool
+        size = 1 if pool is None else getattr(self.get_submodule(pool), "output_size", None)
+        return size in (1, (1, 1)) and self.anatomy.head_reads != "map"
+
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pool = self.anatomy.pool
         pooled = F.adaptive_avg_pool2d(x, 1) if pool is None else self.get_submodule(pool)(x)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +43,8 @@ class Wrapped(StagedModel):
 
     has_maps = False
     has_preact = False
+    reads_means = False
+    _calls: frozenset[str] = frozenset()
 
     def __init__(self, num_classes: int, net: nn.Module, label: str) -> None:
         super().__init__(num_classes, parts={}, head="")
@@ -115,6 +118,11 @@ class Wrapped(StagedModel):
     def classify_vector(self, vector: Tensor) -> Tensor:
         raise self.no_maps()
 
+    def tail(self) -> StagedModel:
+        twin = copy.deepcopy(self)
+        keep_only(twin.net, {twin.get_submodule(name) for name in self._calls})
+        return twin
+
     def no_maps(self) -> UsageError:
         """What to tell whoever asks for more than logits."""
         return UsageError(f"{self.label} offers logits only, no features: only --distill kd works with it")
@@ -136,6 +144,19 @@ class Wrapped(StagedModel):
             look(noise)
         finally:
             self.train(training)
+
+    def follow_classifier(self, last: Tensor) -> None:
+        """Remember which children it calls to classify the last map ``[B, C, H, W]``: :meth:`tail` keeps those."""
+        names: set[str] = set()
+        hooks = [
+            child.register_forward_pre_hook(lambda *_, name=name: names.add(name))
+            for name, child in self.net.named_modules()
+            if name and not isinstance(child, torch.jit.ScriptModule)  # which takes none
+        ]
+        self.finish(last)
+        for hook in hooks:
+            hook.remove()
+        self._calls = frozenset(names)
 
 
 class _Logits(nn.Module):
@@ -184,6 +205,9 @@ class Pooled(Wrapped):
             raise UsageError(f"{self.label}: its logits do not follow from the vector before its last layer alone")
         self.reads_maps = last.shape[1] == vector.shape[1]
         self._moves = self.reads_maps and not agree(global_average(last), vector)
+        self.reads_means = self.reads_maps
+        if self.reads_maps:
+            self.follow_classifier(last)
 
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.reads_maps:
@@ -255,6 +279,17 @@ def agree(one: Tensor, other: Tensor) -> bool:
     coarse = torch.is_autocast_enabled(one.device.type) or torch.bfloat16 in (one.dtype, other.dtype)
     one, other = one.float(), other.float()
     return bool((one - other).abs().max() <= (0.03 if coarse else 1e-4) * other.abs().max())
+
+
+def keep_only(module: nn.Module, called: Collection[nn.Module]) -> None:
+    """Leave out all children that neither are ``called`` nor have one of these inside."""
+    for name, child in module.named_children():
+        if child in called:
+            continue
+        if any(each in called for each in child.modules()):
+            keep_only(child, called)
+        else:
+            setattr(module, name, nn.Identity())
 
 
 def first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ import argparse
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,11 @@ def options() -> Parser:
     parser.add_argument("--format", choices=("torch", "onnx"), default="torch")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="last", help="which epoch's weights")
     parser.add_argument(
-        "--arch", help="the network's name, where that is outside of this collection, as FILE.py:CALLABLE"
+        "--arch",
+        nargs="+",
+        default=(),
+        help="the network's name, where that is outside of this collection, as FILE.py:CALLABLE; of one that answers "
+        "through its teachers' classifiers, their names too",
     )
     parser.add_argument("--out", type=Path, default=None, help="the file; beside the checkpoint, unless given")
     return parser
@@ -104,21 +108,39 @@ def build_network(arch: str, num_classes: int) -> StagedModel:
     return model_dict[arch](num_classes=num_classes)
 
 
+def require_asked(opt: argparse.Namespace, archs: Iterable[str]) -> None:
+    """What a run's files say is no reason to run others.
+
+    Raises:
+        UsageError: ``--arch`` does not name a network from outside that is needed.
+    """
+    unasked = [each for each in dict.fromkeys(archs) if is_outside(each) and each not in opt.arch]
+    if unasked:
+        what = "network is" if len(unasked) == 1 else "networks are"
+        raise UsageError(f"{opt.run} says that its {what} {', '.join(unasked)}; --arch {' '.join(unasked)} uses that")
+
+
+def is_outside(arch: str) -> bool:
+    return getattr(model_dict[arch], "outside", False)
+
+
 def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool, example: Tensor) -> nn.Module:
     """The network to write, in evaluation mode.
 
     Raises:
         UsageError: the run has no such peer.
     """
-    arch = opt.arch or state["arch"]
-    if getattr(model_dict[arch], "outside", False) and not opt.arch:  # what a file says is no reason to run another
-        raise UsageError(f"{opt.run} says that its network is {arch}; --arch {arch} uses that")
+    through = not online and state.get("answers") == HEADS
+    if not through:
+        arch = opt.arch[0] if opt.arch else state["arch"]
+        require_asked(opt, [arch])
     if not online:
         if opt.student is not None or opt.ensemble:
             raise UsageError(f"--student, --ensemble: {opt.run} trained a single network")
-        if state.get("answers") == HEADS:
+        if through:
             parser = train_student.options()
             run = parser.parse(["--config", str(opt.run / "parameters.json")])
+            require_asked(opt, [state["arch"], *train_student.archs_of_teachers(run)])
             build = partial(build_network, num_classes=state["num_classes"])
             return train_student.answering(parser, run, state, build, example, str(opt.run))
         network = build_network(arch, state["num_classes"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from helper.lone_values import lone_values
 from helper.seen import Reads, feature_shapes, observe
 from helper.teachers import TeacherFile, Teachers, chosen_teachers, fingerprint
 from models import StagedModel, model_dict
+from train_student import make_losses
 
 timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
@@ -35,6 +37,7 @@ TIMM: dict[str, dict[str, Any]] = {  # a CNN, a ViT with a class token, hybrids 
     "vit_tiny_patch16_224": {"img_size": 32, "depth": 2},
     "mobilevit_xxs": {},
     "levit_128s": {"img_size": 64},
+    "test_convnext": {},
 }
 OWN = """
 import torch.nn.functional as F
@@ -140,9 +143,30 @@ def check_contract(model: StagedModel, expected: Tensor, x: Tensor) -> None:
     assert list(feature_shapes(model, x)) == [tuple(feature.shape[1:]) for feature in features]
     torch.testing.assert_close(model.classify(features[-2]), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.classify_vector(features[-1]), expected, rtol=0, atol=1e-5)
+    check_classifier(model, features[-2], expected)
+    with pytest.raises(UsageError, match=f"{re.escape(model.label)} does not offer features before the activation"):
+        model(x, is_feat=True, preact="both")
     twin = freeze(copy.deepcopy(model), x, "fp32")
     torch.testing.assert_close(twin(x), expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(twin(x, is_feat=True)[0][:-1], features[:-1], rtol=1e-3, atol=1e-4)
+
+
+def check_classifier(model: StagedModel, last: Tensor, expected: Tensor) -> None:
+    """Alone it says the same; of each position too, where it reads their mean."""
+    tail = model.tail()
+    torch.testing.assert_close(tail.classify(last), expected, rtol=0, atol=1e-5)
+    assert count(tail) < count(model) / 2
+    if model.reads_means:
+        cam = model.class_activation_maps(last)
+        assert cam.shape == (*expected.shape, *last.shape[2:])
+        torch.testing.assert_close(cam.mean((2, 3)), expected, rtol=0, atol=1e-5)
+    else:
+        with pytest.raises(UsageError, match=f"^--distill: {re.escape(model.label)} has no class activation maps"):
+            model.class_activation_maps(last)
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -208,22 +232,76 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[StagedModel]:
     ("distill", "settings"),
     [("kd", {}), ("inter", {}), ("hint", {"hint_layer": "layer2:run,layer2,1"}), ("hint", {"hint_layer": -2})],
 )
-def test_they_teach(
+def test_they_teach_under_every_weighting(
     distill: str,
     settings: Mapping[str, Any],
     method: str,
     teachers: list[StagedModel],
     loss_options: Callable[..., argparse.Namespace],
 ) -> None:
-    torch.manual_seed(0)
-    student = model_dict["resnet8"](num_classes=CLASSES)
     opt = loss_options(gamma=0.0, alpha=1.0, beta=0.0 if distill == "kd" else 1.0)
-    task = make_objective(distill, method, student, Teachers(teachers), opt, images(), settings)
+    check_teaching(distill, method, teachers, opt, settings)
+
+
+@pytest.mark.parametrize(
+    "distill", ["at", "sp", "nst", "vid", "semckd", "crd", "cc", "rkd", "pkt", "srrl", "ft", "simkd", "catkd"]
+)
+def test_they_teach_every_kind_of_feature(
+    distill: str, teachers: list[StagedModel], loss_options: Callable[..., argparse.Namespace]
+) -> None:
+    check_teaching(distill, "AVERAGE_LOSS", teachers, loss_options(gamma=0.0, alpha=0.0, beta=1.0), {})
+
+
+def check_teaching(
+    distill: str, method: str, teachers: list[StagedModel], opt: argparse.Namespace, settings: Mapping[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    student, x = model_dict["resnet8"](num_classes=CLASSES), images(batch=8)
+    task = make_objective(distill, method, student, Teachers(teachers), opt, x, settings)
     task.trained.train()
-    loss = task.step(Batch(images(), torch.arange(4)), When(2, 4))["loss"]
+    loss = task.step(Batch(x, torch.arange(8) % CLASSES, places=torch.arange(8)), When(2, 4))["loss"]
     loss.backward()
     assert loss.isfinite()
     assert all(parameter.grad.abs().sum() > 0 for parameter in student.layer1.parameters())
+    assert task.predict(x)["network"].shape == (8, CLASSES)
+
+
+ON_FEATURES = [name for name, kind in distill_dict.items() if not kind.on_logits()]
+
+
+def losses_of(distill: str, student: nn.Module, teacher: nn.Module) -> None:
+    make_losses(
+        distill_dict[distill], {}, student, Teachers([teacher]), images(), CLASSES, torch.arange(100) % CLASSES, 8
+    )
+
+
+@pytest.mark.parametrize("distill", ON_FEATURES)
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_loss_on_features_asks_for_a_network_that_has_them(distill: str, learns: bool, own: Path) -> None:
+    """Before the first step."""
+    ours, theirs = (model_dict[name](num_classes=CLASSES) for name in ("resnet8", f"{own}:Flat"))
+    with pytest.raises(
+        UsageError, match=r"nets.py:Flat (offers logits and|does not offer|has no)|which .*nets.py:Flat"
+    ):
+        losses_of(distill, *((theirs, ours) if learns else (ours, theirs)))
+
+
+@pytest.mark.parametrize(
+    ("name", "distill", "message"),
+    [
+        ("timm/deit_tiny_distilled_patch16_224", "srrl", "its classifier cannot read a pooled vector"),
+        ("timm/deit_tiny_distilled_patch16_224", "simkd", "its classifier cannot read its last map"),
+        ("timm/deit_tiny_distilled_patch16_224", "catkd", "has no class activation maps"),
+        ("torchvision/squeezenet1_1", "srrl", "its classifier reads maps, no pooled vector"),
+        ("torchvision/squeezenet1_1", "catkd", "has no class activation maps"),
+        ("torchvision/vgg11", "catkd", "has no class activation maps"),
+    ],
+)
+def test_a_classifier_that_cannot_be_asked_is_refused(name: str, distill: str, message: str) -> None:
+    settings = {"img_size": 32, "depth": 1} if "deit" in name else {}
+    teacher = model_dict[name](num_classes=CLASSES, **settings)
+    with pytest.raises(UsageError, match=f"{name}.* ?{message}"):
+        losses_of(distill, model_dict["resnet8"](num_classes=CLASSES), teacher)
 
 
 def test_they_learn(own: Path, loss_options: Callable[..., argparse.Namespace]) -> None:
