@@ -633,7 +633,7 @@ def answering(
     build: Callable[[str], Any],
     images: torch.Tensor,
     option: str,
-) -> nn.Module:
+) -> Answering:
     """The student of a checkpoint that answers through its teachers' heads, whose files are not needed for it.
 
     Args:

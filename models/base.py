@@ -150,7 +150,7 @@ class StagedModel(nn.Module):
         return global_average(x)
 
     def alone(self) -> nn.Module:
-        """The same function, images → logits, for exporters: no attribute may have the name of a child."""
+        """The same for exporters, where no attribute may have the name of a child: it can be called, and classify."""
         return self
 
     def thinner_widths(self, kept: int, of: int, stages: int) -> tuple[int, ...]:

@@ -128,7 +128,7 @@ class Wrapped(StagedModel):
         return UsageError(f"{self.label} offers logits only, no features: only --distill kd works with it")
 
     def alone(self) -> nn.Module:
-        return _Logits(self).train(self.training)
+        return _Alone(self).train(self.training)
 
     def unreadable(self, what: str) -> UsageError:
         """What to tell whoever lets its classifier read what it cannot."""
@@ -159,15 +159,15 @@ class Wrapped(StagedModel):
         self._calls = frozenset(names)
 
 
-class _Logits(nn.Module):
-    """What :meth:`Wrapped.alone` returns: the network as a child."""
+class _Alone(nn.Module):
+    """What :meth:`Wrapped.alone` returns: the network as a child, and its answers."""
 
     def __init__(self, network: Wrapped) -> None:
         super().__init__()
-        self.net, self.logits_of = network.net, network.logits_of
+        self.net, self.answer, self.classify = network.net, network.forward, network.classify
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits_of(self.net(x))
+    def forward(self, x: Tensor, is_feat: bool = False) -> Output:
+        return self.answer(x, is_feat)
 
 
 class Pooled(Wrapped):

@@ -114,14 +114,11 @@ def require_asked(opt: argparse.Namespace, archs: Iterable[str]) -> None:
     Raises:
         UsageError: ``--arch`` does not name a network from outside that is needed.
     """
-    unasked = [each for each in dict.fromkeys(archs) if is_outside(each) and each not in opt.arch]
+    outside = [each for each in dict.fromkeys(archs) if getattr(model_dict[each], "outside", False)]
+    unasked = [each for each in outside if each not in opt.arch]
     if unasked:
         what = "network is" if len(unasked) == 1 else "networks are"
         raise UsageError(f"{opt.run} says that its {what} {', '.join(unasked)}; --arch {' '.join(unasked)} uses that")
-
-
-def is_outside(arch: str) -> bool:
-    return getattr(model_dict[arch], "outside", False)
 
 
 def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool, example: Tensor) -> nn.Module:
@@ -142,7 +139,7 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
             run = parser.parse(["--config", str(opt.run / "parameters.json")])
             require_asked(opt, [state["arch"], *train_student.archs_of_teachers(run)])
             build = partial(build_network, num_classes=state["num_classes"])
-            return train_student.answering(parser, run, state, build, example, str(opt.run))
+            return train_student.answering(parser, run, state, build, example, str(opt.run)).alone()
         network = build_network(arch, state["num_classes"])
         network.load_state_dict(state["model"])
         return network.eval().alone()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import distil, result, teach, teach_each_other, weights
+from tiny_runs import call, distil, result, teach, teach_each_other, weights
 
+import train_student
 from helper.errors import UsageError
 from scripts import export
 
@@ -81,6 +82,22 @@ def test_libraries_networks_teach_on_maps(tmp_path: Path, own: str) -> None:
         ]
 
 
+def test_a_student_answers_through_their_classifiers(tmp_path: Path, own: str) -> None:
+    """Evaluated and exported with them, once one has said that their files may be run."""
+    pytest.importorskip("timm")
+    run = teach(tmp_path, "--model timm/test_efficientnet").folder
+    words = f"--teachers {run}/last.pth {own} --distill simkd -b 1 --model_s {own}"
+    student = distil(tmp_path, words).folder
+    outcome = call(train_student.main, "train_student.py", f"--config {student}/parameters.json --evaluate {student}")
+    assert f"accuracy {result(student)['last']['test_accuracy']:.2f} %" in outcome.out, outcome.err
+    with pytest.raises(UsageError, match=r"says that its network is .*net.py:Net; --arch .*net.py:Net uses that"):
+        export.main([str(student)])
+    assert not (student / "last_network.pt2").exists()
+    export.main([str(student), "--arch", own])
+    exported = torch.export.load(student / "last_network.pt2").module()
+    assert exported(torch.zeros(3, 3, 32, 32)).shape == (3, 10)
+
+
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, own: str) -> None:
     pytest.importorskip("timm")
     save_dir = tmp_path / "save"
@@ -97,6 +114,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, ow
             distil(save_dir, f"--teachers {own} --distill hint -b 1 --hint_layer norm"),
             "'norm' is no child of the student",
         ),
+        (distil(save_dir, f"--teachers {own} --distill ab -b 1"), "net.py:Net does not offer; choose another loss"),
         (distil(save_dir, "--teachers resnet8"), "there is no checkpoint 'resnet8'"),
         (teach_each_other(save_dir, f"--model {own}"), "has no stages that peers could share"),
     ):
