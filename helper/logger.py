@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Logger:
         self.folder = folder
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         with writing(folder):
+            _wait_for_a_later_second(folder)
             self._writer = SummaryWriter(str(self._reachable(folder)), purge_step=first_step)
             self._writer.flush()
 
@@ -56,3 +58,9 @@ class Logger:
             self._writer.close()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def _wait_for_a_later_second(folder: Path) -> None:
+    """Than those that the names of event files begin with: TensorBoard reads them in the order of their names."""
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.[0-9]*")]
+    time.sleep(min(1.0, max(0.0, max(seconds, default=0) + 1 - time.time())))

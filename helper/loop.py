@@ -132,9 +132,9 @@ class Fit:
     def _once(self, epoch: int) -> Iterator[Any]:
         """All batches of an epoch before the first."""
         self.train.set_epoch(epoch)
-        each = self.opt.batch_size
-        with progress(interruptible(self.train, LOOK), f"before, {epoch}", len(self.train) * each, 0, each) as batches:
-            yield from batches
+        batches = interruptible(self.train, LOOK)
+        with progress(batches, f"before, {epoch}", len(self.train), 0, self.opt.batch_size) as shown:
+            yield from shown
 
     def _said(self, reason: BaseException) -> str:
         """Why the run ends here, and what comes of it."""
