@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, Pair
 from helper.batch import Batch, When
+from helper.errors import UsageError
 from helper.kl import full_precision
 from helper.seen import Reads, Seen, Shape, chosen
 
@@ -26,6 +27,9 @@ class StagesDistiller(Distiller):
     Attributes:
         student_shapes, teacher_shapes: of all stages that are read.
         shapes: of the student's and the teacher's map of each pair, the last stages last.
+
+    Raises:
+        UsageError: a network has no stages.
     """
 
     student = teacher = Reads(maps="stages")
@@ -35,6 +39,8 @@ class StagesDistiller(Distiller):
         self.student_shapes = chosen(self.student.maps or self.student.before_relu, pair.student)
         self.teacher_shapes = chosen(self.teacher.maps or self.teacher.before_relu, pair.teacher)
         levels = min(len(self.student_shapes), len(self.teacher_shapes))
+        if not levels:
+            raise UsageError("--distill: a network without stages; choose kd")
         self.shapes = list(zip(self.student_shapes[-levels:], self.teacher_shapes[-levels:], strict=True))
 
     def paired(self, seen: Seen) -> tuple[Tensor, ...]:
