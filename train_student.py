@@ -40,7 +40,7 @@ from helper.options import (
     positive_int,
     text_of,
     weight,
-    weights,
+    weight_list,
 )
 from helper.pretraining import First, pretrain
 from helper.recipe import add_recipe
@@ -413,7 +413,7 @@ def options() -> Options:
     add(
         "-b",
         "--beta",
-        type=weights,
+        type=weight_list,
         default=0.0,
         metavar="B[,B…]",
         help="weight of a loss on maps or vectors; one for each of several: --distill at,sp -b 1000,3000",

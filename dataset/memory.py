@@ -101,7 +101,7 @@ class MemoryTrainLoader:
         for first in range(0, len(parts), self.at_once):
             some = parts[first : first + self.at_once]
             columns = torch.cat([plan[part] for part in some])  # [B, 4]
-            pixels = self.made(torch.cat([rows[part] for part in some]), columns)
+            pixels = self.made(torch.cat([rows[part] for part in some]) if self.distortion else columns, columns)
             index = columns[:, 0]
             images, labels = self.normalise(pixels), self.labels[index]
             each = len(images) // len(some)
@@ -114,7 +114,7 @@ class MemoryTrainLoader:
 
         Args:
             rows: place in the set, top, left, mirrored, and which number what is drawn for each image by itself follows
-                from, int64 [B, 5] on the host.
+                from, int64 [B, 5] on the host; of no use where nothing is.
             columns: all but the last of these on the device, int64 [B, 4].
         """
         pixels = self.crop(*columns.unbind(1))

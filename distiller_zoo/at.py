@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distiller_zoo.base import distill_dict
-from distiller_zoo.maps import StagesDistiller, smaller, unit
+from distiller_zoo.maps import StagesDistiller, energy, smaller
 
 
 @distill_dict.register("at")
@@ -18,8 +18,3 @@ class AT(StagesDistiller):
     def distance(self, level: int, mine: Tensor, theirs: Tensor) -> Tensor:
         attention = [energy(maps) for maps in smaller(mine, theirs)]
         return (attention[0] - attention[1]).square().mean(1)
-
-
-def energy(maps: Tensor) -> Tensor:
-    """Maps ``[B, C, H, W]`` → where their energy is, ``[B, H·W]`` of length 1."""
-    return unit(maps.square().mean(1).flatten(1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from distiller_zoo.base import Distiller, Pair, distill_dict
 from distiller_zoo.maps import unit
 from helper.batch import Batch, When
-from helper.errors import UsageError
+from helper.errors import require_positive
 from helper.kl import full_precision
 from helper.seen import Reads, Seen
 
@@ -37,8 +37,7 @@ class CATKD(Distiller):
         self, pair: Pair, *, cam_resolution: Annotated[int, "class activation maps are pooled to this side"] = 2
     ) -> None:
         super().__init__(pair)
-        if cam_resolution < 1:
-            raise UsageError(f"--cam_resolution: {cam_resolution} is no size of a map; choose 1 or more")
+        require_positive(cam_resolution=cam_resolution)
         self.side = cam_resolution
 
     def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, Pair
 from helper.batch import Batch, When
-from helper.errors import UsageError
+from helper.errors import UsageError, require_positive
 from helper.kl import full_precision
 from helper.seen import Reads, Seen, Shape, chosen
 
@@ -78,6 +78,11 @@ def unit(vectors: Tensor, dim: int = -1) -> Tensor:
     return vectors / norm.masked_fill(norm < TINY, 1.0)
 
 
+def energy(maps: Tensor) -> Tensor:
+    """Maps ``[B, C, H, W]`` → where their energy is, ``[B, H·W]`` of length 1: an attention map."""
+    return unit(maps.square().mean(1).flatten(1))
+
+
 def product(first: Tensor, second: Tensor) -> Tensor:
     """The (batched) matrix product in float32 or better, under autocast too."""
     with torch.autocast(first.device.type, enabled=False):
@@ -103,3 +108,20 @@ def regressor(student_shape: Shape, teacher_shape: Shape) -> tuple[tuple[int, in
 def resized(maps: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Maps ``[B, C, H, W]`` interpolated to a size, if any."""
     return maps if size is None else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def narrower(width: int, factor: int) -> int:
+    """``width / factor`` channels; UsageError where the factor is below 1."""
+    require_positive(factor=factor)
+    return max(1, width // factor)
+
+
+def bottleneck(inputs: int, inner: int, outputs: int) -> nn.Sequential:
+    """1×1, 3×3 and 1×1 convolutions, each with BN and ReLU."""
+    return nn.Sequential(conv_bn_relu(inputs, inner, 1), conv_bn_relu(inner, inner, 3), conv_bn_relu(inner, outputs, 1))
+
+
+def conv_bn_relu(inputs: int, outputs: int, size: int) -> nn.Sequential:
+    """A size×size convolution that keeps height and width, with BN and ReLU."""
+    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())

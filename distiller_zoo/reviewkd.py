@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distiller_zoo.base import Pair, distill_dict
 from distiller_zoo.maps import StagesDistiller
 from helper.batch import Batch, When
-from helper.errors import UsageError
+from helper.errors import require_not_negative
 from helper.kl import full_precision
 from helper.seen import Reads, Seen
 
@@ -45,8 +45,7 @@ class ReviewKD(StagesDistiller):
         distill_warmup: Annotated[int, "epochs over which the weight of the loss rises to what it is"] = 20,
     ) -> None:
         super().__init__(pair)
-        if distill_warmup < 0:
-            raise UsageError(f"--distill_warmup: {distill_warmup} is no number of epochs; choose 0 or more")
+        require_not_negative(distill_warmup=distill_warmup)
         self.warmup = distill_warmup
         (width,), (teacher_width,) = pair.student[-1], pair.teacher[-1]
         shapes = [*self.shapes, ((width, 1, 1), (teacher_width, 1, 1))]

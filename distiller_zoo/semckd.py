@@ -13,7 +13,7 @@ from distiller_zoo.maps import StagesDistiller, smaller, unit
 from distiller_zoo.sp import gram
 from helper.batch import Batch, When
 from helper.distributed import size
-from helper.errors import UsageError
+from helper.errors import UsageError, require_positive
 from helper.kl import full_precision
 from helper.seen import Seen
 
@@ -41,8 +41,7 @@ class SemCKD(StagesDistiller):
     def __init__(self, pair: Pair, *, soft: Annotated[float, "temperature of the attention over stages"] = 1.0) -> None:
         super().__init__(pair)
         self.soft, self.batch_size = soft, pair.batch_size * size()
-        if soft <= 0:
-            raise UsageError(f"--soft: {soft:g} is no temperature; choose a number above 0")
+        require_positive(soft=soft)
         if self.batch_size < 2 * NARROWER:  # a direction in one dimension has no gradient
             raise UsageError(
                 f"--batch_size: {self.batch_size} samples are too few for --distill semckd; "

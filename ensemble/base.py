@@ -94,7 +94,7 @@ class EnsembleMethod:
     """Whether the same teachers in another order get the same weights in that order: no chance, no favourites."""
     nonnegative: ClassVar[bool] = False
     """Whether no weight is below 0."""
-    differentiable: ClassVar[bool | None] = None
+    differentiable: bool | None = None
     """Whether, at the feature level, a gradient flows through the weights to the student; None: sometimes."""
 
     def require_valid(self, teacher_num: int) -> None:

@@ -30,7 +30,7 @@ class CAMKD(EnsembleMethod):
         *,
         detach_weights: Annotated[bool, "no gradient flows to the student through the weights of maps"] = False,
     ) -> None:
-        self.detach_weights = detach_weights
+        self.detach_weights, self.differentiable = detach_weights, not detach_weights
 
     def total(self, teacher_num: int) -> float:
         return 1

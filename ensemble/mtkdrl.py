@@ -19,7 +19,7 @@ RATE = 0.1
 """Learning rate of the agent's plain SGD, as released."""
 
 
-class Seen(NamedTuple):
+class Shown(NamedTuple):
     """What the agent is shown of a batch, and the losses that its weights are for; ``[B, K]`` but for the state."""
 
     state: Tensor  # [B, W]
@@ -89,7 +89,7 @@ class MTKDRL(nn.Module, EnsembleMethod):
     ) -> None:
         super().__init__()
         self.policy, self.dynamic, self.kd_T = policy, dynamic, kd_T
-        self.seen: list[Seen] = []
+        self.seen: list[Shown] = []
         """Of the micro-batches of the step that is being made."""
 
     def attach(self, teachers: TeacherLosses) -> None:
@@ -103,7 +103,7 @@ class MTKDRL(nn.Module, EnsembleMethod):
         self.pupil.requires_grad_(False)
 
     @torch.no_grad()
-    def look(self, teachers: TeacherLosses) -> Seen:
+    def look(self, teachers: TeacherLosses) -> Shown:
         """What the agent is shown."""
         assert teachers.student_logits is not None
         theirs = full_precision(teachers.teacher_logits)  # [K, B, C]
@@ -118,7 +118,7 @@ class MTKDRL(nn.Module, EnsembleMethod):
             columns.append(torch.stack([*cosine[k : k + 1], divergence[k], cross_entropy[k]], 1))
             columns += [*(other for _, other in vectors[k : k + 1]), theirs[k]]
         close = torch.stack(cosine) if cosine and teachers.level == "feature" else divergence
-        return Seen(
+        return Shown(
             state=torch.cat(columns, 1),
             certain=((1 - cross_entropy.softmax(0)) / (K - 1)).T,
             close=close.softmax(0).T,
@@ -133,13 +133,13 @@ class MTKDRL(nn.Module, EnsembleMethod):
             weights = self.agent(*self._inputs(seen)).T
         return torch.where(self.acts, weights, 1.0)
 
-    def _inputs(self, seen: Seen) -> list[Tensor]:
+    def _inputs(self, seen: Shown) -> list[Tensor]:
         return [each.to(self.agent.head.weight.dtype) for each in (seen.state, seen.certain, seen.close)]
 
     def after_step(self, losses: Tensor) -> None:
         if not self.seen:
             return
-        seen, self.seen = Seen(*map(torch.cat, zip(*self.seen, strict=True))), []
+        seen, self.seen = Shown(*map(torch.cat, zip(*self.seen, strict=True))), []
         names, before = zip(*self.pupil.named_parameters(), strict=True)
         with torch.enable_grad():
             now = [each.detach().requires_grad_() for each in before]

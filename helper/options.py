@@ -43,7 +43,7 @@ weight = number(float, lambda value: 0 <= value < math.inf, "a number of at leas
 fraction = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
-def weights(text: str) -> float | list[float]:
+def weight_list(text: str) -> float | list[float]:
     """One :func:`weight`, or several separated by commas: ``1000,3000``."""
     each = [weight(part) for part in text.split(",")]
     return each if len(each) > 1 else each[0]
