@@ -7,9 +7,10 @@ Teachers may be of different architectures; `python train_student.py --teachers 
 One with a mean, std, size or channels of its own, or that knows some of the classes, see docs/teachers.md:
     from helper.teachers.record import Teacher
     Teacher("resnet56", "x.pth", mean=0.5, std=0.5, size=48, channels="BGR", classes=["cat", "dog"])
+None in place of a checkpoint stands for the published weights of a timm/…, hf/… or torchvision/… network.
 """
 
-TEACHERS: dict[str, list[tuple[str, str]]] = {
+TEACHERS: dict[str, list[tuple[str, str | None]]] = {
     "cifar100": [
         ("resnet32x4", "save/teachers/resnet32x4-cifar100-trial=0/last.pth"),
         ("resnet32x4", "save/teachers/resnet32x4-cifar100-trial=1/last.pth"),

@@ -55,6 +55,9 @@ class PeerTraining(Task):
         target = batch.target
         outputs = self.peers(batch.images, self.method.trunk_gradient)
         losses = {name: each.sum() for name, each in self.method.losses(outputs, target).items()}
+        if batch.other is not None and batch.share is not None:  # what does not look at the labels, stays what it is
+            others = {name: each.sum() for name, each in self.method.losses(outputs, batch.other).items()}
+            losses = {name: others[name].lerp(each, batch.share[0].to(each.dtype)) for name, each in losses.items()}
         weights = self.method.weights(when.epoch, when.epochs)
         loss = torch.stack([weights[name] * part for name, part in losses.items()]).sum()
         parts = {f"loss_{name}": part for name, part in losses.items()}
@@ -128,10 +131,11 @@ def main(arguments: Sequence[str]) -> None:
     if opt.evaluate:
         session.print_evaluation(peers.networks[method.inference], opt.model, opt.evaluate)
         return
+    network = model_dict.run_name(opt.model)
     changed = parser.changed(opt, leave_out=("model", "dataset", "method", "trial", "start"))
     if opt.start:
-        changed.append(f"start={fingerprint([TeacherFile(opt.model, *located(opt.start))])}")
-    run = session.run_folder("online", [opt.method, opt.model, session.dataset, *changed, f"trial={opt.trial}"])
+        changed.append(f"start={fingerprint([TeacherFile(network, *located(opt.start))])}")
+    run = session.run_folder("online", [opt.method, network, session.dataset, *changed, f"trial={opt.trial}"])
     if run is None:
         return
     if opt.start:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import setting
@@ -26,15 +25,26 @@ from helper.answering import Answering, Heads
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import compared
-from helper.gradients import OnePass, batch_mean
+from helper.gradients import OnePass, batch_mean, of_all_samples
 from helper.kl import full_precision
+from helper.label_loss import label_loss
 from helper.machine import autocast
 from helper.meters import Scalars, accuracy
-from helper.options import Options, chosen_names, one_of, positive_float, positive_int, text_of, weight, weights
+from helper.options import (
+    Options,
+    chosen_names,
+    natural,
+    one_of,
+    positive_float,
+    positive_int,
+    text_of,
+    weight,
+    weight_list,
+)
 from helper.pretraining import First, pretrain
 from helper.recipe import add_recipe
 from helper.script import run_script
-from helper.seen import Observed, Reads, Seen, Shape, either, feature_shapes, norms_of, observe
+from helper.seen import Observed, Reads, Seen, Shapes, either, feature_shapes, norms_of, observe
 from helper.session import Session
 from helper.task import Task
 from helper.teachers.asked import Teachers, ensemble_logits
@@ -105,11 +115,19 @@ class Term:
         """
         first, once, known = self.losses[0], None, self.known
         seen = student.seen(first.student)
+        closed = type(first).slopes is not Distiller.slopes
         heads: Callable[[], torch.Tensor] = lambda: teacher_logits  # noqa: E731 replaced where the student feeds them
-        if first.broadcasts and known is None:
+        vectors: list[tuple[torch.Tensor, torch.Tensor]] = []
+        broadcasts = first.broadcasts and known is None
+        if broadcasts and closed:
             theirs = Seen(logits=teacher_logits)
             values = full_precision(first(seen, theirs, batch, when))  # [K, B]
-            gradients = partial(self._closed_gradients, values, seen, theirs)
+            gradients = partial(first.slopes, seen, theirs)
+        elif broadcasts:
+            once = OnePass(seen.tensors(), self.losses)
+            each = Seen(logits=torch.stack([logits for (logits,) in once.aliases]))  # [K, B, C]
+            values = full_precision(first(each, Seen(logits=teacher_logits), batch, when))  # [K, B]
+            gradients = partial(self._found_gradients, values, once)
         else:
             once = OnePass(seen.tensors(), self.losses)
             aliases = [seen.with_tensors(each) for each in once.aliases]
@@ -131,7 +149,12 @@ class Term:
             read = [loss.as_teacher_reads(prepared) for loss, prepared in zip(self.losses, mine, strict=True)]
             maps = [each for each in read if each is not None]
             if maps:
-                heads = partial(classified, [teacher.network for teacher in teachers], maps, known)
+                networks, said = zip(*((teacher.network, teacher.logits) for teacher in teachers), strict=True)
+                heads = partial(classified, networks, maps, said, known)
+            if self.method.reads_vectors:
+                pairs = zip(self.losses, mine, teachers, strict=True)
+                found = [loss.as_vectors(prepared, teacher.seen(loss.teacher)) for loss, prepared, teacher in pairs]
+                vectors = [pair for pair in found if pair is not None]
             if self.level == "feature":
                 teachers.clear()
         told = TeacherLosses(
@@ -143,21 +166,16 @@ class Term:
             student_logits=student.logits.detach(),
             when=when,
             knows=None if known is None else known.knows,
+            own_logits=teacher_logits,
+            vectors=vectors if len(vectors) == len(self.losses) else (),
         )
         return told, once
 
     def _found_gradients(self, values: torch.Tensor, once: OnePass) -> torch.Tensor:
         # A pass back to the aliases gives all K gradients, and none reaches the student.
         slopes = once.slopes(values.mean(1), keep=not self.method.constant)  # K times [B, …] of each tensor
-        return torch.stack([torch.cat([batch_mean(slope) for slope in each]) for each in slopes])
-
-    def _closed_gradients(self, values: torch.Tensor, seen: Seen, theirs: Seen) -> torch.Tensor:
-        closed = self.losses[0].slopes(seen, theirs)
-        if closed is not None:
-            return closed
-        # back to the logits alone
-        slopes = [torch.autograd.grad(value.mean(), seen.tensors(), retain_graph=True) for value in values]
-        return torch.stack([torch.cat([batch_mean(slope) for slope in each]) for each in slopes])
+        flat = of_all_samples if self.losses[0].sums_to_zero else batch_mean
+        return torch.stack([torch.cat([flat(slope) for slope in each]) for each in slopes])
 
 
 def of_each_sample(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
@@ -165,10 +183,16 @@ def of_each_sample(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
     return ((weights if weights.ndim == 2 else weights[:, None]) * losses).sum(0)
 
 
-def classified(networks: Sequence[Any], maps: Sequence[torch.Tensor], known: Known | None) -> torch.Tensor:
-    """What the teachers' own classifiers make of maps ``[B, C_k, H_k, W_k]``: ``[K, B, C]``; gradients flow to them."""
-    logits = [network.classify(each) for network, each in zip(networks, maps, strict=True)]
-    return known.spread(logits) if known else torch.stack(logits)
+def classified(
+    networks: Sequence[Any], maps: Sequence[torch.Tensor], logits: Sequence[torch.Tensor], known: Known | None
+) -> torch.Tensor:
+    """What the teachers' own classifiers make of maps ``[B, C_k, H_k, W_k]``: ``[K, B, C]``; gradients flow to them.
+
+    A classifier that reads no maps has said ``logits`` of the images, ``[B, C_k]`` as theirs.
+    """
+    every = zip(networks, maps, logits, strict=True)
+    each = [network.classify(own) if network.reads_maps else said for network, own, said in every]
+    return known.spread(each) if known else torch.stack(each)
 
 
 class Distillation(Task):
@@ -180,8 +204,8 @@ class Distillation(Task):
         losses: by name, K of a loss on logits, weighted by ``-a``; then K of each of any number of others, each
             weighted by its part of ``-b``.
         methods: weigh the teachers, one for each of these names.
-        opt: ``gamma``, ``alpha``, ``beta``, ``kd_scale``, ``distill_decay``, ``feat_start_epoch`` and ``epochs`` as
-            :func:`options` describes them.
+        opt: ``gamma``, ``alpha``, ``beta``, ``kd_scale``, ``distill_decay``, ``feat_start_epoch``, ``feat_stop_epoch``
+            and ``epochs`` as :func:`options` describes them.
     """
 
     def __init__(
@@ -249,7 +273,7 @@ class Distillation(Task):
 
     def before(self, batches: Callable[[int], Iterable[Batch]]) -> None:
         """Let losses learn what they need from the teachers alone."""
-        _, *shares = self.loss_weights(self.opt.epochs)
+        _, *shares = self.loss_weights(feat_start_epoch(self.opt))
         terms = [term for term, share in zip(self.terms, shares, strict=True) if self.counts(term, share)]
         firsts = [First(loss, k, self.opt.epochs) for term in terms for k, loss in enumerate(term.losses)]
         _, of_teachers = self.reads(terms)
@@ -264,7 +288,7 @@ class Distillation(Task):
         student = observe(self.student, batch.images, of_student)
 
         logits = full_precision(student.logits)
-        cross_entropy = F.cross_entropy(logits, batch.target)
+        cross_entropy = label_loss(logits, batch)
         loss = r * cross_entropy
         scalars = {"loss_ce": cross_entropy, "accuracy": accuracy(logits, batch.target)}
         parts: list[tuple[float, Callable[[], torch.Tensor]]] = []
@@ -276,15 +300,17 @@ class Distillation(Task):
             parts.append((share, each))
             scalars |= report
         if self.listening and self.trained.training:
-            own = r * F.cross_entropy(logits.detach(), batch.target, reduction="none")
+            own = r * label_loss(logits.detach(), batch, reduction="none")
             self.sample_losses.append(sum((share * each() for share, each in parts), own))
         return {"loss": loss, **scalars}
 
     @staticmethod
-    def reads(terms: Sequence[Term]) -> tuple[Reads, Reads]:
-        """What student and teachers are asked for."""
-        first = [term.losses[0] for term in terms]
-        return either(*(loss.student for loss in first)), either(*(loss.teacher for loss in first))
+    def reads(terms: Sequence[Term]) -> tuple[Reads, list[Reads]]:
+        """What the student and each teacher are asked for."""
+        pairs = zip(*(term.losses for term in terms), strict=True)  # of each teacher
+        return either(*(term.losses[0].student for term in terms)), [
+            either(*(loss.teacher for loss in losses)) for losses in pairs
+        ]
 
     def after_step(self) -> None:
         """Tell the methods that learn from it what the step has cost."""
@@ -304,8 +330,8 @@ class Distillation(Task):
         if self.opt.distill_decay and epoch > half:
             a = a * (self.opt.epochs - epoch) / half
             r = 1 - a
-        begun = epoch >= feat_start_epoch(self.opt)
-        return r, a, *(b if begun else 0.0 for b in self.betas)
+        counts = feat_start_epoch(self.opt) <= epoch <= (self.opt.feat_stop_epoch or self.opt.epochs)
+        return r, a, *(b if counts else 0.0 for b in self.betas)
 
     @staticmethod
     def counts(term: Term, weight: float) -> bool:
@@ -357,28 +383,33 @@ def make_losses(
     """
     make: Callable[..., Distiller] = kind
     mine = shapes_read(student, kind.student, images)
+    of_teacher = kind.teacher._replace(head=True) if kind.predicts else kind.teacher
     losses = []
     for teacher, seen in zip(teachers.networks, teachers.shown(images), strict=True):
-        theirs = shapes_read(teacher, kind.teacher, seen)
+        theirs = shapes_read(teacher, of_teacher, seen)
         norms = norms_of(teacher) if kind.teacher.before_relu else ()
-        losses.append(make(Pair(mine, theirs, num_classes, labels, batch_size, norms), **settings))
+        loss = make(Pair(mine, theirs, num_classes, labels, batch_size, norms), **settings)
+        for reads, shapes in ((loss.student, mine), (loss.teacher, theirs)):
+            if reads.staged:
+                shapes.require()
+        losses.append(loss)
     return [loss.to(images.device, memory_format=torch.channels_last) for loss in losses]  # type: ignore[call-overload]
 
 
-def shapes_read(network: nn.Module, reads: Reads, images: torch.Tensor) -> list[Shape]:
+def shapes_read(network: nn.Module, reads: Reads, images: torch.Tensor) -> Shapes:
     """The shapes of a network's features; none where logits alone are read.
 
     Raises:
         UsageError: the network does not offer what is read.
     """
     if not reads.features:
-        return []
+        return Shapes()
     if reads.before_relu and not network.has_preact:
         raise UsageError(
             f"--distill: reads maps before their last ReLU, which {network.label} does not offer; choose another loss "
             "or network"
         )
-    return feature_shapes(network, images, reads.cam)
+    return feature_shapes(network, images, reads)
 
 
 def options() -> Options:
@@ -386,15 +417,16 @@ def options() -> Options:
     parser = Options("Distil K frozen teachers into one student.")
     add = parser.section("student and teachers")
     add("--model_s", type=one_of("--model_s", model_dict), default="resnet8", help="any name of models.model_dict")
-    add("--pretrained", action="store_true", help="start from torchvision's ImageNet weights (torchvision/… only)")
+    add("--pretrained", action="store_true", help="start from the published weights, of torchvision/…, timm/… and hf/…")
     add("--teacher_num", type=positive_int, default=None, help="the first so many teachers; all, unless given")
     add(
         "--teachers",
         nargs="+",
         metavar="PATH[:ARCH][@KEY]",
         default=None,
-        help="checkpoints to use instead of setting.py's; KEY where one holds several; mean and std of the images are "
-        "each teacher's own, and so is their size, where its checkpoint says them",
+        help="checkpoints to use instead of setting.py's; KEY where one holds several; an ARCH alone, such as timm/…, "
+        "stands for its published weights; mean, std and size of the images are each teacher's own, where its "
+        "checkpoint says them",
     )
     add = parser.section("loss r·CE + a·L_kd + b·L_feat")
     add("-r", "--gamma", type=weight, default=1.0, help="weight of the cross-entropy with the labels")
@@ -402,7 +434,7 @@ def options() -> Options:
     add(
         "-b",
         "--beta",
-        type=weights,
+        type=weight_list,
         default=0.0,
         metavar="B[,B…]",
         help="weight of a loss on maps or vectors; one for each of several: --distill at,sp -b 1000,3000",
@@ -427,6 +459,7 @@ def options() -> Options:
         default=None,
         help="first epoch with the feature loss; 2, unless given (1 when the run has one epoch, or with -r 0 -a 0)",
     )
+    add("--feat_stop_epoch", type=natural, default=0, help="last epoch with the feature loss; 0 never stops it")
     add = parser.section("teacher cache")
     add(
         "--teacher_cache",
@@ -458,7 +491,7 @@ def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFi
     changed = parser.changed(opt, leave_out=(*always, "teacher_num", "teachers"))
     if uses_cache(opt):
         changed.append("cached")  # where it lies makes no difference, but float16 does
-    choices = [opt.model_s, dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
+    choices = [model_dict.run_name(opt.model_s), dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
     return [*choices, *losses, *changed, f"trial={opt.trial}"]
 
 
@@ -491,9 +524,15 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, session: Session) 
     Raises:
         UsageError: the folder cannot be written, or the dataset's views cannot be counted.
     """
+    if opt.mixup or opt.cutmix:
+        option = "--mixup" if opt.mixup else "--cutmix"
+        raise UsageError(f"--teacher_cache: {option} makes images that cannot be counted; leave one of them out")
     views = session.loaders.train.views
     if views is None:
-        raise UsageError(f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways; leave it out")
+        raise UsageError(
+            f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways, distorted, or not in memory; "
+            "leave the cache out, or choose --augment crop_flip or none, and --in_memory always"
+        )
     teachers.cache = TeacherCache(
         opt.teacher_cache, opt.teacher_cache_gb, views, teachers.identities, session.precision, session.info.num_classes
     )
@@ -514,7 +553,7 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
     scores = session.test(predict, {str(k): knows for k, knows in known.items()})
     for k, file in enumerate(files):
         over = f" over the {int(known[k].sum())} classes that it knows" if k in known else ""
-        print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %{over}  {file.arch}  {file.path}")
+        print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %{over}  {file.arch}  {file.path or 'its own weights'}")
     print(f"their ensemble: {scores['ensemble']['accuracy']:.2f} %", flush=True)
     described = [{**file.about(), **scores[str(k)]} for k, file in enumerate(files)]
     return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
@@ -544,12 +583,18 @@ def require_sound_objective(opt: argparse.Namespace, method: EnsembleMethod, tea
     for name, b in zip(weighted, given, strict=True) if weighted else ():
         if b == 0 and distill_dict[name].predicts:
             raise UsageError(f"-b: 0, but --distill {name} gives the student its answers; choose a weight above 0")
-    if opt.feat_start_epoch is not None and not any(given):
-        raise UsageError(
-            "--feat_start_epoch: there is no loss on feature maps; choose a --distill that has one, and -b"
-        )
+    for flag, epoch in (("start", opt.feat_start_epoch), ("stop", opt.feat_stop_epoch)):
+        if epoch and not any(given):
+            raise UsageError(
+                f"--feat_{flag}_epoch: there is no loss on feature maps; choose a --distill that has one, and -b"
+            )
     if (opt.feat_start_epoch or 0) > opt.epochs:
         raise UsageError(f"--feat_start_epoch: {opt.feat_start_epoch} is after the last of {opt.epochs} --epochs")
+    if 0 < opt.feat_stop_epoch < feat_start_epoch(opt):
+        raise UsageError(
+            f"--feat_stop_epoch: {opt.feat_stop_epoch} is before the first epoch with the feature loss, "
+            f"{feat_start_epoch(opt)} (--feat_start_epoch); choose a later one, or 0"
+        )
     if opt.distill_decay and opt.alpha > 1:
         raise UsageError(f"--distill_decay: r = 1 − a would be negative; choose -a from 0 to 1, not {opt.alpha:g}")
     if opt.gamma == opt.alpha == 0 and not any(given):
@@ -600,6 +645,13 @@ def evaluate(parser: Options, opt: argparse.Namespace, session: Session) -> None
     session.print_scores(network, opt.model_s, path)
 
 
+def archs_of_teachers(opt: argparse.Namespace) -> list[str]:
+    """Of the teachers that a run has put on record, the architectures."""
+    return (
+        [file.arch for file in chosen_teachers([], opt.teachers, None, opt.dataset, model_dict)] if opt.teachers else []
+    )
+
+
 def answering(
     parser: Options,
     opt: argparse.Namespace,
@@ -607,7 +659,7 @@ def answering(
     build: Callable[[str], Any],
     images: torch.Tensor,
     option: str,
-) -> nn.Module:
+) -> Answering:
     """The student of a checkpoint that answers through its teachers' heads, whose files are not needed for it.
 
     Args:
@@ -622,7 +674,7 @@ def answering(
     """
     names = on_features(opt)
     place = [distill_dict[name].predicts for name in names].index(True)
-    archs = [text.partition(" {")[0].rpartition(":")[2].partition("@")[0] for text in opt.teachers or ()]
+    archs = archs_of_teachers(opt)
     if state.get("answers") != HEADS or state["arch"] != opt.model_s or not archs:
         raise UsageError(f"{option}: the checkpoint is not of such a run; give its parameters.json as --config")
     student = build(opt.model_s)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from helper.images import PLAIN, ImageOptions
 from helper.registry import Registry
 
 Transform = Callable[[Image.Image], Image.Image]
@@ -26,6 +27,9 @@ class DatasetInfo:
     ``padding``: black pixels added on each side before the random crop (0: the transform crops by itself).
     ``flip``: whether training images are mirrored at random. ``classes``: their names in label order, where known.
     ``identity``: tells apart different images under one name; empty for a dataset that is the same everywhere.
+    ``crop``: ``crop_flip``, ``resized_crop`` or ``none``; empty for the dataset's own transforms. ``policy``: one of
+    :data:`dataset.augment.POLICIES`, which comes after the crop, or empty.
+    ``channels``: 1 where all three are the same grey.
     """
 
     name: str
@@ -37,6 +41,9 @@ class DatasetInfo:
     flip: bool
     classes: tuple[str, ...] | None = None
     identity: str = ""
+    crop: str = ""
+    policy: str = ""
+    channels: int = 3
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,34 @@ class Split:
     def subset(self, indices: Tensor) -> Split:
         """The images at these places, ascending."""
         return Split(self.images[indices], self.labels[indices], self.positions[indices])
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of any shape in memory: ``pixels`` uint8 [bytes], ``starts`` int64 [N], ``shapes`` int64 [N, 2]."""
+
+    pixels: Tensor
+    starts: Tensor
+    shapes: Tensor
+    labels: Tensor
+
+    def subset(self, indices: Tensor) -> Pictures:
+        return Pictures(self.pixels, self.starts[indices], self.shapes[indices], self.labels[indices])
+
+    @property
+    def positions(self) -> Tensor:
+        """Of no use where views cannot be numbered."""
+        return torch.arange(len(self.labels))
+
+    def at(self, index: int) -> Tensor:
+        """One picture, uint8 [H, W, 3]."""
+        (height, width), start = self.shapes[index].tolist(), int(self.starts[index])
+        return self.pixels[start : start + height * width * 3].view(height, width, 3)
+
+    def as_split(self) -> Split:
+        """The same, where all have one shape."""
+        height, width = self.shapes[0].tolist()
+        return Split(self.pixels.view(-1, height, width, 3), self.labels)
 
 
 @dataclass(frozen=True)
@@ -102,6 +137,11 @@ class FileParts:
         """Those that there are."""
         return tuple(part for part in (self.train, self.test, self.validation) if part is not None)
 
+    @property
+    def paths(self) -> list[str]:
+        """Where all images lie."""
+        return [path for part in self.all for path in part.paths]
+
     def without(self, paths: Collection[str]) -> FileParts:
         """All but these images."""
         validation = self.validation.without(paths) if self.validation else None
@@ -109,7 +149,12 @@ class FileParts:
 
 
 class Dataset(ABC):
-    """A dataset below ``data_dir``. Making one reads nothing; ``info`` reads no pixels."""
+    """A dataset below ``data_dir``. Making one reads nothing; ``info`` reads no pixels.
+
+    ``wanted``: how the user wants the images, which others than the dataset itself see to.
+    """
+
+    wanted: ImageOptions = PLAIN
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -137,6 +182,8 @@ class FileDataset(Dataset):
     """
 
     damaged: Mapping[str, str] = MappingProxyType({})
+    splits: bool = False
+    """Whether it sees to --train_split and --test_split."""
 
     @abstractmethod
     def load(self) -> FileParts | tuple[Files, Files]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dataset.files import some_of
 from dataset.pictures import fault_of
 from helper import distributed
 
@@ -22,9 +23,6 @@ THREADS = 16
 
 AT_ONCE = 2048
 """Files looked at between two words to the other processes, which would not wait for ever."""
-
-MOST_NAMES = 20
-"""Damaged images named in a message."""
 
 
 def damaged_among(paths: Sequence[str], tree: Path) -> dict[str, str]:
@@ -52,7 +50,7 @@ def _search(paths: Sequence[str], tree: Path) -> Iterator[dict[str, str]]:
             for first in range(0, len(paths), AT_ONCE):
                 some = paths[first : first + AT_ONCE]
                 shares = [some[thread::THREADS] for thread in range(THREADS)]
-                marks = {path: mark for share in pool.map(_marks, shares) for path, mark in share.items()}
+                marks = {path: mark for share in pool.map(marks_of, shares) for path, mark in share.items()}
                 new = [path for path in some if marks[path] not in known]
                 faults = dict(zip(new, pool.map(fault_of, new), strict=True))
                 known.update(mark for path in new if faults[path] is None and (mark := marks[path]) is not None)
@@ -63,7 +61,7 @@ def _search(paths: Sequence[str], tree: Path) -> Iterator[dict[str, str]]:
             _remember(known, memory)
 
 
-def _marks(paths: Sequence[str]) -> dict[str, int | None]:
+def marks_of(paths: Sequence[str]) -> dict[str, int | None]:
     """Path, size and time of each file as one number; None where there is no file."""
     here, marks = os.getcwdb(), dict[str, int | None]()
     for path in paths:
@@ -107,7 +105,6 @@ def _remember(known: set[int], memory: Path) -> None:
 
 def listed(damaged: Mapping[str, str], tree: Path) -> str:
     """``3 images cannot be read: train/a/3.png (empty), …``."""
-    names = [f"{os.path.relpath(path, tree)} ({fault})" for path, fault in damaged.items()]
-    rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    count = "1 image" if len(names) == 1 else f"{len(names)} images"
-    return f"{count} cannot be read: {', '.join(names[:MOST_NAMES])}{rest}"
+    start = tree if tree.is_dir() else tree.parent  # of a list
+    names = [f"{os.path.relpath(path, start)} ({fault})" for path, fault in damaged.items()]
+    return f"{len(names)} image{'s' * (len(names) != 1)} cannot be read: {some_of(names)}"

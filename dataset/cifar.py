@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torchvision import datasets
 
-from dataset.base import DatasetInfo, MemoryDataset, Split, dataset_dict, to_labels
-from dataset.files import Source, provide, reading
+from dataset.base import DatasetInfo, Split, dataset_dict, to_labels
+from dataset.files import DownloadedDataset, Source
 
 FINE_LABELS = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
@@ -22,31 +20,21 @@ FINE_LABELS = """
 """CIFAR-100's classes in label order."""
 
 
-class Cifar(MemoryDataset):
-    """What the two have in common; ``reader`` is torchvision's class."""
+class Cifar(DownloadedDataset):
+    """What the two have in common."""
 
-    name: str
     reader: type[datasets.CIFAR10]
 
-    def load(self) -> tuple[Split, Split]:
-        source = self.source()
-        provide(source, self.data_dir, lambda directory: self.reader(directory, download=True))
-        with reading(source, self.data_dir):
-            return self.read(self.data_dir, train=True), self.read(self.data_dir, train=False)
-
+    @property
     def source(self) -> Source:
         reader = self.reader
         files = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
-        return Source(
-            self.name,
-            reader.base_folder,
-            reader.url,
-            (reader.filename, reader.tgz_md5),
-            tuple((name, md5) for name, md5 in files),
-        )
+        checksums = tuple((name, md5) for name, md5 in files)
+        archive = (reader.filename, reader.tgz_md5)
+        return Source(self.info.name, reader.base_folder, reader.url, archive, checksums)
 
-    def read(self, directory: Path, train: bool) -> Split:
-        part = self.reader(directory, train=train)
+    def read(self, train: bool) -> Split:
+        part = self.reader(self.data_dir, train=train)
         return Split(torch.from_numpy(part.data).contiguous(), to_labels(part.targets))
 
 
@@ -54,7 +42,6 @@ class Cifar(MemoryDataset):
 class Cifar10(Cifar):
     """50,000 + 10,000 photographs of 10 kinds of things, 32×32 (Krizhevsky 2009)."""
 
-    name = "cifar10"
     reader = datasets.CIFAR10
 
     @property
@@ -68,7 +55,6 @@ class Cifar10(Cifar):
 class Cifar100(Cifar):
     """50,000 + 10,000 photographs of 100 kinds of things, 32×32 (Krizhevsky 2009)."""
 
-    name = "cifar100"
     reader = datasets.CIFAR100
 
     @property

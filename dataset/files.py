@@ -8,13 +8,19 @@ import os
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torchvision.datasets.utils import check_integrity
 
+from dataset.base import MemoryDataset, Split
 from helper.errors import UsageError
+
+MOST_NAMES = 20
+"""Images or classes named in a message."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,30 @@ def provide(source: Source, data_dir: Path, download: Callable[[Path], object]) 
         ) from error
 
 
+class DownloadedDataset(MemoryDataset):
+    """A dataset that is downloaded by torchvision's class ``reader``, and then read part by part."""
+
+    reader: Any
+
+    @property
+    @abstractmethod
+    def source(self) -> Source:
+        """Where its files come from."""
+
+    def download(self, directory: Path) -> None:
+        """Make the folder below ``directory``."""
+        self.reader(directory, download=True)
+
+    @abstractmethod
+    def read(self, train: bool) -> Split:
+        """The training or the test part."""
+
+    def load(self) -> tuple[Split, Split]:
+        provide(self.source, self.data_dir, self.download)
+        with reading(self.source, self.data_dir):
+            return self.read(train=True), self.read(train=False)
+
+
 def is_filled(folder: Path) -> bool:
     """Whether there is a folder with something in it."""
     return folder.is_dir() and any(folder.iterdir())
@@ -106,17 +136,12 @@ def reading(source: Source, data_dir: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")  # old pickles: nothing that a user could act upon
             yield
     except Exception as error:
-        raise damaged(source, data_dir, one_line(error)) from error
-
-
-def damaged(source: Source, data_dir: Path, reason: str) -> UsageError:
-    """The error for unusable files, naming the first file whose checksum is wrong, else ``reason``."""
-    target = data_dir / source.folder
-    fault = first_fault(target, source.checksums) or f"{target} cannot be read ({reason})"
-    return UsageError(
-        f"--dataset {source.name}: {fault}. delete {target} and start again to download it, "
-        f"or get it from {source.address}"
-    )
+        target = data_dir / source.folder
+        fault = first_fault(target, source.checksums) or f"{target} cannot be read ({one_line(error)})"
+        raise UsageError(
+            f"--dataset {source.name}: {fault}. delete {target} and start again to download it, "
+            f"or get it from {source.address}"
+        ) from error
 
 
 def first_fault(folder: Path, checksums: Iterable[tuple[str, str | None]]) -> str | None:
@@ -130,6 +155,12 @@ def first_fault(folder: Path, checksums: Iterable[tuple[str, str | None]]) -> st
         except OSError as error:
             return f"{folder / name} cannot be read ({one_line(error)})"
     return None
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + rest
 
 
 def one_line(error: BaseException) -> str:

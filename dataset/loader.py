@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 
-from dataset.base import Dataset, DatasetInfo, FileDataset, FileParts, Files, MemoryDataset, Split, dataset_dict
+from dataset.augment import Augmentation, described, distortion, fits, whole
+from dataset.base import (
+    Dataset,
+    DatasetInfo,
+    FileDataset,
+    FileParts,
+    Files,
+    MemoryDataset,
+    Pictures,
+    Split,
+    dataset_dict,
+)
 from dataset.checking import damaged_among, listed
+from dataset.decoded import Decoder, PictureTrainLoader
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
+from dataset.mix import MixedLoader
 from dataset.order import ALONE, Shard, hold_out
+from dataset.pictures import grey_pixels
 from dataset.stream import StreamLoader
 from dataset.views import view_space
 from helper.batch import Batch, ViewSpace
 from helper.errors import UsageError
+from helper.images import PLAIN, ImageOptions
 
-Part = TypeVar("Part", Split, Files)
+Part = TypeVar("Part", Split, Files, Pictures)
 
 
 class Loader(Protocol):
@@ -62,25 +77,29 @@ class Loaders:
     notes: tuple[str, ...] = ()
 
 
-def find(name: str, data_dir: Path | str, skip_damaged: bool = False) -> Dataset:
+def find(name: str, data_dir: Path | str, skip_damaged: bool = False, images: ImageOptions = PLAIN) -> Dataset:
     """The dataset called ``name`` in any case, of which ``skip_damaged`` leaves out the images that cannot be read.
 
     Raises:
         UsageError: the name is not registered.
     """
     dataset = dataset_dict[name.lower()](Path(data_dir))
+    dataset.wanted = images
     if skip_damaged and isinstance(dataset, FileDataset):
-        dataset.damaged = damaged_among(paths_of(dataset.parts().all), dataset.data_dir)
+        dataset.damaged = damaged_among(dataset.parts().paths, dataset.data_dir)
     return dataset
 
 
-def info_of(name: str, data_dir: Path | str = "data", skip_damaged: bool = False) -> DatasetInfo:
+def info_of(
+    name: str, data_dir: Path | str = "data", skip_damaged: bool = False, images: ImageOptions = PLAIN
+) -> DatasetInfo:
     """The description of a dataset, without reading its images.
 
     Raises:
-        UsageError: unknown name, or the classes are read from a folder tree and it is not there.
+        UsageError: unknown name, the classes are read from a folder tree and it is not there, or the images cannot be
+            as they are wanted.
     """
-    return find(name, data_dir, skip_damaged).info
+    return described(find(name, data_dir, skip_damaged, images))
 
 
 def get_loaders(
@@ -95,6 +114,7 @@ def get_loaders(
     shard: Shard = ALONE,
     skip_damaged: bool = False,
     test_only: bool = False,
+    images: ImageOptions = PLAIN,
 ) -> Loaders:
     """Make the loaders of a dataset, downloading it when it is not there.
 
@@ -110,6 +130,7 @@ def get_loaders(
         shard: this process's number and how many there are; each gets its part of every batch and of the test set.
         skip_damaged: leave out image files that cannot be read, instead of refusing.
         test_only: the other parts are not asked for, so that their image files need not be looked at.
+        images: how they are wanted.
 
     Raises:
         UsageError: unknown name, missing or damaged files, ``batch_size`` or ``validation`` out of range.
@@ -121,26 +142,25 @@ def get_loaders(
     if not 0 <= validation < 1:
         raise UsageError(f"--validation: must be at least 0 and below 1, got {validation}")
     device = torch.device(device)
-    dataset = find(name, data_dir, skip_damaged)
+    dataset = find(name, data_dir, skip_damaged, images)
     if isinstance(dataset, FileDataset):
         parts, notes = readable(dataset, skip_damaged, test_only)
-        return file_loaders(
-            dataset, parts, batch_size, device, seed, validation, num_workers, eval_batch_size, shard, notes
+        loaders = file_loaders(
+            dataset, parts, batch_size, device, seed, validation, num_workers, eval_batch_size, shard, notes, test_only
         )
-    if isinstance(dataset, MemoryDataset):
-        return memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard)
-    raise TypeError(f"{type(dataset).__name__} must derive from MemoryDataset or FileDataset")
+    elif isinstance(dataset, MemoryDataset):
+        loaders = memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard)
+    else:
+        raise TypeError(f"{type(dataset).__name__} must derive from MemoryDataset or FileDataset")
+    if images.mixup or images.cutmix:
+        return replace(loaders, train=MixedLoader(loaders.train, images.mixup, images.cutmix, seed, shard))
+    return loaders
 
 
 def check_at_least(option: str, value: int, least: int) -> None:
     """UsageError when an option is too small."""
     if value < least:
         raise UsageError(f"{option}: must be at least {least}, got {value}")
-
-
-def paths_of(parts: Sequence[Files]) -> list[str]:
-    """Where all their images lie."""
-    return [path for part in parts for path in part.paths]
 
 
 def readable(dataset: FileDataset, skip_damaged: bool, test_only: bool) -> tuple[FileParts, tuple[str, ...]]:
@@ -155,7 +175,7 @@ def readable(dataset: FileDataset, skip_damaged: bool, test_only: bool) -> tuple
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(parts.others.items()))
         notes.append(f"{tree}: left out: {kinds}")
     if not skip_damaged:
-        damaged = damaged_among(paths_of([parts.test] if test_only else parts.all), tree)
+        damaged = damaged_among(parts.test.paths if test_only else parts.paths, tree)
         if damaged:
             raise UsageError(
                 f"--data_dir: {tree}: {listed(damaged, tree)}; mend or remove them, or --skip_damaged goes on without"
@@ -181,14 +201,16 @@ def memory_loaders(
     shard: Shard,
 ) -> Loaders:
     """Loaders that hold the images on ``device``."""
-    info = dataset.info
+    info = described(dataset)
     train, test = dataset.load()
+    if info.channels == 1:
+        train, test = (replace(part, images=grey_pixels(part.images)) for part in (train, test))
     train = replace(train, whole=None)  # its views are numbered from 0, wherever it was cut from
-    views = view_space(train, info)
+    views = view_space(train, info) if distortion(info) is None else None
     train, held_out = divide(train, validation, seed, batch_size)
     return Loaders(
         info=info,
-        train=MemoryTrainLoader(train, info, batch_size, device, seed, views, shard),
+        train=MemoryTrainLoader(train, info, batch_size, device, seed, views, shard, dataset.wanted.balanced),
         validation=MemoryEvalLoader(part_of(held_out, shard), info, eval_batch_size, device) if held_out else None,
         test=MemoryEvalLoader(part_of(test, shard), info, eval_batch_size, device),
         sizes=sizes(info, train, held_out, "validation", test, "test"),
@@ -206,32 +228,53 @@ def file_loaders(
     eval_batch_size: int,
     shard: Shard,
     notes: tuple[str, ...],
+    test_only: bool,
 ) -> Loaders:
-    """Loaders that read image files in worker processes."""
-    info, transform = dataset.info, dataset.test_transform()
+    """Loaders of image files: held in memory, or read by worker processes."""
+    info, transform, balanced = described(dataset), whole(dataset), dataset.wanted.balanced
     if parts.validation is not None and validation:
         raise UsageError(
             f"--validation: {dataset.data_dir} has a folder val to choose the best epoch on, beside test; "
             "leave the option out"
         )
-    train, held_out = divide(parts.train, validation, seed, batch_size)
-    chosen_on, chosen_name = (held_out, "validation") if parts.validation is None else (parts.validation, "val")
 
-    def in_order(files: Files) -> StreamLoader:
-        files = part_of(files, shard)
-        return StreamLoader(files, info, transform, eval_batch_size, device, seed, num_workers, train=False)
+    def divided(part: Part) -> tuple[Part, Part | None]:
+        return divide(part, validation, seed, batch_size)
+
+    kept, held_out = divided(parts.train)
+    chosen_on, chosen_name = (held_out, "validation") if parts.validation is None else (parts.validation, "val")
+    train: TrainLoader
+    in_order: Callable[[Files, str], Loader]
+    if fits(info, parts, dataset.wanted) and not test_only:
+        decoder = Decoder(dataset, info, num_workers)
+        pictures, held_out_pictures, views = decoder.to_train_on(parts.train, divided)
+        kind = PictureTrainLoader if isinstance(pictures, Pictures) else MemoryTrainLoader
+        train = kind(pictures, info, batch_size, device, seed, views, shard, balanced)
+
+        def in_order(files: Files, name: str) -> Loader:
+            split = held_out_pictures if files is held_out else decoder.evaluated(files, name)
+            assert split is not None
+            return MemoryEvalLoader(part_of(split, shard), info, eval_batch_size, device)
+
+    else:
+        decoder, augmentation = None, Augmentation(info, transform) if info.crop else dataset.train_transform()
+        train = StreamLoader(
+            kept, info, augmentation, batch_size, device, seed, num_workers, train=True, shard=shard, balanced=balanced
+        )
+
+        def in_order(files: Files, name: str) -> Loader:
+            files = part_of(files, shard)
+            return StreamLoader(files, info, transform, eval_batch_size, device, seed, num_workers, train=False)
 
     return Loaders(
         info=info,
-        train=StreamLoader(
-            train, info, dataset.train_transform(), batch_size, device, seed, num_workers, train=True, shard=shard
-        ),
-        validation=in_order(chosen_on) if chosen_on else None,
-        test=in_order(parts.test),
+        train=train,
+        validation=in_order(chosen_on, chosen_name) if chosen_on else None,
+        test=in_order(parts.test, "test"),
         test_name=parts.test_name,
         validation_name=chosen_name,
-        sizes=sizes(info, train, chosen_on, chosen_name, parts.test, parts.test_name),
-        notes=notes,
+        sizes=sizes(info, kept, chosen_on, chosen_name, parts.test, parts.test_name),
+        notes=(*notes, decoder.note) if decoder else notes,
     )
 
 

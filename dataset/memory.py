@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dataset.base import DatasetInfo, Split
-from dataset.order import ALONE, Shard, batches_of, epoch_crops, epoch_order
+from dataset.augment import distortion, drawing_from
+from dataset.base import DatasetInfo, Pictures, Split
+from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_draws
 from dataset.views import crops_of, numbers_of, views_per_image
 from helper.batch import Batch, ViewSpace
 
@@ -47,30 +48,38 @@ class MemoryTrainLoader:
         seed: of order and augmentation.
         views: all views of the dataset; None where nobody asks for them.
         shard: this process's part of each batch.
+        balanced: see :func:`dataset.order.balanced_order`.
     """
 
     def __init__(
         self,
-        split: Split,
+        split: Split | Pictures,
         info: DatasetInfo,
         batch_size: int,
         device: torch.device,
         seed: int,
         views: ViewSpace | None = None,
         shard: Shard = ALONE,
+        balanced: bool = False,
     ) -> None:
         self.num_images = len(split.labels)
         self.batch_size, self.device, self.seed, self.shard = batch_size, device, seed, shard
-        self.epoch, self.start = 0, 0
+        self.epoch, self.start, self.balanced = 0, 0, balanced
         self.info, self.views = info, views
         self.size, self.black = info.image_size, self.num_images * info.image_size**2
-        self.pixels = torch.zeros(self.black + 1, 3, dtype=torch.uint8, device=device)  # [N·H·W + 1, 3]
-        self.pixels[:-1].view(split.images.shape).copy_(split.images)  # the last one is the black border
-        self.labels = split.labels.to(device)  # [N]
+        self.keep(split)
+        self.host_labels, self.labels = split.labels, split.labels.to(device)  # [N]
         self.positions = split.positions  # on the host, [N]
         self.normalise = Normalise(info, device)
         self.range = torch.arange(self.size, device=device)  # [H]
+        self.distortion = distortion(info)
         self.at_once = AT_ONCE if device.type == "cuda" else 1  # batches made together
+
+    def keep(self, split: Split | Pictures) -> None:
+        """Bring the pixels to the device."""
+        assert isinstance(split, Split)
+        self.pixels = torch.zeros(self.black + 1, 3, dtype=torch.uint8, device=self.device)  # [N·H·W + 1, 3]
+        self.pixels[:-1].view(split.images.shape).copy_(split.images)  # the last one is the black border
 
     def __len__(self) -> int:
         return self.num_images // self.batch_size
@@ -80,22 +89,42 @@ class MemoryTrainLoader:
         self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[Batch]:
-        order = epoch_order(self.num_images, self.seed, self.epoch)  # [N]
-        crops = epoch_crops(self.num_images, self.info.padding, self.info.flip, self.seed, self.epoch)[order]  # [N, 3]
-        numbers = numbers_of(self.positions[order], crops, self.info)  # [N]
+        order, draws = epoch_draws(self.host_labels, self.seed, self.epoch, self.balanced)  # [N] each
+        crops = epoch_crops(self.num_images, self.info.padding, self.info.flip, self.seed, self.epoch)[draws]  # [N, 3]
+        numbers = None if self.distortion else numbers_of(self.positions[order], crops, self.info)  # [N]
         plan = torch.cat([order[:, None], crops], dim=1)  # [N, 4]
+        rows = torch.cat([plan, draws[:, None]], dim=1) if self.distortion else plan
         if self.device.type == "cuda":
             plan = plan.pin_memory()  # one copy for the whole epoch, and none that the host waits for
         plan = plan.to(self.device, non_blocking=True)
         parts = list(batches_of(self.num_images, self.batch_size, self.shard, self.start))
         for first in range(0, len(parts), self.at_once):
             some = parts[first : first + self.at_once]
-            index, top, left, mirrored = torch.cat([plan[part] for part in some]).unbind(1)
-            images, labels = self.normalise(self.crop(index, top, left, mirrored)), self.labels[index]
+            columns = torch.cat([plan[part] for part in some])  # [B, 4]
+            pixels = self.made(torch.cat([rows[part] for part in some]) if self.distortion else columns, columns)
+            index = columns[:, 0]
+            images, labels = self.normalise(pixels), self.labels[index]
             each = len(images) // len(some)
             for part, *made in zip(some, images.split(each), labels.split(each), index.split(each), strict=True):
                 mine, target, places = made
-                yield Batch(mine, target, numbers[part], places)
+                yield Batch(mine, target, None if numbers is None else numbers[part], places)
+
+    def made(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Images as they are trained on, uint8 [B, H, W, 3].
+
+        Args:
+            rows: place in the set, top, left, mirrored, and which number what is drawn for each image by itself follows
+                from, int64 [B, 5] on the host; of no use where nothing is.
+            columns: all but the last of these on the device, int64 [B, 4].
+        """
+        pixels = self.crop(*columns.unbind(1))
+        if self.distortion is None:
+            return pixels
+        made = []
+        for image, draw in zip(pixels.permute(0, 3, 1, 2).contiguous(), rows[:, 4].tolist(), strict=True):
+            with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, self.epoch, draw)):
+                made.append(self.distortion(image))
+        return torch.stack(made).permute(0, 2, 3, 1).contiguous()
 
     def all_views(self) -> Tensor:
         """The numbers of all views of all images that are trained on, int64 [N·V] on the host."""

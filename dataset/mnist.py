@@ -5,26 +5,20 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torchvision import datasets
 
-from dataset.base import DatasetInfo, MemoryDataset, Split, dataset_dict
-from dataset.files import Source, provide, reading
+from dataset.base import DatasetInfo, Split, dataset_dict
+from dataset.files import DownloadedDataset, Source
 
 
-class GreyImages(MemoryDataset):
-    """What the two have in common: black borders to 32×32 and three equal channels; ``reader`` is torchvision's."""
+class GreyImages(DownloadedDataset):
+    """What the two have in common: black borders to 32×32 and three equal channels."""
 
-    name: str
     reader: type[datasets.MNIST]
 
-    def load(self) -> tuple[Split, Split]:
-        source = self.source()
-        provide(source, self.data_dir, lambda directory: self.reader(directory, download=True))
-        with reading(source, self.data_dir):
-            return self.read(train=True), self.read(train=False)
-
+    @property
     def source(self) -> Source:
         # the published checksums are those of the archives, which are not kept
         files = tuple((f"raw/{archive.removesuffix('.gz')}", None) for archive, _ in self.reader.resources)
-        return Source(self.name, self.reader.__name__, self.reader.mirrors[0], None, files)
+        return Source(self.info.name, self.reader.__name__, self.reader.mirrors[0], None, files)
 
     def read(self, train: bool) -> Split:
         part = self.reader(self.data_dir, train=train)
@@ -36,7 +30,6 @@ class GreyImages(MemoryDataset):
 class Mnist(GreyImages):
     """60,000 + 10,000 handwritten digits (LeCun et al. 1998)."""
 
-    name = "mnist"
     reader = datasets.MNIST
 
     @property
@@ -49,7 +42,6 @@ class Mnist(GreyImages):
 class FashionMnist(GreyImages):
     """60,000 + 10,000 pictures of clothes (Xiao et al. 2017)."""
 
-    name = "fashion_mnist"
     reader = datasets.FashionMNIST
 
     @property

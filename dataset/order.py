@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     AUGMENT = 1
     HOLD_OUT = 2
     WORKERS = 3
+    SPLIT = 4
+    MIX = 5
 
 
 def derive_seed(*key: int) -> int:
@@ -43,6 +45,37 @@ def generator(seed: int, purpose: Purpose, epoch: int = 0) -> torch.Generator:
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     """The order of the training images in an epoch: a permutation, int64 [num_images]."""
     return torch.randperm(num_images, generator=generator(seed, Purpose.ORDER, epoch))
+
+
+def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """As many images as there are, of each class as many as of any other to within one, int64 [N].
+
+    A class's images come in random order, none of them again before all have come; which of a large class come, is
+    drawn anew in each epoch.
+
+    Args:
+        labels: int64 [N].
+    """
+    source, total = generator(seed, Purpose.ORDER, epoch), len(labels)
+    classes = [part for part in labels.argsort(stable=True).split(labels.bincount().tolist()) if len(part)]
+    shares = torch.full((len(classes),), total // len(classes))
+    shares[torch.randperm(len(classes), generator=source)[: total % len(classes)]] += 1
+    drawn = []
+    for members, share in zip(classes, shares.tolist(), strict=True):
+        rounds = range(-(-share // len(members)))
+        drawn += [torch.cat([members[torch.randperm(len(members), generator=source)] for _ in rounds])[:share]]
+    return torch.cat(drawn)[torch.randperm(total, generator=source)]
+
+
+def epoch_draws(labels: Tensor, seed: int, epoch: int, balanced: bool) -> tuple[Tensor, Tensor]:
+    """Which image comes when in an epoch, and which number its augmentation follows from, int64 [N] each.
+
+    That is the image's place in the set or, where an image may come twice, its place in the epoch.
+    """
+    if balanced:
+        return balanced_order(labels, seed, epoch), torch.arange(len(labels))
+    order = epoch_order(len(labels), seed, epoch)
+    return order, order
 
 
 def batches_of(num_images: int, batch_size: int, shard: Shard = ALONE, start: int = 0) -> list[slice]:
@@ -83,6 +116,25 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
     """
     shuffle = torch.randperm(len(labels), generator=generator(seed, Purpose.HOLD_OUT))
     return stratified_split(labels, round(fraction * len(labels)), shuffle)
+
+
+def split_for_good(labels: Tensor, train: float | None, test: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide a set that comes in one part, with every class in proportion, the same for every seed.
+
+    Args:
+        labels: int64 [N].
+        train, test: shares; of the one that is None, what the other leaves.
+
+    Returns:
+        Sorted indices to train on, to choose the best epoch on (none where the shares sum to 1), and to test on.
+    """
+    total, source = len(labels), generator(0, Purpose.SPLIT)
+    tested = round(total * (1 - train if test is None and train is not None else test or 0))
+    kept, test_places = stratified_split(labels, tested, torch.randperm(total, generator=source))
+    trained = len(kept) if train is None or test is None else min(round(total * train), len(kept))
+    shuffle = torch.randperm(len(kept), generator=source)
+    train_places, chosen_on = stratified_split(labels[kept], len(kept) - trained, shuffle)
+    return kept[train_places], kept[chosen_on], test_places
 
 
 def stratified_split(labels: Tensor, count: int, shuffle: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torchvision import datasets
 
-from dataset.base import DatasetInfo, MemoryDataset, Split, dataset_dict, to_labels
-from dataset.files import Source, provide, reading
+from dataset.base import DatasetInfo, Split, dataset_dict, to_labels
+from dataset.files import DownloadedDataset, Source
 
 
 class Labelled(datasets.STL10):
@@ -18,8 +16,10 @@ class Labelled(datasets.STL10):
 
 
 @dataset_dict.register("stl10")
-class Stl10(MemoryDataset):
+class Stl10(DownloadedDataset):
     """5,000 + 8,000 labelled photographs of 10 kinds of things, 96×96 (Coates et al. 2011)."""
+
+    reader = Labelled
 
     @property
     def info(self) -> DatasetInfo:
@@ -27,17 +27,12 @@ class Stl10(MemoryDataset):
         mean, std = (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)
         return DatasetInfo("stl10", 10, 96, mean, std, padding=12, flip=True, classes=classes)
 
-    def load(self) -> tuple[Split, Split]:
+    @property
+    def source(self) -> Source:
         files = tuple((name, md5) for name, md5 in [*Labelled.train_list, *Labelled.test_list])
-        archive = (Labelled.filename, Labelled.tgz_md5)
-        source = Source("stl10", Labelled.base_folder, Labelled.url, archive, files)
-        provide(source, self.data_dir, lambda directory: Labelled(directory, download=True))
-        with reading(source, self.data_dir):
-            return read(self.data_dir, "train"), read(self.data_dir, "test")
+        return Source("stl10", Labelled.base_folder, Labelled.url, (Labelled.filename, Labelled.tgz_md5), files)
 
-
-def read(directory: Path, part: str) -> Split:
-    """One labelled part, ``train`` or ``test``."""
-    data = Labelled(directory, part)
-    images = torch.from_numpy(data.data)  # uint8 [N, 3, 96, 96]
-    return Split(images.permute(0, 2, 3, 1).contiguous(), to_labels(data.labels))
+    def read(self, train: bool) -> Split:
+        part = Labelled(self.data_dir, "train" if train else "test")
+        images = torch.from_numpy(part.data)  # uint8 [N, 3, 96, 96]
+        return Split(images.permute(0, 2, 3, 1).contiguous(), to_labels(part.labels))

@@ -7,24 +7,27 @@ of an image depend on (seed, epoch, image) alone, so the number of workers does 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.data
 from torch import Tensor
 
+from dataset.augment import Augmentation, drawing_from
 from dataset.base import DatasetInfo, Files, Transform
 from dataset.files import one_line
 from dataset.memory import Normalise
-from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_order, generator
-from dataset.pictures import read_picture
+from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_draws, generator
+from dataset.pictures import grey_picture, read_picture
 from helper.batch import Batch, ViewSpace
 from helper.errors import InputError
+from helper.machine import cores
 from helper.stopping import ReadersLost, in_readers, starting_readers
 
-Place = tuple[int, int]  # epoch and image: the epoch travels with the index, since workers outlive epochs
+Place = tuple[int, int, int]  # epoch, image, draw: the epoch travels with the index, since workers outlive epochs
 Sample = tuple[Tensor, int, int]  # pixels, label, and place among the images
 Samples = tuple[Tensor, Tensor, Tensor]
 
@@ -38,52 +41,60 @@ class Unreadable:
 
 
 class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
-    """(epoch, image) → uint8 [H, W, 3], label and place."""
+    """(epoch, image, what its random numbers follow from) → uint8 [H, W, 3], label and place."""
 
-    def __init__(self, files: Files, transform: Transform, seed: int) -> None:
+    def __init__(self, files: Files, info: DatasetInfo, transform: Transform | Augmentation, seed: int) -> None:
         # an array of bytes rather than a tuple: it is not copied into each worker by reference counting
         self.paths = np.array([os.fsencode(path) for path in files.paths])
         self.labels = files.labels.numpy()
-        self.transform, self.seed = transform, seed
+        self.info, self.transform, self.seed = info, transform, seed
+        self._crops: tuple[int, Tensor] = (-1, torch.empty(0))  # of an epoch
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, place: Place) -> Sample | Unreadable:
-        epoch, index = place
+        epoch, index, draw = place
         path = os.fsdecode(self.paths[index])
         try:
             image = read_picture(path)
+            image = grey_picture(image) if self.info.channels == 1 else image
         except Exception as error:  # Pillow raises many kinds for damaged files
             return Unreadable(path, one_line(error))
-        state = torch.default_generator.get_state()
-        try:  # the transforms know no other generator than the global one
-            torch.default_generator.manual_seed(derive_seed(self.seed, Purpose.AUGMENT, epoch, index))
-            pixels = torch.from_numpy(np.array(self.transform(image)))
-        finally:
-            torch.default_generator.set_state(state)
+        # the transforms know no other generator than the global one
+        with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, epoch, draw)):
+            if isinstance(self.transform, Augmentation):
+                pixels = self.transform(image, self.crops(epoch)[draw])
+            else:
+                pixels = torch.from_numpy(np.array(self.transform(image)))
         return pixels, int(self.labels[index]), index
+
+    def crops(self, epoch: int) -> Tensor:
+        """Top, left and mirrored of every image in an epoch, int64 [N, 3]."""
+        if self._crops[0] != epoch:
+            self._crops = epoch, epoch_crops(len(self), self.info.padding, self.info.flip, self.seed, epoch)
+        return self._crops[1]
 
 
 class EpochSampler(torch.utils.data.Sampler[list[Place]]):
-    """Batches of (epoch, image): this process's part of each, shuffled and complete; or all images as they are."""
+    """Batches of places: this process's part of each, shuffled and complete; or all images as they are."""
 
-    def __init__(self, num_images: int, seed: int, batch_size: int, shuffle: bool, shard: Shard) -> None:
-        self.num_images, self.seed, self.batch_size, self.shuffle, self.shard = (
-            num_images,
-            seed,
-            batch_size,
-            shuffle,
-            shard,
-        )
+    def __init__(
+        self, labels: Tensor, seed: int, batch_size: int, shuffle: bool, shard: Shard, balanced: bool = False
+    ) -> None:
+        self.labels, self.num_images, self.seed, self.batch_size = labels, len(labels), seed, batch_size
+        self.shuffle, self.shard, self.balanced = shuffle, shard, balanced
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
         return len(self._parts(0))
 
     def __iter__(self) -> Iterator[list[Place]]:
-        order = epoch_order(self.num_images, self.seed, self.epoch) if self.shuffle else torch.arange(self.num_images)
-        return ([(self.epoch, index) for index in order[part].tolist()] for part in self._parts(self.start))
+        order = draws = torch.arange(self.num_images)
+        if self.shuffle:
+            order, draws = epoch_draws(self.labels, self.seed, self.epoch, self.balanced)
+        pairs = torch.stack([order, draws], 1)  # [N, 2]
+        return ([(self.epoch, *pair) for pair in pairs[part].tolist()] for part in self._parts(self.start))
 
     def _parts(self, start: int) -> list[slice]:
         if self.shuffle:
@@ -97,13 +108,15 @@ class StreamLoader:
     Args:
         files: the images.
         info: their description.
-        transform: PIL image → PIL image of ``info.image_size``.
+        transform: PIL image → PIL image of ``info.image_size``, or what makes training images of it.
         batch_size: images per batch.
         device: where the batches are wanted.
         seed: of order and augmentation.
         num_workers: processes; no more than there are processors, 0 to read in this process.
         train: shuffle, and drop the last incomplete batch.
         shard: this process's part of each training batch.
+        collate: what makes a batch of samples, for :meth:`read`.
+        balanced: see :func:`dataset.order.balanced_order`.
 
     Raises:
         InputError: while iterating, when an image cannot be read.
@@ -116,22 +129,24 @@ class StreamLoader:
         self,
         files: Files,
         info: DatasetInfo,
-        transform: Transform,
+        transform: Transform | Augmentation,
         batch_size: int,
         device: torch.device,
         seed: int,
         num_workers: int,
         train: bool,
         shard: Shard = ALONE,
+        collate: Callable[[list[Sample | Unreadable]], Any] | None = None,
+        balanced: bool = False,
     ) -> None:
         self.num_images, self.device, self.labels = len(files.paths), device, files.labels
-        self.sampler = EpochSampler(self.num_images, seed, batch_size, train, shard)
+        self.sampler = EpochSampler(files.labels, seed, batch_size, train, shard, balanced)
         self.normalise = Normalise(info, device)
-        workers = min(num_workers, num_processors())
+        workers = min(num_workers, cores())
         self.batches = torch.utils.data.DataLoader(
-            ImageFiles(files, transform, seed),
+            ImageFiles(files, info, transform, seed),
             batch_sampler=self.sampler,
-            collate_fn=collate,
+            collate_fn=collate or stacked,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
@@ -147,17 +162,19 @@ class StreamLoader:
         self.sampler.epoch, self.sampler.start = epoch, start
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._from_workers():
-            if isinstance(batch, Unreadable):
-                raise InputError(f"--data_dir: {batch.path} cannot be read ({batch.reason})")
+        for batch in self.read():
             images, target, places = (part.to(self.device, non_blocking=True) for part in batch)
             yield Batch(self.normalise(images), target, places=places)
 
-    def _from_workers(self) -> Iterator[Samples | Unreadable]:
+    def read(self) -> Iterator[Any]:
+        """Batches as ``collate`` has made them, on the host."""
         try:
             with starting_readers():
                 batches = iter(self.batches)
-            yield from batches
+            for batch in batches:
+                if isinstance(batch, Unreadable):
+                    raise InputError(f"--data_dir: {batch.path} cannot be read ({batch.reason})")
+                yield batch
         except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
             if not tells_of_a_loss(error):
                 raise
@@ -172,19 +189,10 @@ def tells_of_a_loss(error: Exception) -> bool:
     return "DataLoader worker process" not in str(error)  # what is raised in one that lives
 
 
-def collate(samples: list[Sample | Unreadable]) -> Samples | Unreadable:
+def stacked(samples: list[Sample | Unreadable]) -> Samples | Unreadable:
     """uint8 [B, H, W, 3], labels and places int64 [B], or the first image that cannot be read."""
-    read = []
     for sample in samples:
         if isinstance(sample, Unreadable):
             return sample
-        read.append(sample)
-    images, labels, places = zip(*read, strict=True)
+    images, labels, places = zip(*samples, strict=True)
     return torch.stack(images), torch.tensor(labels, dtype=torch.int64), torch.tensor(places, dtype=torch.int64)
-
-
-def num_processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from torchvision.datasets.folder import make_dataset
@@ -37,7 +38,8 @@ class TinyImageNet(FileDataset):
             return None
 
     def load(self) -> FileParts:
-        provide(SOURCE, self.data_dir, download)
+        unpack = partial(download_and_extract_archive, ADDRESS, filename=ARCHIVE, md5=ARCHIVE_MD5)
+        provide(SOURCE, self.data_dir, unpack)
         folder = self.data_dir / SOURCE.folder
         with reading(SOURCE, self.data_dir):
             labels = read_labels(folder)
@@ -50,11 +52,6 @@ class TinyImageNet(FileDataset):
         return v2.CenterCrop(SIZE)
 
 
-def download(directory: Path) -> None:
-    """Fetch and unpack the archive into ``directory``."""
-    download_and_extract_archive(ADDRESS, directory, filename=ARCHIVE, md5=ARCHIVE_MD5)
-
-
 def read_labels(folder: Path) -> dict[str, int]:
     """WordNet id → label; ValueError when there are not 200 of them."""
     names = sorted((folder / "wnids.txt").read_text(encoding="utf-8").split())
@@ -65,14 +62,10 @@ def read_labels(folder: Path) -> dict[str, int]:
 
 def train_images(folder: Path, labels: dict[str, int]) -> Files:
     """``train/<id>/images/*``; FileNotFoundError when a class has none."""
-    images = make_dataset(folder / "train", labels, is_valid_file=is_picture)
+    images = make_dataset(
+        folder / "train", labels, is_valid_file=lambda path: is_data(os.path.basename(path)) and is_image(path)
+    )
     return Files(tuple(path for path, _ in images), to_labels([label for _, label in images]))
-
-
-def is_picture(path: str) -> bool:
-    """Whether a file of the training set is an image."""
-    name = os.path.basename(path)
-    return is_data(name) and is_image(name)
 
 
 def test_images(folder: Path, labels: dict[str, int]) -> Files:

@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dataset.base import FileParts, Files, to_labels
+from dataset.files import some_of
 from helper.errors import UsageError
 
 PARTS = ("train", "val", "test")
-KEPT_AS = "images are kept as train/<class>/*, and val/<class>/* or test/<class>/* or both"
+KEPT_AS = (
+    "images are kept as train/<class>/*, and val/<class>/* or test/<class>/* or both; "
+    "--test_split divides those of one part"
+)
 
 OF_SYSTEMS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "icon\r"}
 """What operating systems leave in folders, beside hidden files."""
 
-MOST_NAMES = 20
-"""Classes named in a message."""
 
-
-@dataclass(frozen=True)
-class Part:
-    """A folder of class folders: each class's images, sorted, and how many files of other kinds there are."""
-
-    folder: Path
-    images: dict[str, list[str]]
-    others: Counter[str]
-
-    def files(self, classes: Sequence[str]) -> Files:
-        """All images, labelled by their class's place among ``classes``."""
-        paths = tuple(path for name in classes for path in self.images[name])
-        return Files(paths, to_labels([label for label, name in enumerate(classes) for _ in self.images[name]]))
+def files_of(classes: Sequence[str], images: Mapping[str, Sequence[str]]) -> Files:
+    """Each class's images, labelled by its place among ``classes``."""
+    paths = tuple(path for name in classes for path in images.get(name, ()))
+    return Files(paths, to_labels([label for label, name in enumerate(classes) for _ in images.get(name, ())]))
 
 
 def is_data(name: str) -> bool:
@@ -97,8 +89,12 @@ def kind_of(name: str) -> str:
     return os.path.splitext(name)[1].lower() or "without extension"
 
 
-def read_part(folder: Path) -> Part:
-    """List a part; UsageError where a class has no images."""
+def read_part(folder: Path, classes: Sequence[str]) -> tuple[Files, Counter[str]]:
+    """A part's images, labelled by their class's place among ``classes``, and how many files there are of other kinds.
+
+    Raises:
+        UsageError: a class has no images.
+    """
     images: dict[str, list[str]] = {}
     others = Counter(
         "images outside the class folders" if is_image(entry.name) else kind_of(entry.name)
@@ -114,22 +110,16 @@ def read_part(folder: Path) -> Part:
             f"--data_dir: {folder.parent}: no images in {some_of(empty)}; "
             f"remove the class or add some ({' '.join(IMG_EXTENSIONS)})"
         )
-    return Part(folder, images, others)
+    return files_of(classes, images), others
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + rest
-
-
-def training_classes(name: str, tree: Path) -> list[str]:
-    """The class folders of ``train`` in label order.
+def training_classes(name: str, tree: Path, train: Path | None = None) -> list[str]:
+    """The class folders of ``train``, the folder of this name unless given, in label order.
 
     Raises:
         UsageError: there is no tree, or it has fewer than two classes; with what there is, and what to do.
     """
-    train = tree / "train"
+    train = train or tree / "train"
     if not train.is_dir():
         raise UsageError(f"--dataset {name}: there is no {train}. {hint(tree)}; {KEPT_AS}")
     classes = folders_in(train)
@@ -183,7 +173,8 @@ def read_tree(name: str, tree: Path) -> FileParts:
     if not names:
         raise UsageError(
             f"--dataset {name}: {tree} holds {some_of(folders_in(tree))}, but no {tree / 'val'} or "
-            f"{tree / 'test'} to test on; rename one, or move a part of the images of every class there"
+            f"{tree / 'test'} to test on; rename one, or move a part of the images of every class there, or give "
+            "--test_split"
         )
     for each in names:
         refuse_too_deep(name, tree / each, folders_in(tree / each))
@@ -191,9 +182,8 @@ def read_tree(name: str, tree: Path) -> FileParts:
     names = names[: len(names) - len(unlabelled)]
     for each in names:
         check_same_classes(name, tree / "train", tree / each)
-    parts = [read_part(tree / each) for each in ("train", *names)]
-    files = [part.files(classes) for part in parts]
-    others = sum((part.others for part in parts), Counter(f"folder {each} without labels" for each in unlabelled))
+    files, kinds = zip(*(read_part(tree / each, classes) for each in ("train", *names)), strict=True)
+    others = sum(kinds, Counter(f"folder {each} without labels" for each in unlabelled))
     return FileParts(files[0], files[-1], files[1] if len(files) == 3 else None, names[-1], others)
 
 

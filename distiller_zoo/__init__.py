@@ -1,6 +1,31 @@
 """Losses between one student and one teacher: one paper per file, one line per file here."""
 
-from distiller_zoo import crd, ft, hint, inter, kd, ofd, simkd
+from distiller_zoo import (
+    ab,
+    at,
+    catkd,
+    cc,
+    crd,
+    dist,
+    dkd,
+    fsp,
+    ft,
+    hint,
+    inter,
+    kd,
+    ls,
+    nkd,
+    nst,
+    ofd,
+    pkt,
+    reviewkd,
+    rkd,
+    semckd,
+    simkd,
+    sp,
+    srrl,
+    vid,
+)
 from distiller_zoo.base import Distiller, FeatureDistiller, Pair, distill_dict
 from distiller_zoo.hint import Hint
 from distiller_zoo.inter import Inter

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distiller_zoo.base import Distiller, Pair, distill_dict
 from helper import distributed
 from helper.batch import Batch, When
-from helper.errors import UsageError
+from helper.errors import UsageError, require_positive
 from helper.kl import full_precision
 from helper.resuming import shared_seed
 from helper.seen import Reads, Seen
@@ -60,9 +60,7 @@ class CRD(Distiller):
         nce_m: Annotated[float, "how much of an image's entry stays when it is seen again"] = 0.5,
     ) -> None:
         super().__init__(pair)
-        for name, value in {"feat_dim": feat_dim, "nce_k": nce_k, "nce_t": nce_t}.items():
-            if not 0 < value < math.inf:
-                raise UsageError(f"--{name}: expected a number above 0, got {value:g}")
+        require_positive(feat_dim=feat_dim, nce_k=nce_k, nce_t=nce_t)
         if not 0 <= nce_m < 1:
             raise UsageError(f"--nce_m: expected a number from 0 to below 1, got {nce_m:g}")
         if pair.labels is None or pair.labels.unique().numel() < 2:

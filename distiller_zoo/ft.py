@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import FeatureDistiller, Pair, distill_dict
-from helper.errors import UsageError
+from distiller_zoo.maps import energy, smaller
+from helper.errors import require_not_negative
 from helper.kl import full_precision
 from helper.seen import Seen
 
@@ -41,8 +42,7 @@ class FT(FeatureDistiller):
         init_epochs: Annotated[int | None, "epochs for the paraphraser before the first; an eighth of --epochs"] = None,
     ) -> None:
         super().__init__(pair)
-        if init_epochs is not None and init_epochs < 0:
-            raise UsageError(f"--init_epochs: expected a whole number of at least 0, got {init_epochs}")
+        require_not_negative(init_epochs=init_epochs or 0)
         self.init_epochs = init_epochs
         width, teacher_width = self.student_shape[0], self.teacher_shape[0]
         half = max(1, teacher_width // 2)
@@ -64,9 +64,7 @@ class FT(FeatureDistiller):
         return self.translator(student_map)
 
     def distance(self, adapted: Tensor, teacher_map: Tensor) -> Tensor:
-        factors = full_precision(adapted), full_precision(self.encoder(teacher_map))
-        size = min(each.shape[2] for each in factors), min(each.shape[3] for each in factors)
-        mine, theirs = (_energy(F.adaptive_avg_pool2d(each, size)) for each in factors)
+        mine, theirs = (energy(each) for each in smaller(adapted, self.encoder(teacher_map)))
         return (mine - theirs).abs().mean(1)
 
 
@@ -79,8 +77,3 @@ def _three(
         norm = [nn.BatchNorm2d(outputs)] if normalised else []
         layers += [kind(inputs, outputs, 3, padding=1), *norm, nn.LeakyReLU(SLOPE)]
     return nn.Sequential(*layers)
-
-
-def _energy(maps: Tensor) -> Tensor:
-    """Maps ``[B, C, H, W]`` → where their energy is, ``[B, H·W]`` of length 1."""
-    return F.normalize(maps.square().mean(1).flatten(1))

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from distiller_zoo.base import FeatureDistiller, Pair, distill_dict
-from helper.errors import UsageError
+from distiller_zoo.maps import bottleneck, conv_bn_relu, narrower
 
 
 @distill_dict.register("inter")
@@ -22,7 +21,7 @@ class Inter(FeatureDistiller):
     Args:
         pair: the networks' shapes.
         convs: a 1×1 → 3×3 → 1×1 bottleneck instead of one 1×1 convolution.
-        factor: how much narrower than the teacher the bottleneck is.
+        factor: how much narrower than the student's map the bottleneck is (released code).
     """
 
     def __init__(
@@ -30,37 +29,21 @@ class Inter(FeatureDistiller):
         pair: Pair,
         *,
         convs: Annotated[bool, "embed with a 1x1-3x3-1x1 bottleneck instead of one 1x1 convolution"] = False,
-        factor: Annotated[int, "the bottleneck (inter: with --convs) is so many times narrower than the teacher"] = 2,
+        factor: Annotated[
+            int,
+            "the bottleneck is so many times narrower than the student's map (simkd: the teacher's)",
+        ] = 2,
     ) -> None:
         super().__init__(pair)
         width, teacher_width = self.student_shape[0], self.teacher_shape[0]
-        narrow = narrower(teacher_width, factor)
-        self.embed = bottleneck(width, narrow, teacher_width) if convs else _conv_bn_relu(width, teacher_width, 1)
+        narrow = narrower(width, factor)
+        self.embed = bottleneck(width, narrow, teacher_width) if convs else conv_bn_relu(width, teacher_width, 1)
 
     def adapt(self, student_map: torch.Tensor) -> torch.Tensor:
         return self.embed(_resize(student_map, self.teacher_shape[1:]))
 
     def as_teacher_reads(self, prepared: torch.Tensor) -> torch.Tensor:
         return prepared
-
-
-def narrower(width: int, factor: int) -> int:
-    """``width / factor`` channels; UsageError where the factor is below 1."""
-    if factor < 1:
-        raise UsageError(f"--factor: the bottleneck cannot be {factor} times narrower; choose 1 or more")
-    return max(1, width // factor)
-
-
-def bottleneck(inputs: int, inner: int, outputs: int) -> nn.Sequential:
-    """1×1, 3×3 and 1×1 convolutions, each with BN and ReLU."""
-    return nn.Sequential(
-        _conv_bn_relu(inputs, inner, 1), _conv_bn_relu(inner, inner, 3), _conv_bn_relu(inner, outputs, 1)
-    )
-
-
-def _conv_bn_relu(inputs: int, outputs: int, size: int) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.base import FeatureDistiller, Pair, distill_dict
-from distiller_zoo.inter import bottleneck, narrower
+from distiller_zoo.maps import bottleneck, narrower, pooled
 
 
 @distill_dict.register("simkd")
@@ -53,5 +52,4 @@ class SimKD(FeatureDistiller):
 
 def _pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps ``[B, C, H, W]`` pooled to ``size`` where they are larger."""
-    smaller = min(maps.shape[2], size[0]), min(maps.shape[3], size[1])
-    return maps if maps.shape[2:] == smaller else F.adaptive_avg_pool2d(maps, smaller)
+    return pooled(maps, (min(maps.shape[2], size[0]), min(maps.shape[3], size[1])))

@@ -6,18 +6,18 @@ from typing import Annotated, Literal
 
 import torch
 
-from ensemble.base import EnsembleMethod, TeacherLosses, ensemble_dict
+from ensemble.base import TeacherLosses, ensemble_dict
+from ensemble.gram import GradientMethod, combined_length
 from ensemble.min_norm import Solver, solve_min_norm, solve_normalised
 from ensemble.qp_solvers import qp_solver_dict, svm_start
 from helper.errors import UsageError
-from helper.replay import Replayed
 
 START = 1e-6
 """Weights closer than this to the released solver's start point count as that."""
 
 
 @ensemble_dict.register("AEKD")
-class AEKD(EnsembleMethod):
+class AEKD(GradientMethod):
     """The weights whose combined gradient is shortest: ``min_τ ½‖Σ τ_k g_k‖²``, ``Σ τ_k = 1``, ``0 ≤ τ_k ≤ C`` (eq. 8).
 
     Args:
@@ -28,9 +28,7 @@ class AEKD(EnsembleMethod):
             absolute tolerance makes it return its start point ``[C, 1−C, 0, …]`` on gradients of usual size.
     """
 
-    constant = True
-    symmetric = nonnegative = True
-    differentiable = False
+    nonnegative = True
 
     def __init__(
         self,
@@ -62,30 +60,12 @@ class AEKD(EnsembleMethod):
         return solve_normalised(teachers.gram, self.C, solve) if normalise else solve(teachers.gram, self.C)
 
     def diagnostics(self, teachers: TeacherLosses, weights: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The length of the combined gradient, and the mean cosine between two teachers' gradients.
-
-        Of solvers other than ours also the length with the exact weights, and whether (1 or 0) the weights are those
-        that the released solver starts from.
+        """Of solvers other than ours also the combined gradient's length with the exact weights, and whether (1 or 0)
+        the weights are those that the released solver starts from.
         """
-        gram = teachers.gram
-        combined, cosine = described(gram, weights)
-        report = {"combined_gradient": combined, "gradient_cosine": cosine}
+        gram, report = teachers.gram, super().diagnostics(teachers, weights)
         if self.solve is not solve_min_norm:
             exact, start = (self._solved(teachers, solve) for solve in (solve_min_norm, svm_start))
             report["exact_combined_gradient"] = combined_length(exact, gram)
             report["at_start"] = ((weights - start).abs().amax() < START).to(gram.dtype)
         return report
-
-
-def combined_length(weights: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-    """``‖Σ_k w_k g_k‖`` from weights ``[K]`` and the gradients' Gram matrix ``[K, K]``."""
-    return (weights @ gram @ weights).clamp_min(0).sqrt()
-
-
-@Replayed
-def described(gram: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The combined gradient's length and the mean cosine between two gradients, ``[2]``."""
-    length = gram.diagonal().sqrt()
-    cosine = gram / (length[:, None] * length).clamp_min(torch.finfo(gram.dtype).tiny)
-    pairs = len(gram) * (len(gram) - 1)
-    return torch.stack([combined_length(weights, gram), (cosine.sum() - cosine.trace()) / pairs])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -28,12 +28,16 @@ class TeacherLosses:
             teachers' classifiers, what those make of it (with a gradient to the student).
         gradients_of: → ``[K, N]``: the mean over the batch of the gradient of teacher k's batch-mean loss with
             respect to what the loss reads of the student, flattened and joined (logits: N = C, a map: N = C·H·W); the
-            batch is this process's part.
+            batch is this process's part. Of a loss whose mean gradient is always 0 the gradients of all samples of all
+            processes instead (N = B·D).
         student_logits: ``[B, C]``, without a gradient.
         when: epoch and step.
         knows: bool ``[K, C]``: which classes each teacher knows; None: all. On a sample of a class that it does not
             know its loss is 0; the losses of the others are K/n times as large where n of K know the class. A class
             that it does not know has the probability 0 in its logits.
+        own_logits: ``[K, B, C]``, see :attr:`teacher_logits`.
+        vectors: for methods that read it, of student and teacher k ``[B, D_k]`` each, without a gradient: what a loss
+            on maps compares, pooled; empty where there is no such thing.
     """
 
     losses: torch.Tensor
@@ -44,6 +48,13 @@ class TeacherLosses:
     student_logits: torch.Tensor | None = None
     when: When = When(1, 1)  # noqa: RUF009 a tuple
     knows: torch.Tensor | None = None
+    own_logits: torch.Tensor | None = None
+    vectors: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+
+    @property
+    def teacher_logits(self) -> torch.Tensor:
+        """``[K, B, C]``, the teachers' own at either level."""
+        return self.logits if self.own_logits is None else self.own_logits
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -90,11 +101,13 @@ class EnsembleMethod:
 
     Then what led to the gradients need not be kept in memory.
     """
+    reads_vectors: ClassVar[bool] = False
+    """Whether it looks at ``TeacherLosses.vectors``."""
     symmetric: ClassVar[bool] = False
     """Whether the same teachers in another order get the same weights in that order: no chance, no favourites."""
     nonnegative: ClassVar[bool] = False
     """Whether no weight is below 0."""
-    differentiable: ClassVar[bool | None] = None
+    differentiable: bool | None = None
     """Whether, at the feature level, a gradient flows through the weights to the student; None: sometimes."""
 
     def require_valid(self, teacher_num: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 
@@ -18,10 +20,20 @@ class CAMKD(EnsembleMethod):
 
     The weights sum to 1; the released code divides by K once more. At the feature level the cross-entropy is that of
     the teacher's own classifier on the student's embedded map, and the gradient flows through the weights (released).
+
+    Args:
+        detach_weights: they are constants, as the paper has them.
     """
 
     released_division = True
     symmetric = nonnegative = differentiable = True
+
+    def __init__(
+        self,
+        *,
+        detach_weights: Annotated[bool, "no gradient flows to the student through the weights of maps"] = False,
+    ) -> None:
+        self.detach_weights, self.differentiable = detach_weights, not detach_weights
 
     def total(self, teacher_num: int) -> float:
         return 1
@@ -33,4 +45,5 @@ class CAMKD(EnsembleMethod):
         cross_entropy = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
         # of a teacher that does not know the class it says nothing, and takes no part of the others'
         compared = teachers.where_known(cross_entropy.view_as(target), -NOWHERE)
-        return (1 - compared.softmax(0)) / (teacher_num - 1)
+        weights = (1 - compared.softmax(0)) / (teacher_num - 1)
+        return weights.detach() if self.detach_weights else weights

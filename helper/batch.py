@@ -26,12 +26,16 @@ class Batch(NamedTuple):
         views: which augmented view of which image each one is, int64 ``[B]`` on the host, numbered as
             :class:`ViewSpace` says; None where the views cannot be counted.
         places: where each image stands among those that are trained on, int64 ``[B]``; None in evaluation.
+        other, share: of images that are mixed in pairs, the label of the smaller part, int64 ``[B]``, and how large the
+            part of ``target`` is, float32 ``[B]``, from 0.5 to 1; ``places`` are those of the larger part.
     """
 
     images: Tensor
     target: Tensor
     views: Tensor | None = None
     places: Tensor | None = None
+    other: Tensor | None = None
+    share: Tensor | None = None
 
     def split(self, parts: int) -> list[Batch]:
         """So many micro-batches of equal size."""
@@ -42,10 +46,10 @@ class Batch(NamedTuple):
 
     def part(self, start: int, stop: int) -> Batch:
         """The samples from ``start`` to before ``stop``."""
-        images, target, views, places = (None if each is None else each[start:stop] for each in self)
+        images, target, *rest = (None if each is None else each[start:stop] for each in self)
         assert images is not None
         assert target is not None
-        return Batch(images, target, views, places)
+        return Batch(images, target, *rest)
 
 
 @dataclass(frozen=True)

@@ -51,18 +51,6 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_rank() -> int:
-    """This process's number on its own machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
-def require_gpus(gpus: int) -> None:
-    """UsageError where a machine of so many GPUs runs more processes."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if here > gpus:
-        raise UsageError(f"torchrun: {here} processes need {here} GPUs, this machine has {gpus}; or --device cpu")
-
-
 def is_first() -> bool:
     """Whether this process writes and prints."""
     return rank() == 0
@@ -103,7 +91,8 @@ def gathered(tensor: Tensor, gradient: bool = False) -> Tensor:
         gradient: whether a gradient reaches every process's part, as a loss between samples needs it; else none does,
             in one process too.
     """
-    return differentiable_stack(tensor if gradient else tensor.detach()).flatten(0, 1)
+    tensor = tensor if gradient else tensor.detach()
+    return tensor if size() == 1 else differentiable_stack(tensor).flatten(0, 1)
 
 
 def differentiable_stack(tensor: Tensor) -> Tensor:

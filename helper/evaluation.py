@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from helper.machine import autocast
-from helper.meters import Means, correct
+from helper.meters import Means, PerClass, correct
 
 BINS = 15
 """Of equal width, over the confidences (Guo et al. 2017)."""
@@ -28,6 +28,7 @@ def evaluate(
     device: torch.device,
     precision: str,
     known: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    per_class: PerClass | None = None,
 ) -> dict[str, dict[str, float]]:
     """Named predictions' mean scores over a loader, of which each process has a part.
 
@@ -36,6 +37,7 @@ def evaluate(
             are scored as ``name_0``, ``name_1``, … and, as their mean, ``name``; or a measure of each image ``[B]``.
         known: for some names of logits ``[B, C]`` the classes whose images they are scored on, bool ``[C]``; all else
             is scored on all images.
+        per_class: takes in what is predicted under the first name.
 
     Returns:
         for each name ``accuracy`` and ``accuracy5`` in percent, ``loss`` (cross-entropy in nats, which is the negative
@@ -47,6 +49,8 @@ def evaluate(
         for batch in loader:
             with autocast(device, precision):
                 predictions = predict(batch.images)
+            if per_class is not None:
+                per_class.add(next(iter(predictions.values())), batch.target)
             for name, prediction in predictions.items():
                 target = batch.target
                 if name in known:
@@ -98,14 +102,23 @@ def _calibrated(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, floa
     """Mean gaps of the bins → ``ece = Σ_bins |mean gap|`` in percent."""
     finished = {}
     for name, values in scores.items():
-        gaps = [value for score, value in values.items() if score.startswith(GAP)]
-        rest = {score: value for score, value in values.items() if not score.startswith(GAP)}
-        finished[name] = rest | ({"ece": 100 * sum(map(abs, gaps))} if gaps else {})
+        finished[name] = {score: value for score, value in values.items() if not score.startswith(GAP)}
+        if gaps := [value for score, value in values.items() if score.startswith(GAP)]:
+            finished[name]["ece"] = 100 * sum(map(abs, gaps))
     for name, values in finished.items():
         each = [finished[f"{name}_{j}"]["ece"] for j in range(len(finished)) if f"{name}_{j}" in finished]
         if each:
             values["ece"] = sum(each) / len(each)
     return finished
+
+
+def named_scores(scores: dict[str, dict[str, float]], main: str | None) -> dict[str, float]:
+    """Scores of several predictions as ``prediction_score``; the name of the ``main`` one is left out."""
+    return {
+        "_".join(part for part in (which if which != main else "", name) if part): value
+        for which, values in scores.items()
+        for name, value in values.items()
+    }
 
 
 def compared(logits: torch.Tensor, other: torch.Tensor) -> dict[str, torch.Tensor]:

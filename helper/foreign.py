@@ -23,6 +23,20 @@ HEAD = 4096
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """What torch.save began its files with before they were archives."""
 
+ONNX = "it is an ONNX graph; only weights for PyTorch can be read"
+OTHERS = {
+    rb"\Z": "it is empty: damaged, or a download that failed",
+    rb"version https://git-lfs": "it is a pointer of Git LFS, not the file itself; `git lfs pull` fetches it",
+    rb"[\xef\xbb\xbf \t\r\n]*<(?:!doctype|html|\?xml|head)": "it is a web page (HTML), not a checkpoint: the download "
+    "went wrong",
+    rb"\x89HDF\r\n\x1a\n": "it is an HDF5 file, as of Keras; only weights for PyTorch can be read",
+    rb"\x1f\x8b": "it is packed with gzip; unpack it first",
+    rb"\x93NUMPY": "it is an array of NumPy (.npy), not a checkpoint",
+    rb"\x08[\x01-\x1f]\x12.(?:pytorch|tf2onnx|keras2onnx|onnx)": ONNX,
+    rb".{257}ustar": "it is a tar archive, of files or of PyTorch before 0.2; unpack it, or save its weights anew",
+}
+"""How files begin that hold no weights for PyTorch, and what they are."""
+
 
 class Record:
     """Stands in for an object whose class is not imported: its attributes, and none of its code."""
@@ -119,9 +133,8 @@ def read(path: Path) -> dict[str, Any]:
             loadable.
     """
     try:
-        what = _something_else(path)
-        if what:
-            raise Damaged(what)
+        if other := _something_else(path):
+            raise Damaged(other)
         if safetensors.recognised(path):
             tensors, metadata = safetensors.read(path)
             return {**metadata, "state_dict": tensors}
@@ -130,7 +143,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         return checkpoint.load(path, ALLOWED)
     except Untrusted as error:
-        raise Untrusted(f"{error}{_whole_module(path)}. {conversion(path)}") from None
+        whole = b"ctorch.nn.modules." in _pickle_of(path)
+        what = f"{error}, of a module that was saved whole" if whole else error
+        raise Untrusted(f"{what}. {conversion(path)}") from None
     except Damaged:
         protocol = _pickle_of(path)[1:2]
         if protocol > b"\x02":
@@ -158,27 +173,11 @@ def _something_else(path: Path) -> str:
     """What a file is that holds no readable weights; empty for one that may."""
     with path.open("rb") as file:
         head = file.read(HEAD)
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not head:
-        return "it is empty: damaged, or a download that failed"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS, not the file itself; `git lfs pull` fetches it"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "it is a web page (HTML), not a checkpoint: the download went wrong"
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "it is an HDF5 file, as of Keras; only weights for PyTorch can be read"
-    if head.startswith(b"\x1f\x8b"):
-        return "it is packed with gzip; unpack it first"
-    if head.startswith(b"\x93NUMPY"):
-        return "it is an array of NumPy (.npy), not a checkpoint"
-    if path.suffix == ".onnx" or re.match(
-        rb"\x08[\x01-\x1f]\x12.(?:pytorch|tf2onnx|keras2onnx|onnx)", head, re.I | re.S
-    ):
-        return "it is an ONNX graph; only weights for PyTorch can be read"
+    found = [what for pattern, what in OTHERS.items() if re.match(pattern, head, re.I | re.S)]
+    if found or path.suffix == ".onnx":
+        return found[0] if found else ONNX
     if head.startswith(b"PK\x03\x04"):
         return _other_archive(path)
-    if head[257:262] == b"ustar":
-        return "it is a tar archive, of files or of PyTorch before 0.2; unpack it, or save its weights anew"
     if re.match(rb"\x80[\x02-\x05]", head) and not head.startswith(LEGACY[: len(head)]):
         return "it is damaged, or a plain pickle of Python; save its weights with torch.save instead"
     return ""
@@ -190,21 +189,21 @@ def _other_archive(path: Path) -> str:
         return "it is damaged: it ends too early, as after a download or copy that was cut off"
     names = {name.rpartition("/")[2] for name in _members(path)}
     if "constants.pkl" in names:
-        return f"it is a TorchScript archive, which holds code. {conversion(path)}"
+        return (
+            f"it is a TorchScript archive, which holds code; torchscript/{path} alone, without :ARCH, is a teacher of "
+            f"logits that runs it. {conversion(path)}"
+        )
     if "data.pkl" in names or not names:
         return ""
     if {"config.json", "model.weights.h5"} <= names:
         return "it is a model of Keras; only weights for PyTorch can be read"
     if "archive_format" in names:
-        return "it is a program of torch.export; give the checkpoint that it was made from"
+        return (
+            "it is a program of torch.export; give the checkpoint that it was made from, or its name alone as FILE.pt2"
+        )
     if all(name.endswith(".npy") for name in names):
         return "it holds arrays of NumPy (.npz), not a checkpoint"
     return "it is a zip archive, not a checkpoint; unpack it first"
-
-
-def _whole_module(path: Path) -> str:
-    """Says so where the pickle holds modules of torch rather than their weights."""
-    return ", of a module that was saved whole" if b"ctorch.nn.modules." in _pickle_of(path) else ""
 
 
 def _is_archive(path: Path) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helper.distributed import gathered
+
 Tensors = tuple[Tensor, ...]
 
 
@@ -101,3 +103,8 @@ def batch_mean(slope: Tensor) -> Tensor:
     # Summed in the order in which they lie in memory, and not in float64: many times faster.
     rows = slope.contiguous(memory_format=torch.channels_last).movedim(1, -1)
     return rows.mean(0, dtype=dtype).movedim(-1, 0).flatten()
+
+
+def of_all_samples(slope: Tensor) -> Tensor:
+    """Gradients ``[B, …]`` → those of the samples of all processes, flattened, in float32 or better."""
+    return gathered(slope.to(torch.promote_types(slope.dtype, torch.float32))).flatten()

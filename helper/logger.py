@@ -1,18 +1,16 @@
-"""TensorBoard behind ``log_value``, the call of the ``tensorboard_logger`` package that the originals use.
-
-That package cannot be imported beside protobuf ≥ 3.21, so ``torch.utils.tensorboard`` writes the files.
-"""
+"""A run's scalars in TensorBoard."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from helper.errors import UsageError
+from helper.run_folder import writing
 
 
 class Logger:
@@ -23,15 +21,16 @@ class Logger:
         first_step: points at or after this step, left by a run that was cut off, are hidden.
 
     Raises:
-        UsageError: nothing can be written there; so do the methods.
+        UsageError: nothing can be written there; so does :meth:`log_row`.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.folder = folder
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        with self._writing():
+        with writing(folder):
+            _wait_for_a_later_second(folder)
             self._writer = SummaryWriter(str(self._reachable(folder)), purge_step=first_step)
-        self.flush()
+            self._writer.flush()
 
     def _reachable(self, folder: Path) -> Path:
         """The folder, or a link to it where its name is no UTF-8, which tensorboard cannot take."""
@@ -45,30 +44,12 @@ class Logger:
             link.symlink_to(folder.absolute())
             return link
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UsageError(
-                f"{self.folder} cannot be written ({error.strerror}); the last checkpoint is kept, --resume goes on"
-            ) from None
-
-    def log_value(self, name: str, value: float, step: int) -> None:
-        """Add one point to the curve ``name``."""
-        with self._writing():
-            self._writer.add_scalar(name, value, step)
-
     def log_row(self, row: Mapping[str, float]) -> None:
         """Add a point to the curve of each of the row's names, at its ``epoch``."""
-        for name, value in row.items():
-            if name != "epoch":
-                self.log_value(name, value, int(row["epoch"]))
-        self.flush()
-
-    def flush(self) -> None:
-        """Write out what is buffered."""
-        with self._writing():
+        with writing(self.folder):
+            for name, value in row.items():
+                if name != "epoch":
+                    self._writer.add_scalar(name, value, int(row["epoch"]))
             self._writer.flush()
 
     def close(self) -> None:
@@ -77,3 +58,9 @@ class Logger:
             self._writer.close()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def _wait_for_a_later_second(folder: Path) -> None:
+    """Than those that the names of event files begin with: TensorBoard reads them in the order of their names."""
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.[0-9]*")]
+    time.sleep(min(1.0, max(0.0, max(seconds, default=0) + 1 - time.time())))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -20,25 +21,21 @@ def lone_values(modules: nn.Module, step: Callable[[], Any]) -> list[str]:
         modules: whatever is trained.
         step: runs what a training step runs, on as many images as are normalised together.
     """
-    found = []
+    names = {module: name for name, module in modules.named_modules() if isinstance(module, BatchNorm)}
+    found: dict[str, None] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if inputs[0].numel() == inputs[0].shape[1]:
-                found.append(name)
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module in names and inputs[0].numel() == inputs[0].shape[1]:
+            found[names[module]] = None
 
-        return look
-
-    norms = ((name, module) for name, module in modules.named_modules() if isinstance(module, BatchNorm))
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in norms]
     training = [module for module in modules.modules() if module.training]
+    handle = register_module_forward_pre_hook(look)
     try:
         modules.eval()
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             step()
     finally:
+        handle.remove()
         for module in training:
             module.training = True
-        for handle in handles:
-            handle.remove()
-    return list(dict.fromkeys(found))
+    return list(found)

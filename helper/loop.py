@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -15,13 +15,14 @@ from tqdm import tqdm
 from helper import checkpoint, distributed
 from helper.batch import When
 from helper.errors import InputError, UsageError
-from helper.evaluation import evaluate
+from helper.evaluation import evaluate, named_scores
 from helper.logger import Logger
-from helper.machine import autocast, device_name, uncompiled
-from helper.meters import FirstBad, Means
+from helper.machine import autocast, uncompiled
+from helper.meters import FirstBad, Means, PerClass
 from helper.optimisation import optimizer_dict, parameter_groups, schedule_of, set_rate
+from helper.outcome import result_of
 from helper.pointwise import subsample_first
-from helper.progress import clock, progress
+from helper.progress import epoch_line, progress
 from helper.recipe import lr_drops, seed_of
 from helper.resuming import Progress, seed_everything
 from helper.run_folder import RunFolder, provenance
@@ -34,25 +35,13 @@ LOOK = 50
 """Every so many steps at most it is looked whether the loss is finite, whether to save, and whether a process stops."""
 
 
-class Loader(Protocol):
-    """Batches on the training device."""
-
-    num_images: int
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None: ...
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Any: ...
-
-
 @dataclass
 class Fit:
     """One training run from its first or last step to its result, in one process or several.
 
     Args:
         task: what is trained; already on ``device``.
-        train, test: loaders; ``validation`` chooses the best epoch where it is given.
+        train, test: loaders as of :mod:`dataset.loader`; ``validation`` chooses the best epoch where it is not None.
         opt: the options of :mod:`helper.recipe`.
         learning_rate: the first one.
         run: an opened run folder, which the first process writes to.
@@ -63,9 +52,9 @@ class Fit:
     """
 
     task: Task
-    train: Loader
-    validation: Loader | None
-    test: Loader
+    train: Any
+    validation: Any
+    test: Any
     opt: argparse.Namespace
     run: RunFolder
     device: torch.device
@@ -96,6 +85,7 @@ class Fit:
         self.step = Update(self.task, self.optimizer, opt, self.device, self.precision)
         self.logger: Logger | None = None
         self.looks = Looks(LOOK)
+        self.per_class: dict[str, Any] = {}  # of the last evaluation
 
     def __call__(self) -> dict[str, Any]:
         """Train until the last epoch and write the result.
@@ -117,7 +107,10 @@ class Fit:
                     asked = self.looks.asked()
                     if asked and self.progress.epoch < self.opt.epochs:
                         raise asked
-                return self._finish()
+                result = result_of(self)
+                if distributed.is_first():
+                    self.run.write_json("result.json", result)
+                return result
         except (Asked, ReadersLost) as reason:
             raise type(reason)(self._said(reason)) from None
         except InputError as error:
@@ -139,9 +132,9 @@ class Fit:
     def _once(self, epoch: int) -> Iterator[Any]:
         """All batches of an epoch before the first."""
         self.train.set_epoch(epoch)
-        each = self.opt.batch_size
-        with progress(interruptible(self.train, LOOK), f"before, {epoch}", len(self.train) * each, 0, each) as batches:
-            yield from batches
+        batches = interruptible(self.train, LOOK)
+        with progress(batches, f"before, {epoch}", len(self.train), 0, self.opt.batch_size) as shown:
+            yield from shown
 
     def _said(self, reason: BaseException) -> str:
         """Why the run ends here, and what comes of it."""
@@ -157,7 +150,7 @@ class Fit:
         speed = self._speed(len(self.train))
         trained = Means.read_together({"": means})[""]
         try:
-            scores = self._evaluate(self.validation or self.test)
+            scores = self.evaluate(self.validation or self.test)
         except (Asked, InputError, ReadersLost) as reason:
             if isinstance(reason, Asked) or distributed.size() == 1:
                 self._save_position(len(self.train), means, speed)
@@ -192,9 +185,9 @@ class Fit:
         self.train.set_epoch(epoch, start)
         self.task.trained.train()
         self.looks.begin(start)
-        title, each, done = f"epoch {epoch}/{self.opt.epochs}", self.opt.batch_size, start
+        title, done = f"epoch {epoch}/{self.opt.epochs}", start
         try:
-            with progress(self.train, title, len(self.train) * each, start * each, each) as batches:
+            with progress(self.train, title, len(self.train), start, self.opt.batch_size) as batches:
                 for step, batch in enumerate(batches, start + 1):
                     when = self._when(epoch, step)
                     set_rate(self.optimizer, self.learning_rate * self.schedule(when))
@@ -239,26 +232,31 @@ class Fit:
                 f"{self.progress.kept}; try a smaller --learning_rate"
             )
 
-    def _evaluate(self, loader: Loader, compare: bool = False) -> dict[str, float]:
+    def evaluate(self, loader: Any, compare: bool = False) -> dict[str, float]:
         """Named scores of the task's predictions; the names of its main one are left out."""
         distributed.copy_from_first(self.task.trained.buffers())
         self.task.trained.eval()
         ask = self.task.compare if compare else self.task.predict
+        per_class = None if compare else PerClass()
         with uncompiled(self.opt.compile):
-            scores = evaluate(ask, interruptible(loader, LOOK), self.device, self.precision)
-        main = None if compare else next(iter(scores))
-        return {
-            "_".join(part for part in (which if which != main else "", name) if part): value
-            for which, values in scores.items()
-            for name, value in values.items()
-        }
+            scores = evaluate(ask, interruptible(loader, LOOK), self.device, self.precision, per_class=per_class)
+        if per_class is None:
+            return named_scores(scores, main=None)
+        main = next(iter(scores))
+        scores[main]["balanced_accuracy"], self.per_class = per_class.read()
+        return named_scores(scores, main)
 
     def _save_epoch(self, epoch: int, row: dict[str, Any]) -> None:
         """Record an epoch that is done; the checkpoint last, so that a run that is cut off here repeats the epoch."""
-        is_best = self.progress.take(epoch, row[f"{self.chosen_on}_accuracy"])
+        per_class = self.per_class if self.validation is None else {}
+        is_best = self.progress.take(epoch, row[f"{self.chosen_on}_accuracy"], per_class)
         if not distributed.is_first():
             return
-        self._record(row)
+        assert self.logger is not None
+        self.run.append_metrics(row)  # first: what TensorBoard cannot write, it says at length
+        self.logger.log_row(row)
+        tqdm.write(epoch_line(row, self.opt.epochs, self.chosen_on, self.chosen_name))
+        sys.stdout.flush()
         if is_best:
             everything = {"trained": self.task.trained.state_dict()} if self.task.keep_all else {}
             checkpoint.save({**self._network(), **everything}, self.run.best)
@@ -284,63 +282,3 @@ class Fit:
             "epochs": self.opt.epochs,
             "accuracy": self.progress.accuracy,
         }
-
-    def _record(self, row: dict[str, Any]) -> None:
-        assert self.logger is not None
-        self.run.append_metrics(row)  # first: what TensorBoard cannot write, it says at length
-        self.logger.log_row(row)
-        left = self.progress.seconds / row["epoch"] * (self.opt.epochs - row["epoch"])
-        tqdm.write(
-            f"epoch {row['epoch']:3d}/{self.opt.epochs}  loss {row['train_loss']:.4f}  "
-            f"train {row['train_accuracy']:.2f} %  {self.chosen_name} {row[f'{self.chosen_on}_accuracy']:.2f} %  "
-            f"lr {row['learning_rate']:.2g}  {row['images_per_second']:.0f} images/s  left {clock(left)}"
-        )
-        sys.stdout.flush()
-
-    def _finish(self) -> dict[str, Any]:
-        """Write and return the result; the task may hold the best weights afterwards."""
-        rows, best = distributed.from_first(self.run.read_metrics), self.progress.best
-        assert best is not None
-        result = {
-            "last": scores_of(rows[-1]),
-            "best": scores_of(rows[best["epoch"] - 1]),
-            "best_chosen_on": self.chosen_name,
-            "reported_on": self.test_name,
-            "seed": self.seed,
-            "epochs": self.opt.epochs,
-            "hours": self.progress.seconds / 3600,
-            "images_per_second": sum(row["images_per_second"] for row in rows) / len(rows),
-            "device": device_name(self.device),
-            "processes": distributed.size(),
-            "precision": self.precision,
-            **self.about,
-            **self.task.notes,
-            **self.provenance,
-        }
-        if self.validation is not None or self.task.compares:
-            result["last"] |= self._scores_in_the_end()
-            if best["epoch"] != self.progress.epoch:
-                self._load_best()
-            result["best"] |= self._scores_in_the_end()
-        if distributed.is_first():
-            self.run.write_json("result.json", result)
-        return result
-
-    def _scores_in_the_end(self) -> dict[str, float]:
-        """Test scores that no epoch has recorded, of the weights as they are."""
-        scores = self._evaluate(self.test) if self.validation is not None else {}
-        scores |= self._evaluate(self.test, compare=True) if self.task.compares else {}
-        return {f"test_{name}": value for name, value in scores.items()}
-
-    def _load_best(self) -> None:
-        best = distributed.from_first(self.run.load_best)
-        if self.task.keep_all:
-            self.task.trained.load_state_dict(best["trained"])
-        else:
-            self.task.trained["network"].load_state_dict(best["model"])
-
-
-def scores_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The part of an epoch's line that belongs into the result."""
-    kept = ("epoch", "test_", "validation_")
-    return {name: value for name, value in row.items() if name.startswith(kept)}

@@ -32,8 +32,10 @@ def device_of(opt: argparse.Namespace) -> torch.device:
     if opt.gpu_id is not None and opt.device == "auto" and gpus:
         return _gpu("--gpu_id", opt.gpu_id, gpus)
     if opt.device in ("auto", "cuda") and gpus:
-        distributed.require_gpus(gpus)
-        return torch.device("cuda", distributed.local_rank())
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if here > gpus:
+            raise UsageError(f"torchrun: {here} processes need {here} GPUs, this machine has {gpus}; or --device cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if opt.device in ("auto", "cpu"):
         return torch.device("cpu")
     prefix, _, index = opt.device.partition(":")
@@ -68,6 +70,11 @@ def _gpu(option: str, index: int, gpus: int) -> torch.device:
     if distributed.launched() > 1:
         raise UsageError(f"{option}: each process takes a GPU of its own; choose them with CUDA_VISIBLE_DEVICES")
     return torch.device("cuda", index)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str:

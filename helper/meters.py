@@ -63,6 +63,33 @@ class Means:
         }
 
 
+class PerClass:
+    """How many images of each class there were, and of how many the class was found."""
+
+    def __init__(self) -> None:
+        self._sums: torch.Tensor | None = None  # int64 [2, C]
+
+    def add(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        """Take in predictions ``[B, C]``, or ``[m, B, C]`` of m networks, and labels ``[B]``."""
+        logits, target = logits.flatten(0, -2), target.repeat(len(logits) if logits.ndim == 3 else 1)
+        right = torch.stack([torch.ones_like(target), correct(logits, target).long()])
+        sums = torch.zeros(2, logits.shape[1], dtype=torch.int64, device=logits.device)
+        sums.scatter_add_(1, target.expand(2, -1), right)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def read(self) -> tuple[float, dict[str, list[Any]]]:
+        """The mean of the classes' accuracies in percent, over all processes; and what goes on record of each class.
+
+        That is ``class_images``, how many there are, and ``class_accuracy``: None for a class without images.
+        """
+        parts = distributed.gather(None if self._sums is None else self._sums.tolist())
+        counts, right = torch.tensor([part for part in parts if part is not None]).sum(0).tolist()
+        each = [100 * found / count if count else None for count, found in zip(counts, right, strict=True)]
+        known = [accuracy for accuracy in each if accuracy is not None]
+        told = [accuracy if accuracy is None else round(accuracy, 4) for accuracy in each]
+        return sum(known) / len(known), {"class_images": counts, "class_accuracy": told}
+
+
 def stacked(values: Scalars) -> torch.Tensor:
     """All values in float64, ``[len(values)]``, in few operations."""
     return torch.stack([value.detach() for value in values.values()]).double()

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from helper.options import typed
+
 ALIKE = ("dataset", "model", "model_s", "method", "trial", "seed")
 """Options that are the same in every run that may be meant."""
 
@@ -35,7 +37,7 @@ def nothing_to_resume(folder: Path, options: Mapping[str, Any], images: str, ign
         return text
     _, _, nearest, differing = min(candidates)
     told = [
-        f"{name if name == IMAGES else f'--{name}'} {_plain(theirs)}, not {_plain(ours)}"
+        f"{name if name == IMAGES else f'--{name}'} {typed(theirs)}, not {typed(ours)}"
         for name, (theirs, ours) in differing.items()
     ]
     return f"{text}\n  nearest: {nearest} (differs in {'; '.join(told)})"
@@ -53,16 +55,6 @@ def differences(
         return {}
     names = [name for name in options if name not in ignored and name in stored]
     found = {name: (stored[name], options[name]) for name in names if stored[name] != options[name]}
-    theirs = _images_in(parameters.parent.name, options["dataset"])
-    return found | ({IMAGES: (theirs, images)} if theirs and theirs != images else {})
-
-
-def _images_in(run: str, dataset: str) -> str | None:
-    """The dataset and its identity in a run's name."""
-    found = re.search(rf"(?:^|-)({re.escape(dataset)}(?:@[0-9a-f]{{6}})?)(?:-|$)", run)
-    return found and found[1]
-
-
-def _plain(value: Any) -> str:
-    """An option's value as it is typed."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    # the dataset and its identity in the run's name
+    named = re.search(rf"(?:^|-)({re.escape(options['dataset'])}(?:@[0-9a-f]{{6}})?)(?:-|$)", parameters.parent.name)
+    return found | ({IMAGES: (named[1], images)} if named and named[1] != images else {})

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import inspect
 import json
+import math
 import re
 import types
 import typing
@@ -20,35 +21,37 @@ from helper.registry import Registry
 Values = dict[str, Any]
 
 
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    return _number(int, text, lambda value: value >= 1, "a whole number of at least 1")
+def number(kind: type, valid: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """The type of an option that takes numbers for which ``valid`` holds; ``expected`` says which."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not valid(value):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return value
+
+    return parse
 
 
-def natural(text: str) -> int:
-    """A whole number of at least 0."""
-    return _number(int, text, lambda value: value >= 0, "a whole number of at least 0")
+positive_int = number(int, lambda value: value >= 1, "a whole number of at least 1")
+natural = number(int, lambda value: value >= 0, "a whole number of at least 0")
+positive_float = number(float, lambda value: 0 < value < math.inf, "a number above 0")
+weight = number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+fraction = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
 
-def positive_float(text: str) -> float:
-    """A finite number above 0."""
-    return _number(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
-
-
-def weight(text: str) -> float:
-    """A finite number of at least 0."""
-    return _number(float, text, lambda value: 0 <= value < float("inf"), "a number of at least 0")
-
-
-def weights(text: str) -> float | list[float]:
+def weight_list(text: str) -> float | list[float]:
     """One :func:`weight`, or several separated by commas: ``1000,3000``."""
     each = [weight(part) for part in text.split(",")]
     return each if len(each) > 1 else each[0]
 
 
-def fraction(text: str) -> float:
-    """A number in [0, 1)."""
-    return _number(float, text, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+def number_or_name(text: str) -> int | str:
+    """A whole number where it is one."""
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
 def epoch_numbers(text: str) -> list[int]:
@@ -94,16 +97,6 @@ def some_of(option: str, names: Mapping[str, object]) -> Callable[[str], str]:
     return parse
 
 
-def _number(kind: type, text: str, valid: Callable[[Any], bool], expected: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
-    if not valid(value):
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return value
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default only where there is one to show."""
 
@@ -111,29 +104,27 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if _unset(action.default) else super()._get_help_string(action)
 
 
-class Options(argparse.ArgumentParser):
-    """An argument parser that knows which options change a result, and which belong to which method.
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose every error is a :class:`UsageError` of one line."""
 
-    Every error is a :class:`UsageError` of one line. ``--config parameters.json`` gives defaults from an earlier run.
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+class Options(Parser):
+    """The parser of a training script: it knows which options change a result, and which belong to which method.
+
+    ``--config parameters.json`` gives defaults from an earlier run.
     """
 
     def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description,
-            allow_abbrev=False,
-            add_help=True,
-            formatter_class=HelpFormatter,
-        )
-        self._unnamed: set[str] = set()
-        self._owners: dict[str, dict[str, set[str]]] = {}
+        super().__init__(description=description, allow_abbrev=False, formatter_class=HelpFormatter)
+        self._unnamed = {"config"}
+        self._owners: dict[str, dict[str, Values]] = {}  # of each --dest: argument → method → default
         self._methods: dict[str, Mapping[str, Any]] = {}
         self.add_argument(
             "--config", type=Path, metavar="FILE", help="repeat a run: its parameters.json; other options override it"
         )
-        self._unnamed.add("config")
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
 
     def section(self, title: str) -> Callable[..., None]:
         """A titled group; returns a function like ``add_argument`` with one more keyword.
@@ -166,21 +157,14 @@ class Options(argparse.ArgumentParser):
         for name, entry in registry.items():
             for parameter in _hyperparameters(entry):
                 if parameter.name not in taken:
-                    owners.setdefault(parameter.name, set()).add(name)
-        for argument, methods in owners.items():
-            defaults = {
-                name: inspect.signature(entry).parameters[argument].default
-                for name, entry in registry.items()
-                if name in methods
-            }
+                    owners.setdefault(parameter.name, {})[name] = parameter.default
+        for argument, defaults in owners.items():
             self._add_hyperparameter(add, registry[next(iter(defaults))], argument, defaults)
 
     def _add_hyperparameter(self, add: Callable[..., None], entry: Any, name: str, defaults: Mapping[str, Any]) -> None:
         """The flag of the argument ``name`` of ``entry``; ``defaults`` are those of all methods that have it."""
         kind, help_text = _annotation(entry, name)
-        flags = [f"--{name}"]
-        if len(name) == 1:
-            flags.insert(0, f"-{name}")
+        flags = [f"-{name}", f"--{name}"] if len(name) == 1 else [f"--{name}"]
         settings: Values = {"help": f"{'|'.join(defaults)}: {help_text}{_defaults_text(defaults)}"}
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
@@ -233,7 +217,7 @@ class Options(argparse.ArgumentParser):
         """Fill in the chosen methods' hyperparameters; refuse those of other methods unless a config brought them."""
         chosen = chosen_names(options, dest)
         for name, owners in self._owners[dest].items():
-            if owners & {*chosen}:
+            if any(each in owners for each in chosen):
                 continue
             if getattr(given, name, None) is not None:
                 flag = f"-{name}" if len(name) == 1 else f"--{name}"
@@ -246,11 +230,10 @@ class Options(argparse.ArgumentParser):
 
     def _defaults_of(self, options: argparse.Namespace, dest: str, argument: str) -> list[Any]:
         """The different defaults that the chosen methods have of an argument."""
-        defaults: list[Any] = []
+        owners, defaults = self._owners[dest][argument], []
         for name in chosen_names(options, dest):
-            each = inspect.signature(self._methods[dest][name]).parameters.get(argument)
-            if each is not None and each.default not in defaults:
-                defaults.append(each.default)
+            if name in owners and owners[name] not in defaults:
+                defaults.append(owners[name])
         return defaults
 
     def hyperparameters(self, options: argparse.Namespace, dest: str, name: str | None = None) -> Values:
@@ -276,10 +259,8 @@ class Options(argparse.ArgumentParser):
         return parts
 
     def _published_defaults(self, options: argparse.Namespace, action: argparse.Action) -> list[Any]:
-        for dest, owners in self._owners.items():
-            if action.dest in owners:
-                return self._defaults_of(options, dest, action.dest)
-        return [action.default]
+        dest = next((dest for dest, owners in self._owners.items() if action.dest in owners), None)
+        return [action.default] if dest is None else self._defaults_of(options, dest, action.dest)
 
 
 def chosen_names(options: argparse.Namespace, dest: str) -> list[str]:
@@ -308,12 +289,13 @@ def _hyperparameters(entry: Any) -> list[inspect.Parameter]:
 
 
 def _annotation(entry: Any, name: str) -> tuple[Any, str]:
-    """The type, with ``| None`` taken off, and the help text of a keyword argument."""
+    """What reads a keyword argument's text, its type where that can, and the help text; ``| None`` is taken off."""
     function = entry.__init__ if inspect.isclass(entry) else entry
     hint = typing.get_type_hints(function, include_extras=True)[name]
     kind, help_text = typing.get_args(hint)[:2] if typing.get_origin(hint) is typing.Annotated else (hint, "")
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+        first, *others = (part for part in typing.get_args(kind) if part is not type(None))
+        kind = number_or_name if (first, *others) == (int, str) else first
     return kind, help_text
 
 
@@ -336,3 +318,8 @@ def text_of(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(text_of(item) for item in value)
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def typed(value: Any) -> str:
+    """An option's value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

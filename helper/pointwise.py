@@ -43,22 +43,18 @@ PLAIN_CONVOLUTIONS = (nn.Conv2d, SubsamplingConv2d)
 """The types that compute ``W∗x + b`` and nothing else; a class derived from these may do more."""
 
 
-def _subsampling(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    return SubsamplingConv2d if kind is nn.Conv2d else type(kind.__name__, (Subsampling, kind), {})
-
-
 def subsample_first(network: Module) -> Module:
     """Let every strided 1×1 convolution inside ``network`` leave pixels out first; in place.
 
     Weights and state names stay. Convolutions that a network computes without a ``nn.Conv2d`` cannot be found.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and not isinstance(module, Subsampling) and _strided_pointwise(module):
-            module.__class__ = _subsampling(type(module))
+        if not isinstance(module, nn.Conv2d) or isinstance(module, Subsampling):
+            continue
+        kind = type(module)
+        # grouped and padded ones are computed by other kernels
+        whole = module.groups == 1 and module.padding in ((0, 0), "valid")
+        if whole and module.kernel_size == (1, 1) and max(module.stride) > 1:
+            plain = kind is nn.Conv2d
+            module.__class__ = SubsamplingConv2d if plain else type(kind.__name__, (Subsampling, kind), {})
     return network
-
-
-def _strided_pointwise(conv: nn.Conv2d) -> bool:
-    # grouped and padded ones are computed by other kernels
-    whole = conv.groups == 1 and conv.padding in ((0, 0), "valid")
-    return whole and conv.kernel_size == (1, 1) and max(conv.stride) > 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helper.errors import UsageError
+from helper.images import add_images, require_sound_images
 from helper.optimisation import optimizer_dict, schedule_dict
 from helper.options import (
     Flatten,
@@ -31,6 +32,7 @@ class Recipe:
         epochs: passes over the training images.
         drops: the epochs after which the learning rate drops.
         learning_rate: the first one; None asks the network.
+        lr_decay_rate: factor of each drop.
         settings: hyperparameters of the method that belong to the recipe.
     """
 
@@ -38,6 +40,7 @@ class Recipe:
     drops: tuple[int, ...] = (150, 180, 210)
     batch_size: int = 64
     learning_rate: float | None = None
+    lr_decay_rate: float = 0.1
     weight_decay: float = 5e-4
     nesterov: bool = False
     optimizer: str = "sgd"
@@ -45,7 +48,7 @@ class Recipe:
 
     def defaults(self) -> dict[str, Any]:
         """Defaults of the options of :func:`add_recipe`; the drops follow ``--epochs``, see :func:`lr_drops`."""
-        names = ("epochs", "batch_size", "learning_rate", "weight_decay", "nesterov", "optimizer")
+        names = ("epochs", "batch_size", "learning_rate", "lr_decay_rate", "weight_decay", "nesterov", "optimizer")
         return {name: getattr(self, name) for name in names}
 
 
@@ -59,6 +62,7 @@ PUBLISHED_DROPS = PUBLISHED.drops
 def add_recipe(options: Options, datasets: Mapping[str, object], nesterov_help: str) -> None:
     """Add the shared options, with the defaults of AE-KD's and CA-MKD's common recipe."""
     _add_data(options, datasets)
+    add_images(options)
     _add_optimisation(options, nesterov_help)
     _add_run(options)
     _add_machine(options)
@@ -207,6 +211,7 @@ def require_sound_recipe(opt: argparse.Namespace) -> None:
     Raises:
         UsageError: naming the option and what to choose instead.
     """
+    require_sound_images(opt)
     if opt.resume and opt.overwrite:
         raise UsageError("--resume and --overwrite: choose one of them")
     if opt.nesterov and opt.momentum == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
 import torch
@@ -34,6 +34,7 @@ class Progress:
         seconds: that the run has taken.
         accuracy: of that epoch, on what the best one is chosen on.
         best: ``epoch`` and ``accuracy`` of the best one.
+        per_class: of these two, the accuracy of each class, where it is that of the test set.
         position: within the next epoch.
         drops: after which epochs the learning rate drops.
     """
@@ -44,6 +45,7 @@ class Progress:
     accuracy: float = 0.0
     best: dict[str, Any] | None = None
     position: Position | None = None
+    per_class: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, state: Mapping[str, Any] | None, epochs: int, drops: Sequence[int]) -> Progress:
@@ -53,18 +55,28 @@ class Progress:
         before = state.get("drops", drops)  # not always those of so many epochs: the run may have been extended
         now = before if state["epochs"] == epochs else rescaled_drops(before, drops, state["epoch"])
         position = state.get("position")
-        return cls(now, state["epoch"], state["seconds"], state["accuracy"], state["best"], position)
+        return cls(
+            now,
+            state["epoch"],
+            state["seconds"],
+            state["accuracy"],
+            state["best"],
+            position,
+            state.get("per_class", {}),
+        )
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
-    def take(self, epoch: int, accuracy: float) -> bool:
-        """Count an epoch that is done; whether it is the best so far."""
+    def take(self, epoch: int, accuracy: float, per_class: Mapping[str, Any]) -> bool:
+        """Count an epoch that is done; whether it is the best so far. ``per_class`` is of its test scores."""
+        self.per_class = {**self.per_class, "last": per_class}
         self.epoch, self.accuracy, self.position = epoch, accuracy, None
         is_best = self.best is None or accuracy > self.best["accuracy"]
         if is_best:
             self.best = {"epoch": epoch, "accuracy": accuracy}
+            self.per_class["best"] = per_class
         return is_best
 
     def stand(self, step: int, means: Means, device: torch.device, speed: float) -> None:

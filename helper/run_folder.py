@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -12,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +96,21 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take()
             return self._begin(parameters, overwrite, earlier)
-        except OSError as error:
+        except (OSError, UsageError) as error:
             self.close()
+            if isinstance(error, UsageError):
+                raise
             raise UsageError(f"--save_dir: cannot write {self.path} ({error.strerror})") from None
-        except UsageError:
-            self.close()
-            raise
 
     def _begin(self, parameters: dict[str, Any], overwrite: bool, earlier: RunFolder | None) -> dict[str, Any] | None:
         if overwrite:
-            self._empty()
+            for entry in self.path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         if earlier is not None and not self.last.exists() and not checkpoint.previous(self.last).exists():
-            self._copy(earlier)
+            # the last one last: with that this run has begun; one that was cut off in its first epoch has no other
+            for source in (path for path in (earlier.metrics, earlier.best, earlier.last) if path.exists()):
+                with checkpoint.written_beside(self.path / source.name) as partial:
+                    shutil.copyfile(source, partial)
         state, notes = checkpoint.load_newest(self.last)
         for note in notes:
             print(f"{note}; the one before it is used", flush=True)
@@ -131,17 +136,6 @@ class RunFolder:
             raise UsageError(f"{self.path}: another process trains in this folder; wait for it or end it") from None
         self._lock = lock
         os.register_at_fork(after_in_child=self.close)  # processes that read images outlive a killed run by seconds
-
-    def _empty(self) -> None:
-        for entry in self.path.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-    def _copy(self, earlier: RunFolder) -> None:
-        """Take over another run's metrics and checkpoints, the last one last: with that this run has begun."""
-        # a run that was cut off in its first epoch has but that one
-        for source in (path for path in (earlier.metrics, earlier.best, earlier.last) if path.exists()):
-            with checkpoint.written_beside(self.path / source.name) as partial:
-                shutil.copyfile(source, partial)
 
     def _cut_metrics(self, epoch: int) -> None:
         """Drop lines that a cut off run wrote after its last checkpoint.
@@ -176,15 +170,10 @@ class RunFolder:
         Raises:
             UsageError: it cannot be written.
         """
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UsageError(
-                f"{self.metrics} cannot be written ({error.strerror}); the last checkpoint is kept, --resume goes on"
-            ) from None
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def read_json(self, name: str) -> Any:
         """What :meth:`write_json` wrote, or None."""
@@ -198,12 +187,8 @@ class RunFolder:
             UsageError: it cannot be written.
         """
         path = self.path / name
-        try:
+        with writing(path):
             write_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
-        except OSError as error:
-            raise UsageError(
-                f"{path} cannot be written ({error.strerror}); the last checkpoint is kept, --resume goes on"
-            ) from None
 
     def load_best(self) -> dict[str, Any]:
         """The best epoch's checkpoint.
@@ -217,6 +202,17 @@ class RunFolder:
             raise UsageError(
                 f"{self.best}: {error}; its test accuracy cannot be found out, {self.last.name} is whole"
             ) from None
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """UsageError where ``path`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}); the last checkpoint is kept, --resume goes on"
+        ) from None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

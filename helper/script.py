@@ -18,7 +18,6 @@ from helper.stopping import RESUME_ME, RESUME_ME_FILE, Asked, Stopped, losses_sa
 HOLD_BACK = 2.0
 """Seconds before another process than the first repeats what the first has probably said; torchrun ends it sooner."""
 
-
 BEFORE_TRAINING = "nothing had been trained yet; the same command starts it again"
 
 

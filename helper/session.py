@@ -16,6 +16,7 @@ from helper import checkpoint, distributed
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import evaluate
+from helper.images import PLAIN, ImageOptions
 from helper.lone_values import lone_values
 from helper.loop import Fit
 from helper.machine import (
@@ -31,11 +32,11 @@ from helper.nearest import nothing_to_resume
 from helper.recipe import require_sound_recipe, seed_of
 from helper.resuming import Progress, seed_everything
 from helper.run_folder import RunFolder, parameters_of
-from helper.seen import logits_shape
+from helper.seen import logits_shape, other_classes
 from helper.task import Task
 from helper.teachers.loading import Around
 from helper.teachers.record import Eyes
-from helper.weights import Labels, load_network, located
+from helper.weights import Labels, load_network, located, publishes
 
 DEFAULT_RATE = 0.05
 """Of models that do not ask for another one with an attribute ``learning_rate``."""
@@ -76,7 +77,8 @@ class Session:
         if opt.compile:
             require_compiler(self.device)
             require_right_code(self.device)
-        self.info = info_of(opt.dataset, opt.data_dir, skip_damaged=opt.skip_damaged)
+        self.images = ImageOptions.of(opt)
+        self.info = info_of(opt.dataset, opt.data_dir, skip_damaged=opt.skip_damaged, images=self.images)
         self.dataset: str = "@".join(filter(None, (opt.dataset, self.info.identity)))
         self.labels = Labels(opt.dataset, self.info.num_classes, self.info.classes)
         seed_everything(seed_of(opt))
@@ -101,6 +103,7 @@ class Session:
             shard=(distributed.rank(), distributed.size()),
             skip_damaged=opt.skip_damaged,
             test_only=opt.evaluate is not None,
+            images=self.images,
         )
         for line in (*loaders.notes, "" if opt.evaluate else loaders.sizes):
             if line:
@@ -117,18 +120,28 @@ class Session:
         info = self.info
         return Around(self.labels, Eyes(info.mean, info.std, info.image_size, "RGB").checked(info.name), self.example())
 
-    def build(self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None) -> Any:
+    def build(
+        self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None, whole: bool = False
+    ) -> Any:
         """A network for the dataset's classes, on the device; UsageError where no weights are published for it.
 
-        ``widths`` are the channels of its stages, the published ones unless given.
+        Args:
+            arch: its name.
+            pretrained: start from the published weights, with a new last layer where the classes are others.
+            widths: the channels of its stages, the published ones unless given.
+            whole: take the published weights as they are.
         """
-        if pretrained and not arch.startswith("torchvision/"):
-            raise UsageError(f"--pretrained: there are no ImageNet weights for {arch}, only for torchvision/<name>")
-        settings: dict[str, Any] = {"pretrained": True} if pretrained else {}
+        if pretrained and not publishes(self.models[arch], "pretrained"):
+            raise UsageError(
+                f"--pretrained: there are no published weights for {arch}, only for torchvision/…, timm/… and hf/…"
+            )
+        settings: dict[str, Any] = {"pretrained": True} if pretrained else {"whole": True} if whole else {}
         if widths is not None:
             settings["widths"] = widths
         network = self.construct(arch, **settings)
-        logits_shape(network, self.example(), arch, self.opt.dataset)
+        shape = logits_shape(network, self.example(), arch, self.opt.dataset)
+        if shape != (self.info.num_classes,):
+            raise other_classes(arch, shape, self.opt.dataset, self.info.num_classes)
         return network
 
     def construct(self, arch: str, num_classes: int | None = None, **settings: Any) -> Any:
@@ -172,22 +185,16 @@ class Session:
         earlier = RunFolder(opt.resume) if isinstance(opt.resume, Path) else None
         state = distributed.from_first(lambda: run.open(parameters_of(opt), opt.overwrite, earlier))
         try:
-            self._say_where(run, state)
+            if state is not None:
+                print(f"{run.path}: resuming after {Progress.of(state, opt.epochs, ()).where}", flush=True)
+            elif opt.resume is not None:
+                ignored = MAY_DIFFER - {"epochs"}
+                print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
             result = self.fit(run, task, arch, state)()
         finally:
             run.close()
         print(f"{run.path}: {describe(result)}")
         return result
-
-    def _say_where(self, run: RunFolder, state: dict[str, Any] | None) -> None:
-        """What ``--resume`` has found."""
-        opt = self.opt
-        if state is not None:
-            where = Progress.of(state, opt.epochs, ()).where
-            print(f"{run.path}: resuming after {where}", flush=True)
-        elif opt.resume is not None:
-            ignored = MAY_DIFFER - {"epochs"}
-            print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
 
     def _require_statistics(self, task: Task) -> None:
         """UsageError where BatchNorm would see a single value of a channel, which has no variance."""
@@ -237,6 +244,7 @@ class Session:
             "image_size": info.image_size,
             "mean": list(info.mean),
             "std": list(info.std),
+            **({"channels": 1} if info.channels == 1 else {}),
         }
 
     def test(
@@ -272,7 +280,7 @@ class Session:
 MAY_DIFFER = frozenset(
     {
         *("epochs", "checkpoint_minutes", "save_dir", "data_dir", "skip_damaged"),
-        *("device", "gpu_id", "num_workers", "teacher_cache_gb"),
+        *("device", "gpu_id", "num_workers", "teacher_cache_gb", "in_memory", "memory_gb"),
     }
 )
 """Options in which a run may differ from the one that it goes on from."""
@@ -295,6 +303,7 @@ def check_earlier(opt: argparse.Namespace, dataset: str) -> None:
     now = parameters_of(opt)
     if NETWORKS & stored.keys() != NETWORKS & now.keys():
         raise UsageError(f"--resume: the run in {opt.resume} is another script's")
+    stored = {**parameters_of(argparse.Namespace(**vars(PLAIN))), **stored}  # older runs do not have these
     stored["teachers"] = stored.get("teachers") or now.get("teachers")  # older runs do not have setting.py's on record
     differing = [name for name in now if name not in MAY_DIFFER and stored.get(name, now[name]) != now[name]]
     if differing:

@@ -13,11 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.queues import Queue
 from types import FrameType
-from typing import Protocol, TypeVar
+from typing import Any
 
 from helper import distributed
-
-Item = TypeVar("Item", covariant=True)
 
 RESUME_ME = 75
 """Exit code of a run that was stopped and can be continued with --resume (EX_TEMPFAIL of sysexits.h)."""
@@ -153,15 +151,7 @@ class Looks:
         self.begin(step)
 
 
-class Batches(Protocol[Item]):
-    """What :func:`interruptible` runs through."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Item]: ...
-
-
-def interruptible(batches: Batches[Item], most: int) -> Iterator[Item]:
+def interruptible(batches: Any, most: int) -> Iterator[Any]:
     """The batches of an evaluation. The processes may have different numbers: they look up while all have some.
 
     Raises:

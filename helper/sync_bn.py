@@ -62,22 +62,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), factor)
 
 
-def synchronise(module: nn.Module) -> None:
-    """Replace every BatchNorm below ``module`` by :class:`SyncBatchNorm`; weights, statistics and names stay."""
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, SyncBatchNorm):
-            setattr(module, name, _of(child))
-        else:
-            synchronise(child)
-
-
-def _of(norm: nn.modules.batchnorm._BatchNorm) -> SyncBatchNorm:
-    made = SyncBatchNorm(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, norm.weight.device
-    )
-    made.train(norm.training)
-    for name, parameter in norm.named_parameters(recurse=False):
-        made.register_parameter(name, parameter)
-    for name, buffer in norm.named_buffers(recurse=False):
-        made.register_buffer(name, buffer)
-    return made
+def synchronise(network: nn.Module) -> None:
+    """Let every BatchNorm in ``network`` be a :class:`SyncBatchNorm`; in place: weights, statistics and names stay."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = SyncBatchNorm

@@ -1,7 +1,8 @@
-"""ResNets for 32×32 images (resnet8 … resnet110, four times wider ones, and two of bottleneck blocks).
+"""ResNets for 32×32 images (resnet8 … resnet110, four times wider ones, and three of bottleneck blocks).
 
 He et al., Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2. resnet110_bottleneck and
-wide_resnet20_8 are those of ONE and OKDDip (released code), which call the first one resnet110.
+wide_resnet20_8 are OKDDip's, resnet164_bottleneck is ONE's (released code). Both papers say resnet110: OKDDip's has 12
+bottleneck blocks in a stage, ONE's the 18 of a resnet110 of basic blocks, which makes it 164 layers deep.
 """
 
 from __future__ import annotations
@@ -117,5 +118,6 @@ for _name, _depth, _widths in (
 ):
     model_dict.register(_name)(partial(CifarResNet, depth=_depth, widths=_widths))
 
+model_dict.register("resnet164_bottleneck")(partial(CifarResNet, depth=164, widths=EXPANDED, bottleneck=1))
 model_dict.register("resnet110_bottleneck")(partial(CifarResNet, depth=110, widths=EXPANDED, bottleneck=1))
 model_dict.register("wide_resnet20_8")(partial(CifarResNet, depth=20, widths=EXPANDED, bottleneck=8))

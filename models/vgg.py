@@ -63,9 +63,10 @@ class VGG(StagedModel):
 
 
 class ThreeLayerVGG(VGG):
-    """OKDDip's VGG (released code): a pooling after every stage, and dropout and three linear layers on the vector.
+    """OKDDip's VGG (released code): a pooling after every stage, and three linear layers on the vector.
 
-    [B, 3, 32, 32] → maps of 32², 16², 8², 4² and 2² pixels. The hidden layers are as wide as the last stage.
+    [B, 3, 32, 32] → maps of 32², 16², 8², 4² and 2² pixels. The hidden layers are as wide as the last stage. Dropout
+    follows their ReLUs: 0.5 in a branch, none in a network of its own.
     """
 
     def __init__(self, num_classes: int, depths: Sequence[int], widths: Sequence[int] = WIDTHS) -> None:
@@ -73,10 +74,20 @@ class ThreeLayerVGG(VGG):
         self.pool3, self.pool4 = nn.MaxPool2d(2, 2), nn.MaxPool2d(2, 2)  # type: ignore[assignment]
         width = self.widths[-1]
         self.classifier = nn.Sequential(  # type: ignore[assignment]
-            *(nn.Dropout(), nn.Linear(width, width), nn.ReLU(inplace=True)),
-            *(nn.Dropout(), nn.Linear(width, width), nn.ReLU(inplace=True)),
+            nn.Identity(),  # where earlier versions had a dropout: the layers keep their names in checkpoints
+            *(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Dropout(0.0)),
+            *(nn.Linear(width, width), nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.0))),
             nn.Linear(width, num_classes),
         )
+        for module in self.classifier.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def become_branch(self) -> None:
+        for module in self.classifier.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.5
 
     def embed(self, x: Tensor) -> Tensor:
         return super().embed(self.pool4(x))

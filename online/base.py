@@ -30,10 +30,10 @@ Structure: TypeAlias = Annotated[
     Literal["branches", "networks"],
     "branches share all stages but the last; networks share nothing",
 ]
-Branches: TypeAlias = Annotated[int, "number of peers"]
+PeerCount: TypeAlias = Annotated[int, "number of peers"]
 Alpha: TypeAlias = Annotated[float, "weight of the KL between the peers"]
 Temperature: TypeAlias = Annotated[float, "temperature of the softened KL"]
-DetachTargets: TypeAlias = Annotated[bool, "no gradient through the peers' targets, as in the papers"]
+DetachTargets: TypeAlias = Annotated[bool, "no gradient through the targets of the KL, as in the papers"]
 
 
 class OnlineMethod(nn.Module):
@@ -97,8 +97,11 @@ class OnlineMethod(nn.Module):
     def make_peers(self, build: Callable[..., Network]) -> Peers:
         """The peers; ``build(widths=…)`` constructs one network of the chosen architecture."""
         networks = [build() for _ in range(self.num_branches)]
-        shared = len(networks[0].stages) - 1 if self.peers == "branches" else 0
-        return Peers(networks, max(shared, 0))
+        if self.peers == "networks":
+            return Peers(networks, shared=0)
+        for network in networks:
+            network.become_branch()
+        return Peers(networks, max(len(networks[0].stages) - 1, 0))
 
     def attach(self, outputs: Outputs) -> None:
         """Build the modules whose shapes depend on the peers' ``outputs``; called once, before training."""

@@ -46,11 +46,23 @@ SGD = Recipe(
     settings={"ratios": "0.4,0.3,0.3", "kd_T": 3.0},
 )
 # Released: T and the weight decay of all of these; all of resnet20 (0.1 is its single students' learning rate; its
-# ensemble file says 0.01) and of resnet32; epochs, drops and batch of DenseNet-BC 100-12, whose file has no ratios.
-# Chosen here: resnet32's ratios for the DenseNets, and resnet32's recipe for what has none. The released file of
-# resnet110 belongs to the end of a resumed run (learning rate 0.001), and is not followed.
+# ensemble file says 0.01), of resnet32 and of DenseNet-BC 100-12. Chosen here: DenseNet-BC 100-12's recipe for 40-12,
+# and resnet32's for what has none. The released file of resnet110 belongs to the end of a resumed run (learning rate
+# 0.001), and is not followed.
 SGD_RESNET20 = replace(SGD, drops=(100, 180, 250, 350), settings={"ratios": "0.4,0.2,0.4", "kd_T": 3.0})
-SGD_DENSENET = replace(SGD, epochs=350, drops=(170, 250), batch_size=64)
+EVEN = {"ratios": "1,1,1", "kd_T": 3.0}
+SGD_DENSENET = replace(SGD, epochs=350, drops=(170, 250), batch_size=48, settings=EVEN)
+# EfficientNet-B0 on ImageNet; its file has no ratios, and 1 for each is the released loss's own default.
+IMAGENET = Recipe(
+    epochs=100,
+    drops=(50, 70, 90),
+    batch_size=128,
+    learning_rate=1e-3,
+    lr_decay_rate=0.5,
+    weight_decay=1e-4,
+    optimizer="adam",
+    settings=EVEN,
+)
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     "cifar100": {"resnet20": SHALLOW, OTHERS: DEEP},
@@ -60,6 +72,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "densenetd100k12": SGD_DENSENET,
         OTHERS: SGD,
     },
+    "imagenet": {OTHERS: IMAGENET},
 }
 """What the authors' configurations hold for a dataset's networks; other datasets are trained as CIFAR-100."""
 

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from online.base import (
     Alpha,
-    Branches,
     DetachTargets,
     OnlineMethod,
+    PeerCount,
     Structure,
     Temperature,
     cross_entropies,
@@ -33,7 +33,7 @@ class CLILR(OnlineMethod):
     def __init__(
         self,
         *,
-        num_branches: Branches = 4,
+        num_branches: PeerCount = 4,
         peers: Structure = "branches",
         alpha: Alpha = 1.0,
         kd_T: Temperature = 3.0,

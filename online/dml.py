@@ -8,9 +8,9 @@ from torch import Tensor
 
 from online.base import (
     Alpha,
-    Branches,
     DetachTargets,
     OnlineMethod,
+    PeerCount,
     Structure,
     Temperature,
     cross_entropies,
@@ -32,7 +32,7 @@ class DML(OnlineMethod):
     def __init__(
         self,
         *,
-        num_branches: Branches = 4,
+        num_branches: PeerCount = 4,
         peers: Structure = "networks",
         alpha: Alpha = 1.0,
         kd_T: Temperature = 3.0,

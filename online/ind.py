@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from online.base import Branches, OnlineMethod, Structure, cross_entropies, online_dict
+from online.base import OnlineMethod, PeerCount, Structure, cross_entropies, online_dict
 from online.peers import Outputs
 
 
@@ -12,7 +12,7 @@ from online.peers import Outputs
 class IND(OnlineMethod):
     """``Σ_i CE(z_i)``: what branches, or separate networks, reach without teaching each other."""
 
-    def __init__(self, *, num_branches: Branches = 4, peers: Structure = "branches") -> None:
+    def __init__(self, *, num_branches: PeerCount = 4, peers: Structure = "branches") -> None:
         super().__init__(num_branches, peers)
 
     def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:

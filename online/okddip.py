@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from helper.kl import full_precision
-from online.base import Alpha, Branches, OnlineMethod, Structure, Temperature, cross_entropies, mean_kl, online_dict
+from online.base import Alpha, OnlineMethod, PeerCount, Structure, Temperature, cross_entropies, mean_kl, online_dict
 from online.peers import Outputs
 
 
@@ -47,7 +47,7 @@ class OKDDip(OnlineMethod):
     def __init__(
         self,
         *,
-        num_branches: Branches = 4,
+        num_branches: PeerCount = 4,
         peers: Structure = "branches",
         alpha: Alpha = 1.0,
         kd_T: Temperature = 3.0,

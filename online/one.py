@@ -8,7 +8,17 @@ from torch import Tensor, nn
 
 from helper.kl import full_precision
 from helper.recipe import Recipe
-from online.base import Alpha, Branches, OnlineMethod, Structure, Temperature, cross_entropies, mean_kl, online_dict
+from online.base import (
+    Alpha,
+    DetachTargets,
+    OnlineMethod,
+    PeerCount,
+    Structure,
+    Temperature,
+    cross_entropies,
+    mean_kl,
+    online_dict,
+)
 from online.peers import Outputs
 
 
@@ -30,6 +40,9 @@ class ONE(OnlineMethod):
 
     The target of the KL is detached: the gate learns from CE(z_e) alone. ``network`` is branch 0 (the paper's ONE),
     ``one_e`` the ensemble (ONE-E). The original recipe has no Nesterov momentum and other drops than OKDDip's.
+
+    The ONE that OKDDip's code compares with has OKDDip's recipe, 4 branches, and a gradient through the target:
+    ``--num_branches 4 --no-detach_targets --nesterov --wd 5e-4 --schedule 150 225``.
     """
 
     recipe = Recipe(epochs=300, drops=(151, 225), batch_size=128, learning_rate=0.1, weight_decay=1e-4)
@@ -41,12 +54,14 @@ class ONE(OnlineMethod):
     def __init__(
         self,
         *,
-        num_branches: Branches = 3,
+        num_branches: PeerCount = 3,
         peers: Structure = "branches",
         alpha: Alpha = 1.0,
         kd_T: Temperature = 3.0,
+        detach_targets: DetachTargets = True,
     ) -> None:
         super().__init__(num_branches, peers, alpha, kd_T)
+        self.detach_targets = detach_targets
 
     def attach(self, outputs: Outputs) -> None:
         assert outputs.trunk is not None
@@ -55,7 +70,8 @@ class ONE(OnlineMethod):
     def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
         ensemble = self.mixed(outputs)
         ce = cross_entropies(torch.cat([full_precision(outputs.logits), ensemble[None]]), target)  # [m + 1]
-        return {"ce": ce, "kd": mean_kl(outputs.logits, ensemble.detach(), self.kd_T)}
+        target_logits = ensemble.detach() if self.detach_targets else ensemble
+        return {"ce": ce, "kd": mean_kl(outputs.logits, target_logits, self.kd_T)}
 
     def mixed(self, outputs: Outputs) -> Tensor:
         """The gate's ensemble, logits ``[B, C]``."""

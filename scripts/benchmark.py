@@ -36,13 +36,7 @@ from scripts.bench.timing import text_of
 PUBLISHED = ("resnet20x3:resnet8", "resnet32x4x3:vgg8", "wrn_40_2x3:ShuffleV1")
 QUICK = ("resnet8x2:resnet8",)
 
-SECTIONS: dict[str, ModuleType] = {
-    "input": input,
-    "steps": steps,
-    "online": peers,
-    "solver": solver,
-    "memory": memory,
-}
+SECTIONS: dict[str, ModuleType] = {"input": input, "steps": steps, "online": peers, "solver": solver, "memory": memory}
 
 
 def options() -> Options:

@@ -16,10 +16,10 @@ import argparse
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +31,11 @@ from helper import checkpoint
 from helper.cost import parameter_count
 from helper.errors import UsageError
 from helper.names import local
-from helper.options import natural
+from helper.options import Parser, natural
 from helper.run_folder import write_atomically
 from helper.script import run_script
 from helper.weights import HEADS
-from models import model_dict
+from models import StagedModel, model_dict
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit."""
@@ -58,13 +58,6 @@ class Ensemble(nn.Module):
         return self.method.predictions(self.peers(images))[self.method.ensemble]
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
-
-
 def options() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,6 +68,13 @@ def options() -> Parser:
     which.add_argument("--ensemble", action="store_true", help="all peers, and what combines them")
     parser.add_argument("--format", choices=("torch", "onnx"), default="torch")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="last", help="which epoch's weights")
+    parser.add_argument(
+        "--arch",
+        nargs="+",
+        default=(),
+        help="the network's name, where that is outside of this collection, as FILE.py:CALLABLE; of one that answers "
+        "through its teachers' classifiers, their names too",
+    )
     parser.add_argument("--out", type=Path, default=None, help="the file; beside the checkpoint, unless given")
     return parser
 
@@ -103,9 +103,22 @@ def rebuild_peers(run: Path, state: dict[str, Any], example: Tensor) -> train_on
     return task
 
 
-def build_network(arch: str, num_classes: int) -> nn.Module:
+def build_network(arch: str, num_classes: int) -> StagedModel:
     """A network of any of the collection's architectures."""
     return model_dict[arch](num_classes=num_classes)
+
+
+def require_asked(opt: argparse.Namespace, archs: Iterable[str]) -> None:
+    """What a run's files say is no reason to run others.
+
+    Raises:
+        UsageError: ``--arch`` does not name a network from outside that is needed.
+    """
+    outside = [each for each in dict.fromkeys(archs) if getattr(model_dict[each], "outside", False)]
+    unasked = [each for each in outside if each not in opt.arch]
+    if unasked:
+        what = "network is" if len(unasked) == 1 else "networks are"
+        raise UsageError(f"{opt.run} says that its {what} {', '.join(unasked)}; --arch {' '.join(unasked)} uses that")
 
 
 def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool, example: Tensor) -> nn.Module:
@@ -114,17 +127,22 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
     Raises:
         UsageError: the run has no such peer.
     """
+    through = not online and state.get("answers") == HEADS
+    if not through:
+        arch = opt.arch[0] if opt.arch else state["arch"]
+        require_asked(opt, [arch])
     if not online:
         if opt.student is not None or opt.ensemble:
             raise UsageError(f"--student, --ensemble: {opt.run} trained a single network")
-        if state.get("answers") == HEADS:
+        if through:
             parser = train_student.options()
             run = parser.parse(["--config", str(opt.run / "parameters.json")])
+            require_asked(opt, [state["arch"], *train_student.archs_of_teachers(run)])
             build = partial(build_network, num_classes=state["num_classes"])
-            return train_student.answering(parser, run, state, build, example, str(opt.run))
-        network = build_network(state["arch"], state["num_classes"])
+            return train_student.answering(parser, run, state, build, example, str(opt.run)).alone()
+        network = build_network(arch, state["num_classes"])
         network.load_state_dict(state["model"])
-        return network.eval()
+        return network.eval().alone()
     task = rebuild_peers(opt.run, state, example)
     task.trained.eval()
     if opt.ensemble:
@@ -151,7 +169,7 @@ def about_images(opt: argparse.Namespace, parameters: dict[str, Any], state: dic
             raise UsageError(f"{opt.run}: its checkpoint does not say {missing}; asking {source}: {error}") from None
         print(f"{opt.run}: its checkpoint, of an earlier version, does not say {missing}; taken from {source}")
         about = {name: getattr(info, name) for name in ABOUT} | about
-    return {**about, "layout": LAYOUT}
+    return {**about, "layout": LAYOUT + ", grey three times" * (state.get("channels") == 1)}
 
 
 def torch_program(
@@ -213,19 +231,6 @@ def check_outputs(network: nn.Module, written: Callable[[Tensor], Tensor], examp
 FORMATS = {"torch": (torch_program, ".pt2"), "onnx": (onnx_graph, ".onnx")}
 
 
-def write(path: Path, content: bytes) -> None:
-    """Make the file, and the folder that it is to lie in; whatever lay there stays until all is written.
-
-    Raises:
-        UsageError: that cannot be.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise UsageError(f"--out: {path} cannot be written: {error.strerror}") from None
-
-
 def main(arguments: Sequence[str]) -> None:
     """Write one network and check it."""
     opt = options().parse_args(arguments)
@@ -240,7 +245,11 @@ def main(arguments: Sequence[str]) -> None:
     path = opt.out or opt.run / f"{opt.checkpoint}_{name}{suffix}"
     content, written = convert(network, example, about)
     worst = check_outputs(network, written, example)
-    write(path, content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise UsageError(f"--out: {path} cannot be written: {error.strerror}") from None
     print(f"{path}: {parameter_count(network):,} parameters; logits differ by {worst:.0e} of the largest")
 
 

@@ -34,6 +34,7 @@ USERS = ("DATASET", "SEEDS", "EPOCHS", "EXTRA")
 """What the user of a preset may want otherwise in all its rows."""
 
 ALONE = "alone"
+RECIPE = "recipe="
 SCRIPTS = {
     "train_teacher.py": train_teacher.options,
     "train_student.py": train_student.options,
@@ -140,7 +141,10 @@ def in_memory(dataset: str) -> bool:
 
 
 def online_jobs(values: Mapping[str, str]) -> Iterator[Job]:
-    """``BOC:resnet20,single_student=4`` → a run per seed; ``alone:resnet32`` is one network with the peers' recipe."""
+    """``BOC:resnet20,single_student=4`` → a run per seed; ``alone:resnet32`` is one network with the peers' recipe.
+
+    With ``recipe=METHOD`` among the options, the recipe is that method's.
+    """
     for word in values["ONLINE"].split():
         main, *others = word.split(",")
         method, colon, model = main.partition(":")
@@ -151,19 +155,22 @@ def online_jobs(values: Mapping[str, str]) -> Iterator[Job]:
             if method == ALONE:
                 yield job("train_teacher.py", f"{common} {recipe_options(model, others, values)}", values, seed)
             else:
-                yield job("train_online.py", f"--method {method} {common} {typed(others)}", values, seed)
+                named = any(other.startswith(RECIPE) for other in others)
+                options = recipe_options(model, others, values) if named else typed(others)
+                yield job("train_online.py", f"--method {method} {common} {options}", values, seed)
 
 
 def recipe_options(model: str, others: list[str], values: Mapping[str, str]) -> str:
-    """What makes train_teacher.py follow an online recipe: the default method's, or that of ``recipe=METHOD``."""
-    named = [other.split("=")[1] for other in others if other.startswith("recipe=")]
+    """What makes a script follow an online recipe: the default method's, or that of ``recipe=METHOD``."""
+    named = [other.removeprefix(RECIPE) for other in others if other.startswith(RECIPE)]
     method = online_dict[named[0] if named else str(train_online.options().get_default("method"))]
     recipe = method.published(model, values["DATASET"])
     epochs = number("EPOCHS", values["EPOCHS"]) if values["EPOCHS"] else recipe.epochs
     drops = " ".join(str(max(1, drop)) for drop in lr_drops(epochs, None, recipe))
     options = f"--epochs {epochs} --batch_size {recipe.batch_size} --weight_decay {recipe.weight_decay} "
-    options += f"--learning_rate {recipe.learning_rate} --optimizer {recipe.optimizer} --lr_decay_epochs {drops}"
-    rest = [other for other in others if not other.startswith("recipe=")]
+    options += f"--learning_rate {recipe.learning_rate} --optimizer {recipe.optimizer} --lr_decay_epochs {drops} "
+    options += f"--lr_decay_rate {recipe.lr_decay_rate}"
+    rest = [other for other in others if not other.startswith(RECIPE)]
     return f"{options}{' --nesterov' * recipe.nesterov} {typed(rest)}"
 
 

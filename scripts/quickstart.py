@@ -6,10 +6,11 @@ import os
 import shlex
 from pathlib import Path
 
+from helper.machine import cores
 from helper.script import run_script
 from scripts import report
 from scripts.plan import Job, jobs_of, variables
-from scripts.runner import MOST, ROOT, STOPPED, End, Runs, cores
+from scripts.runner import MOST, ROOT, STOPPED, End, Runs
 
 OUT = Path("results/quickstart")
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 
 from helper.errors import UsageError
+from helper.machine import cores
 from helper.progress import clock
 from helper.script import run_script
 from helper.stopping import RESUME_ME, Stopped
 from scripts import report
 from scripts.plan import Job, jobs_of, number, variables
 from scripts.reporting.runs import group, runs_in
-from scripts.runner import MOST, ROOT, STOPPED, End, Runs, cores
+from scripts.runner import MOST, ROOT, STOPPED, End, Runs
 
 
 class Table(Runs):
@@ -50,13 +51,9 @@ class Table(Runs):
         if end.trained:
             self.seconds.append(seconds)
             if job.reported:
-                self.grow()
+                with self.writing:  # what is finished has its tables, whatever becomes of the rest
+                    report.write_tables(group([run for path in self.reported for run in runs_in(path)]), self.out)
         self.say(f"{len(self.folders)} of {len(self.jobs)} runs done{self.left()}")
-
-    def grow(self) -> None:
-        """Write the tables of what is finished, so that they are there whatever becomes of the rest."""
-        with self.writing:
-            report.write_tables(group([run for folder in self.reported for run in runs_in(folder)]), self.out)
 
     def left(self) -> str:
         """About how long the rest takes, as the runs so far did."""

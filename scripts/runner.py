@@ -170,8 +170,3 @@ def read_word(path: Path) -> tuple[Path | None, bool]:
 def architecture(job: Job) -> str:
     """Which network a run trains."""
     return job.words[job.words.index("--model") + 1]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

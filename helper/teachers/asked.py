@@ -64,16 +64,22 @@ class Teachers:
         return self._together(self._logits(images, views))
 
     @torch.no_grad()
-    def observe(self, images: Tensor, reads: Reads, views: Tensor | None = None) -> tuple[list[Observed], Tensor]:
+    def observe(
+        self, images: Tensor, reads: Reads | Sequence[Reads], views: Tensor | None = None
+    ) -> tuple[list[Observed], Tensor]:
         """Images ``[B, 3, H, W]`` → what each teacher makes of them, and all logits ``[K, B, C]``.
 
         Each one's own are those of the classes that it knows. From the cache where logits are all that is read;
         ``views``: see :meth:`logits`.
+
+        Args:
+            reads: of all teachers, or K of them.
         """
-        if reads.features:
-            seen = zip(self.networks, self.shown(images), strict=True)
-            observed = [observe(network, images, reads) for network, images in seen]
-            return observed, self._together([each.logits for each in observed])
+        each = [reads] * len(self) if isinstance(reads, Reads) else reads
+        if any(one.features for one in each):
+            seen = zip(self.networks, self.shown(images), each, strict=True)
+            observed = [observe(network, images, one) for network, images, one in seen]
+            return observed, self._together([one.logits for one in observed])
         logits = self._logits(images, views)
         observed = [Observed(own, (), network) for own, network in zip(logits, self.networks, strict=True)]
         return observed, self._together(logits)

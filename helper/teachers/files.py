@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import Any, TypeAlias
 
 from helper import foreign
 from helper.checkpoint import Damaged
 from helper.errors import UsageError, unknown
 from helper.names import local, recorded
+from helper.registry import Registry
 from helper.teachers.record import Classes, Eyes, Teacher
-from helper.weights import architecture, located
+from helper.weights import architecture, located, publishes
+
+Architectures: TypeAlias = Registry[Any]
 
 SPECIAL = ("mean", "std", "size", "channels", "classes")
 """What may be said of a teacher beside where it lies."""
@@ -32,22 +33,29 @@ class TeacherFile:
 
     Attributes:
         arch: its architecture.
-        path: its checkpoint.
+        path: its checkpoint; None where the weights come from where the architecture comes from.
         key: which of several weights in it.
+        run_name: what the names of runs call the architecture, if not ``arch``.
         eyes: how it wants its images, as far as a person has said it.
         classes: of :class:`Teacher`.
     """
 
     arch: str
-    path: Path
+    path: Path | None
     key: str | None = None
+    run_name: str | None = None
     eyes: Eyes = PLAIN
     classes: Classes | None = None
 
     def __str__(self) -> str:
-        """As ``--teachers`` takes it: ``PATH:ARCH[@KEY]``, then as JSON what is special about it."""
-        plain = f"{self.path}:{self.arch}" + (f"@{self.key}" if self.key else "")
+        """As ``--teachers`` takes it: ``PATH:ARCH[@KEY]`` or ``ARCH``, then as JSON what is special about it."""
+        plain = f"{self.path}:{self.arch}" + (f"@{self.key}" if self.key else "") if self.path else self.arch
         return f"{plain} {json.dumps(self.special, default=str)}" if self.special else plain
+
+    @property
+    def name(self) -> str:
+        """What the architecture is, where that matters: the name does not tell what is in a person's file."""
+        return self.run_name or self.arch
 
     @property
     def special(self) -> dict[str, Any]:
@@ -57,26 +65,29 @@ class TeacherFile:
 
     def about(self) -> dict[str, Any]:
         """What a run's record says of it."""
-        return {"arch": self.arch, "path": str(self.path), **({"key": self.key} if self.key else {}), **self.special}
+        plain = {"arch": self.arch, "path": self.path and str(self.path), "key": self.key, "run_name": self.run_name}
+        return {name: value for name, value in plain.items() if value} | self.special
 
     @classmethod
     def recorded(cls, about: Mapping[str, Any]) -> TeacherFile:
         """The teacher that :meth:`about` has described, among other things."""
-        return cls(about["arch"], Path(about["path"]), about.get("key"), *_special("result.json", about))
+        path, special = about.get("path"), _special("result.json", about)
+        return cls(about["arch"], path and Path(path), about.get("key"), about.get("run_name"), *special)
 
 
 def chosen_teachers(
-    listed: Sequence[tuple[str, str] | Teacher],
+    listed: Sequence[tuple[str, str | None] | Teacher],
     given: Sequence[str] | None,
     teacher_num: int | None,
     dataset: str,
-    known: Mapping[str, Callable[..., nn.Module]],
+    known: Architectures,
 ) -> list[TeacherFile]:
     """The teachers that the options choose.
 
     Args:
-        listed: of ``setting.py`` for the dataset: ``(architecture, path[@key])``, or a :class:`Teacher`.
-        given: ``--teachers path[:arch][@key] …``, which override the list; see :meth:`TeacherFile.__str__`.
+        listed: of ``setting.py`` for the dataset: ``(architecture, path[@key])``, or a :class:`Teacher`; None for the
+            path means the weights that the architecture's source has.
+        given: ``--teachers path[:arch][@key] …`` or ``arch``, which override the list; see :meth:`TeacherFile.__str__`.
         teacher_num: how many of them, from the first; None means all.
         known: the architectures that exist, and what builds them.
 
@@ -94,19 +105,25 @@ def chosen_teachers(
         )
     for file in files:
         if file.arch not in known:
-            raise UsageError(
-                f"{source}: unknown architecture {file.arch!r} of {str(file.path)!r}; see models/__init__.py"
+            why = (
+                known.refusal(file.arch)
+                or f"unknown architecture {file.arch!r} of {str(file.path)!r}; see models/__init__.py"
             )
-    return files[:teacher_num]
+            raise UsageError(f"{source}: {why}")
+        if file.path is None and not publishes(known[file.arch], "whole"):
+            raise UsageError(f"{source}: there are no published weights of {file.arch}; name a checkpoint")
+    names = [known.run_name(file.arch) for file in files[:teacher_num]]
+    return [
+        file if name == file.arch else replace(file, run_name=name) for file, name in zip(files, names, strict=False)
+    ]
 
 
-def _listed(entry: tuple[str, str] | Teacher) -> TeacherFile:
+def _listed(entry: tuple[str, str | None] | Teacher) -> TeacherFile:
     """An entry of ``setting.py``."""
     teacher = entry if isinstance(entry, Teacher) else Teacher(*entry)
-    if teacher.path is None:
-        raise UsageError(f"setting.py: a teacher {teacher.arch!r} has no checkpoint; name its file")
-    path, key = located(local(str(teacher.path)))
-    return TeacherFile(teacher.arch, path, key, *_special(f"setting.py: {str(path)!r}", vars(teacher)))
+    path, key = (None, None) if teacher.path is None else located(local(str(teacher.path)))
+    eyes, classes = _special(f"setting.py: {str(path or teacher.arch)!r}", vars(teacher))
+    return TeacherFile(teacher.arch, path, key, eyes=eyes, classes=classes)
 
 
 def _in_json(classes: Classes) -> list[Any]:
@@ -130,7 +147,7 @@ def _special(what: str, said: Mapping[str, Any]) -> tuple[Eyes, Classes | None]:
     return eyes.checked(what), _of_json(said.get("classes"), what)
 
 
-def _parse(text: str, known: Mapping[str, Callable[..., nn.Module]]) -> TeacherFile:
+def _parse(text: str, known: Architectures) -> TeacherFile:
     """As :meth:`TeacherFile.__str__` has it, or a path whose checkpoint or folder says the architecture."""
     plain, brace, said = text.partition(" {")
     if not brace:
@@ -147,27 +164,37 @@ def _parse(text: str, known: Mapping[str, Callable[..., nn.Module]]) -> TeacherF
     return replace(_plain(plain, known), eyes=eyes, classes=classes)
 
 
-def _plain(text: str, known: Mapping[str, Callable[..., nn.Module]]) -> TeacherFile:
-    """``path:arch``, or a path whose checkpoint or folder says the architecture; ``@key`` behind either."""
-    head, _, tail = text.rpartition(":")
-    arch, _, key = tail.partition("@")
-    if head and arch in known and not Path(text).exists():
-        path, inner = located(head)
-        return TeacherFile(arch, path, key or inner)
+def _plain(text: str, known: Architectures) -> TeacherFile:
+    """``arch`` alone, ``path:arch``, or a path whose checkpoint or folder says the architecture; ``@key`` after it."""
+    if text in known and publishes(known[text], "whole"):
+        return TeacherFile(text, None)
+    parts = text.split(":")
+    splits = [(":".join(parts[:n]), ":".join(parts[n:])) for n in range(1, len(parts))]
+    for head, tail in splits if not Path(text).exists() else ():
+        name, _, key = tail.rpartition("@")
+        for arch, last in ((tail, None), (name, key)):
+            if head and arch in known:
+                path, inner = located(head)
+                return TeacherFile(arch, path, last or inner)
     path, inner = located(text)
-    if head and not path.exists():
+    refusals = [known.refusal(name) for name in (text, *(tail for _, tail in splits))]
+    if not path.exists() and any(refusals):
+        raise UsageError(f"--teachers: {[each for each in refusals if each][-1]}")
+    if splits and not path.exists():
+        arch = parts[-1].partition("@")[0]
         raise UsageError(f"--teachers: {text!r}: unknown architecture {arch!r}; see models/__init__.py")
     if not path.is_file():
         raise UsageError(f"--teachers: there is no checkpoint {str(path)!r}")
     return TeacherFile(_arch_of(path, known), path, inner)
 
 
-def _arch_of(path: Path, known: Mapping[str, Callable[..., nn.Module]]) -> str:
+def _arch_of(path: Path, known: Architectures) -> str:
     """The architecture that a checkpoint or its folder says."""
     try:
         state = foreign.read(path)
     except Damaged as error:
-        raise UsageError(f"--teachers: {str(path)!r} cannot be loaded: {error}") from None
+        why = known.refusal(str(path))
+        raise UsageError(f"--teachers: {str(path)!r} cannot be loaded: {error}{f'; {why}' if why else ''}") from None
     # The originals name the folder: resnet32x4_vanilla, wrn_40_2_cifar100_lr_0.05…
     named = [name for name in known if path.parent.name.startswith(name)]
     arch = architecture(state, known) or max(named, key=len, default=None)
@@ -178,12 +205,14 @@ def _arch_of(path: Path, known: Mapping[str, Callable[..., nn.Module]]) -> str:
             f"calls itself {said!r}, which fits no network here" if named_otherwise else "does not say its architecture"
         )
         raise UsageError(f"--teachers: {str(path)!r} {says}; write {path}:ARCH")
+    if getattr(known[arch], "outside", False):
+        raise UsageError(f"--teachers: {str(path)!r} says that its network is {arch}; write {path}:{arch} to use that")
     return arch
 
 
 def require_files(files: Sequence[TeacherFile], dataset: str, source: str) -> None:
     """Raise one UsageError with the commands that train what is missing; ``source`` is what lists the files."""
-    missing = [file for file in files if not file.path.is_file()]
+    missing = [file for file in files if file.path and not file.path.is_file()]
     if missing:
         commands = "\n".join(f"  {training_command(file, dataset)}" for file in missing)
         what = ", ".join(str(file.path) for file in missing)
@@ -194,15 +223,15 @@ def require_files(files: Sequence[TeacherFile], dataset: str, source: str) -> No
 
 def run_prefix(file: TeacherFile, dataset: str) -> str | None:
     """What the name of its run folder begins with, if ``train_teacher.py`` would have named that folder so."""
-    prefix = f"{file.arch.replace('/', '.')}-{dataset}-"
-    return prefix if file.path.parent.name.startswith(prefix) else None
+    prefix = f"{file.name.replace('/', '.')}-{dataset}-"
+    return prefix if file.path and file.path.parent.name.startswith(prefix) else None
 
 
 def training_command(file: TeacherFile, dataset: str) -> str:
     """The command whose run folder holds ``file``: its name spells the options out. For other folders, a plain one."""
     command = f"python train_teacher.py --model {file.arch} --dataset {dataset}"
     prefix = run_prefix(file, dataset)
-    if prefix is None:
+    if prefix is None or file.path is None:
         return f"{command} --trial 0"
     words = re.split(r"-(?=[A-Za-z_]+(?:=|-|$))", file.path.parent.name.removeprefix(prefix))
     options = [f"--{word.replace('=', ' ', 1)}" for word in words]
@@ -214,11 +243,11 @@ def training_command(file: TeacherFile, dataset: str) -> str:
 
 def fingerprint(files: Sequence[TeacherFile]) -> str:
     """``3xresnet20@1a2b3c``: how many of what, and six letters of the paths' checksum, for the run's name."""
-    archs = [file.arch for file in files]
+    archs = [file.name for file in files]
     kinds = "+".join(f"{archs.count(arch)}x{arch}" for arch in dict.fromkeys(archs))
     kinds = kinds if len(kinds) <= 60 else f"{len(files)}xmixed"
     lines = (
-        f"{file.arch} {file.path.as_posix()}"
+        f"{file.name} {file.path.as_posix() if file.path else ''}"
         + (f"@{file.key}" if file.key else "")
         + (f" {json.dumps(file.special, default=str)}" if file.special else "")
         for file in files

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from helper.errors import UsageError
-from helper.seen import logits_shape
+from helper.seen import logits_shape, other_classes
 from helper.teachers.asked import Teachers
 from helper.teachers.cache import weights_checksum
 from helper.teachers.classes import Chosen, ClassMap, Known, class_map
@@ -61,7 +61,8 @@ def load_teachers(
 
     Args:
         files: where they lie.
-        build: architecture → network for the dataset's classes, or with ``num_classes=`` others, on the device.
+        build: architecture → network for the dataset's classes, or with ``num_classes=`` others, on the device; with
+            ``whole=True`` it has the weights that its source has.
         data: what they are asked about.
         precision: of ``--precision``, see :func:`helper.teachers.frozen.freeze`.
 
@@ -84,20 +85,18 @@ def load_teachers(
 
 
 def _load(file: TeacherFile, build: Callable[..., nn.Module], data: Around, precision: str) -> Ready:
-    what = f"{SOURCE}: {str(file.path)!r}"
+    what = f"{SOURCE}: {str(file.path or file.arch)!r}"
     classes = None if file.classes is None else class_map(file.classes, data.labels, what)
-    if classes is None:
-        network = build(file.arch)
-        loaded = _with_weights(network, file, data.labels)
-    else:
-        count = _number_of_logits(file, classes, build, what) or data.labels.num_classes
-        network = build(file.arch, num_classes=count)
-        loaded = _with_weights(network, file, Labels("", count))
+    network, loaded = _built(file, build, data.labels, classes, what)
     wants = (getattr(network, "wants", None) or Eyes()).checked(file.arch)
     eyes = file.eyes.over(_eyes_of(loaded, what)).over(wants)
     conversion = conversion_for(network, eyes, data.shown, data.images, what)
     images = conversion(data.images) if conversion else data.images
-    count = logits_shape(network, images, file.arch, data.labels.dataset)[-1]
+    shape = logits_shape(network, images, file.arch, data.labels.dataset)
+    if classes is not None:
+        _require_named(shape[-1], classes, what)
+    elif shape != (data.labels.num_classes,):
+        raise other_classes(file.arch, shape, data.labels.dataset, data.labels.num_classes)
     special: dict[str, Any] = {"eyes": conversion.wanted.said()} if conversion else {}
     checksum = weights_checksum(network)
     network = freeze(network, images, precision)
@@ -105,34 +104,52 @@ def _load(file: TeacherFile, build: Callable[..., nn.Module], data: Around, prec
     if classes is not None:
         known = classes.known if len(classes.known) < data.labels.num_classes else None
         special |= {"classes": len(classes.known)}
-        if classes.logits != tuple(range(count)):
+        if classes.logits != tuple(range(shape[0])):
             network, special["logits"] = Chosen(network, classes.logits), list(classes.logits)
-    notes = [*loaded.notes, *_unfinished(file.path, loaded.about)]
-    notes += [f"{file.path}: sees {conversion.wanted}"] if conversion else []
-    return Ready(network, conversion, known, (file.arch, checksum, special), notes)
+    notes = [*loaded.notes, *(_unfinished(file.path, loaded.about) if file.path else ())]
+    notes += [f"{file.path or file.arch}: sees {conversion.wanted}"] if conversion else []
+    return Ready(network, conversion, known, (file.name, checksum, special), notes)
 
 
-def _number_of_logits(file: TeacherFile, classes: ClassMap, build: Callable[..., nn.Module], what: str) -> int | None:
-    """How many a teacher has whose classes are said; None where that cannot be told.
+def _built(
+    file: TeacherFile, build: Callable[..., nn.Module], labels: Labels, classes: ClassMap | None, what: str
+) -> tuple[nn.Module, Loaded]:
+    """The network with its weights, and what was said of these."""
+    if file.path is None:
+        return build(file.arch, whole=True), Loaded({}, [])
+    if classes is None:
+        network = build(file.arch)
+        return network, _with_weights(network, file, file.path, labels)
+    count = _number_of_logits(file.arch, file.path, classes, build, what) or labels.num_classes
+    network = build(file.arch, num_classes=count)
+    return network, _with_weights(network, file, file.path, Labels("", count))
 
-    Raises:
-        UsageError: they are not those that are said.
-    """
-    count = classes_in(file.path, lambda **settings: build(file.arch, **settings))
-    said = classes.outputs or max(classes.logits) + 1
-    if count is not None and (count < said or (classes.outputs and count != said)):
-        raise UsageError(f"{what}: classes: names {said} logits, but it has {count}")
+
+def _number_of_logits(
+    arch: str, path: Path, classes: ClassMap, build: Callable[..., nn.Module], what: str
+) -> int | None:
+    """How many a teacher has whose classes are said, as its checkpoint tells; None where that does not."""
+    count = classes_in(path, lambda **settings: build(arch, **settings))
+    if count is not None:
+        _require_named(count, classes, what)
     return count or classes.outputs
 
 
-def _with_weights(network: nn.Module, file: TeacherFile, labels: Labels) -> Loaded:
+def _require_named(count: int, classes: ClassMap, what: str) -> None:
+    """UsageError unless so many logits are what ``classes`` says of them."""
+    said = classes.outputs or max(classes.logits) + 1
+    if count < said or (classes.outputs and count != said):
+        raise UsageError(f"{what}: classes: names {said} logits, but it has {count}")
+
+
+def _with_weights(network: nn.Module, file: TeacherFile, path: Path, labels: Labels) -> Loaded:
     """Load them; of a network that is to see brightness alone the first convolution may have one channel for that."""
     try:
-        return load_network(network, file.path, file.arch, labels, SOURCE, file.key)
+        return load_network(network, path, file.arch, labels, SOURCE, file.key)
     except UsageError:
         if file.eyes.channels != 1 or not narrowed(network):
             raise
-    return load_network(network, file.path, file.arch, labels, SOURCE, file.key)
+    return load_network(network, path, file.arch, labels, SOURCE, file.key)
 
 
 def _eyes_of(loaded: Loaded, what: str) -> Eyes:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from scripts.bench.subjects import AVERAGE, Offline, Pair, Setting, pairs, step_of
+from scripts.bench.subjects import AVERAGE, Offline, Pair, Setting, step_of
 from scripts.bench.timing import Rows
 
 TITLE = "peak memory"
@@ -25,8 +25,10 @@ def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Ro
     tables = {}
     for setting in opt.settings:
         say(str(setting))
-        rows: Rows = {str(pair or ALONE): {"MB": peak_of(pair, setting, opt)} for pair in (None, *pairs())}
-        for pair in pairs():
+        with Offline(setting, opt) as bench:
+            pairs = bench.pairs()
+        rows: Rows = {str(pair or ALONE): {"MB": peak_of(pair, setting, opt)} for pair in (None, *pairs)}
+        for pair in pairs:
             rows[str(pair)]["vs_average"] = rows[str(pair)]["MB"] / rows[str(Pair(pair.distill, AVERAGE))]["MB"]
         tables[str(setting)] = rows
     return tables
@@ -42,19 +44,16 @@ def peak_of(pair: Pair | None, setting: Setting, opt: argparse.Namespace) -> flo
             step()
 
         gc.collect()
-        return (peak_on_cuda(train, bench.device) if bench.device.type == "cuda" else peak_on_cpu(train)) / 1e6
-
-
-def peak_on_cuda(call: Callable[[], None], device: torch.device) -> int:
-    """Bytes in use at most during a call, above those before."""
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    return torch.cuda.max_memory_allocated(device) - before
+        if bench.device.type != "cuda":
+            return peak_on_cpu(train) / 1e6
+        before = torch.cuda.memory_allocated(bench.device)
+        torch.cuda.reset_peak_memory_stats(bench.device)
+        train()
+        return (torch.cuda.max_memory_allocated(bench.device) - before) / 1e6
 
 
 def peak_on_cpu(call: Callable[[], None]) -> int:
-    """The same of a CPU: the largest sum of what was allocated and freed up to any moment."""
+    """Bytes in use at most during a call: the largest sum of what was allocated and freed up to any moment."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         call()
     with tempfile.TemporaryDirectory() as folder:

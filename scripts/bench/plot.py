@@ -7,9 +7,8 @@ from typing import Any
 
 import matplotlib
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
-from scripts.bench.timing import Rows, figure
+from scripts.bench.timing import figure
 
 matplotlib.use("Agg")  # no display is needed
 
@@ -25,19 +24,15 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     canvas, grid = plt.subplots(1, count, figsize=(6.5 * count, 7), squeeze=False, layout="constrained")
     for axes, (title, rows) in zip(grid.flat, panels, strict=False):
         axes.set_title(title, fontsize=10)
-        draw_rows(axes, rows)
+        for place, (name, row) in enumerate(rows.items()):  # the first on top; hatched: not what this collection does
+            then = "as released" in name
+            fill = {"color": "white", "hatch": "///"} if then else {"color": "0.6"}
+            axes.barh(place, row["ms"], edgecolor="black", **fill)
+            axes.annotate(f" {figure(row['ms'])}", (row["ms"], place), va="center", fontsize=7)
+        axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.set_xlabel("ms per step")
     canvas.suptitle(figures["machine"], fontsize=9)
     canvas.savefig(path, dpi=150)
     plt.close(canvas)
-
-
-def draw_rows(axes: Axes, rows: Rows) -> None:
-    """A bar for each row, the first on top; hatched where it is not what this collection does."""
-    for place, (name, row) in enumerate(rows.items()):
-        then = "as released" in name
-        axes.barh(place, row["ms"], color="white" if then else "0.6", hatch="///" if then else "", edgecolor="black")
-        axes.annotate(f" {figure(row['ms'])}", (row["ms"], place), va="center", fontsize=7)
-    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)
-    axes.set_xlabel("ms per step")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from distiller_zoo import distill_dict
 from scripts.bench.as_released import has_released_form
-from scripts.bench.subjects import AVERAGE, METHODS, Offline, Pair, pairs, step_of
+from scripts.bench.subjects import AVERAGE, METHODS, Offline, Pair, step_of
 from scripts.bench.timing import Rows, alternate, ratio, rows_of
 
 TITLE = "training steps, K teachers → one student"
@@ -25,19 +25,20 @@ def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Ro
 
 def rows_of_setting(bench: Offline, opt: argparse.Namespace, say: Callable[[str], None]) -> Rows:
     """All of ours in turn, then what there is of the released form, each beside our own."""
-    live = {str(pair): step_of(bench.fit(pair)) for pair in pairs()}
-    on_logits = [pair for pair in pairs() if distill_dict[pair.distill].on_logits()]
+    pairs = bench.pairs()
+    live = {str(pair): step_of(bench.fit(pair)) for pair in pairs}
+    on_logits = [pair for pair in pairs if distill_dict[pair.distill].on_logits()]
     cached = {f"{pair}, cached": step_of(bench.fit(pair, cached=True)) for pair in on_logits}
     ours = {ALONE: bench.alone(), TEACHERS: bench.teachers_forward(), IMAGES: bench.own_images(), **live, **cached}
     say(f"{bench.setting}: {len(ours)} of ours")
     times = alternate(ours, opt.steps, opt.seconds, bench.device)
     rows = rows_of(times, opt.batch_size, list(ours), ALONE)
     rows[IMAGES]["vs_teachers_and_student"] = ratio(times, IMAGES, TEACHERS, ALONE)
-    for pair in pairs():
+    for pair in pairs:
         rows[str(pair)]["vs_average"] = ratio(times, str(pair), str(Pair(pair.distill, AVERAGE)))
         rows[str(pair)]["vs_teachers_and_student"] = ratio(times, str(pair), TEACHERS, ALONE)
 
-    known = [pair for pair in pairs() if pair.ensemble in METHODS and has_released_form(distill_dict[pair.distill])]
+    known = [pair for pair in pairs if pair.ensemble in METHODS and has_released_form(distill_dict[pair.distill])]
     then = {f"{pair}, as released": bench.released(pair) for pair in known}
     say(f"{bench.setting}: {len(then)} as released")
     beside = {ALONE: ours[ALONE], **{str(pair): live[str(pair)] for pair in known}, **then}

@@ -168,7 +168,12 @@ class Offline:
         self.batches = list(self.session.loaders.train)
         self.images = self.batches[0].images
         self._folder = tempfile.TemporaryDirectory()
-        self.files = [self._teacher_file(k) for k in range(setting.teacher_num)]
+        self.paths = [Path(self._folder.name) / f"{k}.pth" for k in range(setting.teacher_num)]
+        self.files = [TeacherFile(setting.teacher, path) for path in self.paths]
+        for path in self.paths:  # what a training run might have left
+            network = self.session.build(setting.teacher)
+            settle(network, self.images[:SETTLED])
+            checkpoint.save({"model": network.state_dict()}, path)
 
     def __enter__(self) -> Offline:
         return self
@@ -176,24 +181,9 @@ class Offline:
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def _teacher_file(self, k: int) -> TeacherFile:
-        """The checkpoint of a teacher that a training run might have left."""
-        network = self.session.build(self.setting.teacher)
-        settle(network, self.images[:SETTLED])
-        file = TeacherFile(self.setting.teacher, Path(self._folder.name) / f"{k}.pth")
-        checkpoint.save({"model": network.state_dict()}, file.path)
-        return file
-
     def _load(self) -> Teachers:
         session = self.session
         return load_teachers(self.files, session.construct, session.around, session.precision)[0]
-
-    def raw_teachers(self) -> list[nn.Module]:
-        """The networks as their training left them."""
-        networks = [self.session.build(file.arch) for file in self.files]
-        for network, file in zip(networks, self.files, strict=True):
-            network.load_state_dict(checkpoint.load(file.path)["model"])
-        return networks
 
     @cached_property
     def teachers(self) -> Teachers:
@@ -253,6 +243,16 @@ class Offline:
         methods = [ensemble_dict[pair.ensemble](**chosen) for _ in range(2)]
         return train_student.distillation(parser, opt, self.session, student, teachers, methods)
 
+    def pairs(self) -> list[Pair]:
+        """All pairs but those whose loss refuses these networks."""
+        refused = set()
+        for distill in distill_dict:
+            try:
+                self.distillation(Pair(distill, AVERAGE), self.teachers)
+            except UsageError:
+                refused.add(distill)
+        return [pair for pair in pairs() if pair.distill not in refused]
+
     def fit(self, pair: Pair, cached: bool = False) -> Fit:
         """A student under all teachers, or under what the cache has of them."""
         task = self.distillation(pair, self.caching_teachers if cached else self.teachers)
@@ -265,8 +265,10 @@ class Offline:
         has_solver = "qp_solver" in parser.hyperparameters(opt, "ensemble_method")
         task = self.distillation(pair, self.teachers, **({"qp_solver": "svm"} if has_solver else {}))
         method = task.terms[0].method
-        released = ReleasedDistillation(task.student, self.raw_teachers(), task.adapters, method, opt.kd_T, opt.beta)
-        return task, released
+        raw = [self.session.build(file.arch) for file in self.files]  # as their training left them
+        for network, path in zip(raw, self.paths, strict=True):
+            network.load_state_dict(checkpoint.load(path)["model"])
+        return task, ReleasedDistillation(task.student, raw, task.adapters, method, opt.kd_T, opt.beta)
 
     def released(self, pair: Pair) -> Step:
         """A step as released."""

@@ -44,8 +44,12 @@ def alternate(variants: Mapping[str, Callable[[], object]], rounds: int, seconds
         rounds: how many, unless ``seconds`` are over and there were ``FEWEST``.
     """
     names = list(variants)
-    for name in names:
-        warm_up(variants[name], device)
+    for (
+        name
+    ) in names:  # the first calls are slow (kernels are chosen, memory is fetched): three, but of a slow step one
+        for _ in range(3):
+            if seconds_of(variants[name], device) > SLOW:
+                break
     times: Times = {name: [] for name in names}
     started = time.monotonic()
     for number in range(rounds):
@@ -55,13 +59,6 @@ def alternate(variants: Mapping[str, Callable[[], object]], rounds: int, seconds
         for name in ordered(names, number):
             times[name].append(seconds_of(variants[name], device))
     return times
-
-
-def warm_up(call: Callable[[], object], device: torch.device) -> None:
-    """The first calls are slow (kernels are chosen, memory is fetched): three, but of a slow step only one."""
-    for _ in range(3):
-        if seconds_of(call, device) > SLOW:
-            return
 
 
 def ordered(names: Sequence[str], number: int) -> list[str]:
@@ -79,16 +76,12 @@ def ratio(times: Times, name: str, *others: str) -> float:
 
 def rows_of(times: Times, batch_size: int, names: Sequence[str], yardstick: str) -> Rows:
     """Milliseconds, images per second and the ratio to one of the variants, for some of them."""
-    medians = {name: median(times[name]) for name in names}
-    return {
-        name: {
-            "ms": 1e3 * seconds,
-            "images_per_s": batch_size / seconds,
-            f"vs_{yardstick}": ratio(times, name, yardstick),
-            "rounds": len(times[name]),
-        }
-        for name, seconds in medians.items()
-    }
+    rows: Rows = {}
+    for name in names:
+        seconds = median(times[name])
+        rows[name] = {"ms": 1e3 * seconds, "images_per_s": batch_size / seconds}
+        rows[name] |= {f"vs_{yardstick}": ratio(times, name, yardstick), "rounds": len(times[name])}
+    return rows
 
 
 def text_of(rows: Rows) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from statistics import mean
 
 import matplotlib
 from matplotlib import pyplot as plt
@@ -19,6 +20,7 @@ matplotlib.use("Agg")  # no display is needed
 
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)))
 MARKERS = "osD^vPX*"
+FILLED = {"alone": ("white", "///"), "student": ("lightsteelblue", ""), "online": ("gainsboro", "..")}
 Series = tuple[str, Group, str]
 """A label, whose it is, and which metric."""
 
@@ -28,18 +30,16 @@ def draw_accuracy(groups: Sequence[Group]) -> Figure:
     figure, axes = plt.subplots(figsize=(8.5, 1.3 + 0.42 * len(groups)), layout="constrained")
     for row, each in enumerate(groups):
         values = [run.accuracy("last") for run in each.runs]
-        mean, std = each.mean_std(partial(Run.accuracy, which="last"))
+        last, std = each.mean_std(partial(Run.accuracy, which="last"))
         best, _ = each.mean_std(partial(Run.accuracy, which="best"))
-        color, hatch = {"alone": ("white", "///"), "student": ("lightsteelblue", ""), "online": ("gainsboro", "..")}[
-            each.first.kind
-        ]
+        color, hatch = FILLED[each.first.kind]
         half = half_width(values)
-        axes.barh(row, mean, 0.62, xerr=half, color=color, hatch=hatch, edgecolor="black", linewidth=0.6, capsize=4)
+        axes.barh(row, last, 0.62, xerr=half, color=color, hatch=hatch, edgecolor="black", linewidth=0.6, capsize=4)
         if len(values) > 1:
             places = [row - 0.26 + 0.18 * i / (len(values) - 1) for i in range(len(values))]  # equal seeds both show
             axes.plot(values, places, "o", color="black", markerfacecolor="white", markersize=4)
         axes.plot(best, row + 0.2, "D", color="black", markerfacecolor="white", markersize=5)
-        axes.annotate(spread(mean, std), (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+        axes.annotate(spread(last, std), (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     start = cut(axes, groups)
     axes.set_yticks(range(len(groups)), [each.label for each in groups])
     axes.invert_yaxis()
@@ -55,7 +55,7 @@ def cut(axes: Axes, groups: Sequence[Group]) -> float:
     """Begin the axis a little below the lowest value; returns where."""
     values = [run.accuracy(which) for each in groups for run in each.runs for which in ("last", "best")]
     seeds = [[run.accuracy("last") for run in each.runs] for each in groups]
-    tips = [sum(each) / len(each) + (half_width(each) or 0.0) for each in seeds]
+    tips = [mean(each) + (half_width(each) or 0.0) for each in seeds]
     spread_of_all = max(values) - min(values)
     margin = max(0.25 * spread_of_all, 0.5)
     start = max(0.0, float(int(min(values) - margin)))
@@ -74,16 +74,13 @@ def draw_curves(groups: Sequence[Group]) -> Figure:
     families = [[each for each in groups if (each.first.kind == "online") == online] for online in (False, True)]
     families = [family for family in families if family]
     sizes = [max(3.2, 0.5 + 0.23 * len(family)) for family in families]
-    figure, grid = plt.subplots(
-        *(len(families), 2),
-        figsize=(12, 0.5 + sum(sizes)),
-        height_ratios=sizes,
-        width_ratios=(3, 2),
-        squeeze=False,
-        layout="constrained",
-    )
+    shares = {"height_ratios": sizes, "width_ratios": (3, 2)}
+    size = (12, 0.5 + sum(sizes))
+    figure, grid = plt.subplots(len(families), 2, figsize=size, gridspec_kw=shares, squeeze=False, layout="constrained")
     for (left, right), family in zip(grid, families, strict=True):
-        series = [(each.label, each, chosen_by(each)) for each in family]
+        held_out = ["validation_accuracy" in each.names() for each in family]  # the best epoch is chosen by it then
+        names = ["validation_accuracy" if held else "test_accuracy" for held in held_out]
+        series = [(each.label, each, name) for each, name in zip(family, names, strict=True)]
         draw_series(left, series, legend=False)
         draw_series(right, series)
         left.set_ylabel(f"{chosen_on(family)} accuracy (%){bands(family)}", fontsize=9)
@@ -92,24 +89,12 @@ def draw_curves(groups: Sequence[Group]) -> Figure:
     return figure
 
 
-def chosen_by(each: Group) -> str:
-    """The metric that the best epoch is chosen by."""
-    held_out = "validation_accuracy"
-    return held_out if held_out in each.names() else "test_accuracy"
-
-
 def zoom(axes: Axes, series: Sequence[Series]) -> None:
     """Show the last third of the epochs, and only what accuracies lie there."""
-    curves = [each.curve(name) for _, each, name in series]
-    end = max(epochs[-1] for epochs, _, _ in curves)
+    points = [point for _, each, name in series for point in zip(*each.curve(name), strict=True)]
+    end = max(epoch for epoch, _, _ in points)
     start = min(end - 1, end - end // 3)
-    values = [
-        value
-        for epochs, means, stds in curves
-        for epoch, mean, std in zip(epochs, means, stds, strict=True)
-        for value in (mean - std, mean + std)
-        if epoch >= start
-    ]
+    values = [mean + sign * std for epoch, mean, std in points if epoch >= start for sign in (-1, 1)]
     margin = max(0.1, 0.05 * (max(values) - min(values)))
     axes.set_xlim(start - 0.05 * (end - start), end + 0.05 * (end - start))
     axes.set_ylim(min(values) - margin, max(values) + margin)
@@ -150,18 +135,18 @@ def draw_line(axes: Axes, index: int, x: Sequence[float], y: Sequence[float], la
     )
 
 
-def weight_panels(groups: Sequence[Group]) -> Iterator[tuple[str, list[Series]]]:
-    """Title and curves of each method and level that weighs teachers, of those with two or more."""
-    for each in groups:
-        for prefix, level in each.levels.items():
-            names = each.names(f"{prefix}weight_")
-            if len(names) > 1:
-                yield f"{each.label}\n{level}", [(f"teacher {k}", each, name) for k, name in enumerate(names)]
+def levels_of(groups: Sequence[Group]) -> list[tuple[Group, str, str]]:
+    """Each group at each level: what the names of its curves there begin with, and what its losses compare."""
+    return [(each, prefix, level) for each in groups for prefix, level in each.levels.items()]
 
 
 def draw_weights(groups: Sequence[Group]) -> Figure | None:
-    """Each teacher's mean weight in every epoch, a panel per method and level. None without teachers."""
-    panels = list(weight_panels(groups))
+    """Each teacher's mean weight in every epoch, a panel per method and level. None without two teachers or more."""
+    panels = [
+        (f"{each.label}\n{level}", [(f"teacher {k}", each, name) for k, name in enumerate(names)])
+        for each, prefix, level in levels_of(groups)
+        if len(names := each.names(f"{prefix}weight_")) > 1
+    ]
     if not panels:
         return None
     columns = min(3, len(panels))
@@ -185,8 +170,7 @@ def draw_conflict(groups: Sequence[Group]) -> Figure | None:
     """Mean cosine between the teachers' gradients; None where no method has looked at them."""
     series = [
         (f"{each.label}: {level}", each, f"{prefix}gradient_cosine")
-        for each in groups
-        for prefix, level in each.levels.items()
+        for each, prefix, level in levels_of(groups)
         if each.names(f"{prefix}gradient_cosine")
     ]
     return one_panel(series, "mean cosine between two teachers' gradients\n(1 agree, 0 unrelated, below 0 conflict)")
@@ -195,8 +179,7 @@ def draw_conflict(groups: Sequence[Group]) -> Figure | None:
 def draw_solver(groups: Sequence[Group]) -> Figure | None:
     """Solvers beside the exact one: the length of the combined gradient with either's weights, and how often a solver
     left its start; None where only the exact one was used."""
-    levels = [(each, prefix, level) for each in groups for prefix, level in each.levels.items()]
-    solved = [one for one in levels if one[0].names(f"{one[1]}exact_combined_gradient")]
+    solved = [one for one in levels_of(groups) if one[0].names(f"{one[1]}exact_combined_gradient")]
     if not solved:
         return None
     lengths: list[Series] = []
@@ -233,46 +216,31 @@ def one_panel(series: Sequence[Series], label: str) -> Figure | None:
 
 def draw_cost(groups: Sequence[Group]) -> Figure | None:
     """Each peer's accuracy against its parameters and MACs; None unless some peers are thinner than others."""
-    thin = {each.first.setting["method"] for each in groups if compressed(each)}
-    chosen = [each for each in groups if each.first.kind == "online" and each.first.setting["method"] in thin]
+    online = [each for each in groups if each.first.kind == "online"]
+    sizes = [{cost["parameters"] for cost in each.first.result.get("peers", [])} for each in online]
+    thin = {each.first.setting["method"] for each, of_peers in zip(online, sizes, strict=True) if len(of_peers) > 1}
+    chosen = [each for each in online if each.first.setting["method"] in thin]
     if not chosen:
         return None
     figure, grid = plt.subplots(1, 2, figsize=(9.5, 4.4 + 0.2 * len(chosen)), sharey=True, layout="constrained")
-    for axes, name, scale, label in zip(
-        grid,
-        ("parameters", "macs"),
-        (1e3, 1e6),
-        ("parameters (thousands)", "multiply-accumulates (millions)"),
-        strict=True,
-    ):
+    kinds = (("parameters", 1e3, "parameters (thousands)"), ("macs", 1e6, "multiply-accumulates (millions)"))
+    for axes, (name, scale, label) in zip(grid, kinds, strict=True):
         for index, each in enumerate(chosen):
             costs = [cost[name] / scale for cost in each.first.result["peers"]]
             scores = [each.last(f"test_peer_{j}_accuracy") or (float("nan"), None) for j in range(len(costs))]
-            draw_line(axes, index, costs, [mean for mean, _ in scores], each.label)
-            deviations = [std or 0.0 for _, std in scores]
+            means, deviations = [score for score, _ in scores], [std or 0.0 for _, std in scores]
+            draw_line(axes, index, costs, means, each.label)
             if any(deviations):
-                axes.errorbar(
-                    costs, [mean for mean, _ in scores], deviations, fmt="none", color=f"C{index % 10}", capsize=3
-                )
-        plain_logarithmic(axes)
+                axes.errorbar(costs, means, deviations, fmt="none", color=f"C{index % 10}", capsize=3)
+        axes.set_xscale("log")  # with few and plain numbers
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"{label}, logarithmic")
         axes.grid(alpha=0.4, which="both")
     grid[0].set_ylabel("test accuracy of one peer after the last epoch (%)")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
-
-
-def plain_logarithmic(axes: Axes) -> None:
-    """A logarithmic x axis with few and plain numbers."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def compressed(each: Group) -> bool:
-    """Whether there are peers of several sizes."""
-    return len({cost["parameters"] for cost in each.first.result.get("peers", [])}) > 1
 
 
 FIGURES = {

@@ -23,11 +23,13 @@ img { max-width: 100%; height: auto; } pre { background: #f3f3f3; padding: 1rem;
 
 def page(title: str, tables: Sequence[Table], words: Sequence[str], commands: Mapping[str, str], folder: Path) -> str:
     """The page, with the figures that lie in ``folder``."""
-    parts = [f"<h1>{escape(title)}</h1>", *tables_of(tables[:1]), *(f"<p>{escape(line)}</p>" for line in words)]
+    parts = [f"<h1>{escape(title)}</h1>", *map(html_table, tables[:1]), *(f"<p>{escape(line)}</p>" for line in words)]
     for name, (caption, _) in FIGURES.items():
-        if (folder / f"{name}.png").is_file():
-            parts.append(figure(caption, folder / f"{name}.png"))
-    parts += [*tables_of(tables[1:]), "<h2>Commands</h2>"]
+        if (path := folder / f"{name}.png").is_file():
+            data = base64.b64encode(path.read_bytes()).decode()  # inlined
+            alt = escape(caption)
+            parts.append(f'<h2>{alt}</h2>\n<img alt="{alt}" src="data:image/png;base64,{data}">')
+    parts += [*map(html_table, tables[1:]), "<h2>Commands</h2>"]
     parts += [f"<h3>{escape(label)}</h3>\n<pre>{escape(command)}</pre>" for label, command in commands.items()]
     body = "\n".join(parts)
     return (
@@ -35,11 +37,6 @@ def page(title: str, tables: Sequence[Table], words: Sequence[str], commands: Ma
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
-
-
-def tables_of(tables: Sequence[Table]) -> list[str]:
-    """Each table as HTML."""
-    return [html_table(table) for table in tables]
 
 
 def html_table(table: Table) -> str:
@@ -51,9 +48,3 @@ def html_table(table: Table) -> str:
         f"<h2>{escape(table.title)}</h2>\n<p>{escape(table.words)}</p>\n"
         f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
     )
-
-
-def figure(caption: str, path: Path) -> str:
-    """An image, inlined, under its caption."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<h2>{escape(caption)}</h2>\n<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 
 from scripts.reporting.runs import group, runs_in
 from scripts.reporting.tables import Table, all_tables, spread
@@ -50,20 +49,13 @@ def part(path: Path) -> str:
         rows = list(csv.DictReader(file))
     table = Table("", "", ["method", "last epoch", "best epoch", "seeds", "epochs", "images/s"])
     for label in dict.fromkeys(row["method"] for row in rows):
-        table.rows.append(cells(label, [row for row in rows if row["method"] == label]))
+        runs = [row for row in rows if row["method"] == label]
+        last, best, speed = (
+            [float(run[name]) for run in runs] for name in ("last_accuracy", "best_accuracy", "images_per_second")
+        )
+        scores = [spread(mean(each), stdev(each) if len(runs) > 1 else None) for each in (last, best)]
+        table.rows.append([label, *scores, str(len(runs)), runs[0]["epochs"], f"{mean(speed):.0f}"])
     on = " or ".join(sorted({row["best_chosen_on"] for row in rows}))
     words = f"Test accuracy in %, mean ± standard deviation over seeds; the best epoch is chosen on the {on} set."
     devices = ", ".join(dict.fromkeys(row["device"].replace(" 1 threads", " 1 thread") for row in rows))
     return f"{words}\n\n{table.markdown()}\n\nEach run on: {devices}.\n"
-
-
-def cells(label: str, rows: Sequence[dict[str, str]]) -> list[str]:
-    """One row from the runs of one label."""
-    last, best, speed = (
-        [float(row[name]) for row in rows] for name in ("last_accuracy", "best_accuracy", "images_per_second")
-    )
-    accuracies = [
-        spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
-        for values in (last, best)
-    ]
-    return [label, *accuracies, str(len(rows)), rows[0]["epochs"], f"{statistics.mean(speed):.0f}"]

@@ -15,7 +15,7 @@ import train_online
 import train_student
 import train_teacher
 from helper.errors import UsageError
-from helper.options import Options, text_of
+from helper.options import Options, text_of, typed
 from helper.run_folder import parameters_of, write_atomically
 from helper.teachers.files import TeacherFile, fingerprint
 
@@ -76,6 +76,14 @@ class Run:
     def accuracy(self, which: str) -> float:
         """On the test set, in percent; ``which`` is ``last`` or ``best``."""
         return self.result[which]["test_accuracy"]
+
+    def best_mean_of_peers(self) -> float:
+        """The largest mean of the peers' test accuracies over the epochs, as OKDDip's code reports its baselines.
+
+        A run that chose its best epoch on held out images has it of that epoch alone.
+        """
+        name = "test_peer_accuracy"
+        return max([row[name] for row in self.metrics if name in row], default=self.result["best"][name])
 
     @property
     def command(self) -> str:
@@ -181,8 +189,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     settings: list[dict[str, Any]] = []
     members: list[list[Run]] = []
     for run in runs:
-        setting = run.setting
-        if setting not in settings:
+        if (setting := run.setting) not in settings:
             settings.append(setting)
             members.append([])
         members[settings.index(setting)].append(run)
@@ -191,7 +198,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     for setting, label, of_setting in zip(settings, labels, members, strict=True):
         twins = [other for other, same in zip(settings, labels, strict=True) if same == label]
         telling = [name for name in setting if differs(name, twins) and setting[name] is not None]
-        extra = [f"{name} {plain(setting[name])}" for name in telling]
+        extra = [f"{name} {typed(setting[name])}" for name in telling]
         groups.append(Group(", ".join([label, *extra]), of_setting))
     return groups
 
@@ -215,8 +222,3 @@ def family(each: Group) -> tuple[str, ...]:
 def differs(name: str, settings: Sequence[dict[str, Any]]) -> bool:
     """Whether one of the settings has another value of the option than the first."""
     return any(setting.get(name) != settings[0].get(name) for setting in settings)
-
-
-def plain(value: Any) -> str:
-    """An option's value as it is typed."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -53,15 +53,9 @@ def baseline_of(each: Group, groups: Sequence[Group]) -> Group | None:
         **{name: mine[name] for name in ("model_s", "dataset", "teachers", "epochs", "batch_size")},
         **{name: parser.get_default(name) for name in ("distill", "ensemble_method", "beta")},
     }
-    fitting = [
-        other
-        for other in groups
-        if other is not each
-        and other.first.kind == "student"
-        and all(other.first.setting[name] == value for name, value in wanted.items())
-    ]
-    is_default = all(mine[name] == value for name, value in wanted.items())
-    return None if is_default or not fitting else min(fitting, key=lambda other: distance(each, other))
+    students = [other for other in groups if other.first.kind == "student"]
+    fitting = [other for other in students if wanted.items() <= other.first.setting.items()]
+    return None if each in fitting or not fitting else min(fitting, key=lambda other: distance(each, other))
 
 
 def distance(one: Group, other: Group) -> int:

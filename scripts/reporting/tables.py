@@ -9,17 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.reporting.published import published
+from scripts.reporting.published import OF, published
 from scripts.reporting.runs import Group, Run, family
 from scripts.reporting.statistics import baseline_name, baseline_of, paired
 
 BEYOND = {
     "NLL (nats)": "test_loss",
     "ECE (%)": "test_ece",
+    "balanced accuracy (%)": "test_balanced_accuracy",
     "agreement with the ensemble (%)": "test_ensemble_agreement",
     "KL to the ensemble (nats)": "test_ensemble_kl",
 }
 """Column titles and what ``result.json`` calls the scores."""
+
+
+MOST_CLASSES = 20
+"""In the table of classes."""
 
 
 @dataclass
@@ -83,23 +88,22 @@ def rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def spread(mean: float, std: float | None) -> str:
+def spread(mean: float, std: float | None, digits: int = 2) -> str:
     """``97.20 ± 0.31``."""
-    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def all_tables(groups: Sequence[Group]) -> list[Table]:
     """Those that have rows."""
-    makers = (accuracy_table, options_table, beyond_table, weights_table, peer_table, published_table)
-    made = [make(groups) for make in makers]
-    return [table for table in made if table.rows]
+    makers = (accuracy_table, options_table, beyond_table, class_table, weights_table, peer_table, published_table)
+    return [table for make in makers if (table := make(groups)).rows]
 
 
 def accuracy_table(groups: Sequence[Group]) -> Table:
     """Last and best, and the paired difference to the default weighting."""
     words = (
         f"{reported_on(groups).capitalize()} accuracy in %, mean ± standard deviation over seeds; "
-        f"the best epoch is chosen on the {chosen_on(groups)} set. "
+        f"the best epoch is chosen on the {chosen_on(groups)} set."
     )
     header = ["method", "last epoch", "best epoch", f"last − {baseline_name()}", "seeds", "epochs", "images/s", "hours"]
     table = Table("Accuracy", words, header)
@@ -107,14 +111,15 @@ def accuracy_table(groups: Sequence[Group]) -> Table:
         last, best = (each.mean_std(partial(Run.accuracy, which=which)) for which in ("last", "best"))
         speed, _ = each.mean_std(lambda run: run.result["images_per_second"])
         hours, _ = each.mean_std(lambda run: run.result["hours"])
-        row = [each.label, spread(*last), spread(*best), difference(each, groups), str(len(each.runs))]
+        baseline = baseline_of(each, groups)
+        gap = paired(each, baseline) if baseline else None
+        row = [each.label, spread(*last), spread(*best), str(gap or ""), str(len(each.runs))]
         table.rows.append([*row, str(each.first.result["epochs"]), f"{speed:.0f}", f"{hours:.2f}"])
     if any(row[3] for row in table.rows):
         table.words += (
-            f"− {baseline_name()}: mean difference to the same student under the same teachers over the same seeds, "
+            f" − {baseline_name()}: mean difference to the same student under the same teachers over the same seeds, "
             "with Student's 95 % interval where there are two seeds or more."
         )
-    table.words = table.words.strip()
     return table
 
 
@@ -126,13 +131,6 @@ def reported_on(groups: Sequence[Group]) -> str:
 def chosen_on(groups: Sequence[Group]) -> str:
     """``test``, ``val``, ``validation`` or several of them."""
     return " or ".join(sorted({run.result["best_chosen_on"] for each in groups for run in each.runs}))
-
-
-def difference(each: Group, groups: Sequence[Group]) -> str:
-    """The paired difference to the baseline, if there is one."""
-    baseline = baseline_of(each, groups)
-    found = paired(each, baseline) if baseline else None
-    return str(found) if found else ""
 
 
 def options_table(groups: Sequence[Group]) -> Table:
@@ -155,24 +153,40 @@ def beyond_table(groups: Sequence[Group]) -> Table:
     """Calibration, likelihood, and how close students are to their teachers' ensemble."""
     words = (
         "After the last epoch, on the test set. NLL: negative log-likelihood; ECE: expected calibration error, "
-        "15 bins; ensemble: the teachers' mean probability; gap: the student's accuracy minus the ensemble's."
+        "15 bins; balanced accuracy: the mean of the classes'; ensemble: the teachers' mean probability; gap: the "
+        "student's accuracy minus the ensemble's."
     )
     table = Table("Beyond accuracy", words, ["method", *BEYOND, "gap to the ensemble"])
     for each in groups:
         scores = [each.last(name) for name in BEYOND.values()]
-        gap = each.mean_std(ensemble_gap) if "teacher_ensemble" in each.first.result else None
-        decimals = [3, 2, 2, 3]
-        cells = [number(score, digits) for score, digits in zip(scores, decimals, strict=True)]
-        table.rows.append([each.label, *cells, f"{gap[0]:+.2f}" if gap else ""])
+        decimals = (3, 2, 2, 2, 3)
+        cells = [spread(*score, digits) if score else "" for score, digits in zip(scores, decimals, strict=True)]
+        gap = f"{each.mean_std(ensemble_gap)[0]:+.2f}" if "teacher_ensemble" in each.first.result else ""
+        table.rows.append([each.label, *cells, gap])
     return table
 
 
-def number(score: tuple[float, float | None] | None, digits: int) -> str:
-    """Mean ± deviation with so many decimals; nothing for None."""
-    if score is None:
-        return ""
-    mean, std = score
-    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
+def class_table(groups: Sequence[Group]) -> Table:
+    """Each class's accuracy under each method that has recorded it, of the dataset of the first of them."""
+    told = [each for each in groups if all("test_class_accuracy" in run.result["last"] for run in each.runs)]
+    told = [each for each in told if each.first.result.get("classes") == told[0].first.result.get("classes")]
+    words = (
+        "Test accuracy of each class in % after the last epoch, mean over seeds: the hardest classes first, "
+        f"{MOST_CLASSES} at most."
+    )
+    table = Table("Classes", words, ["class", "images", *(each.label for each in told)])
+    if not told:
+        return table
+    accuracies = [[run.result["last"]["test_class_accuracy"] for run in each.runs] for each in told]
+    counts = told[0].first.result["last"]["test_class_images"]
+    names = told[0].first.result.get("classes") or [str(number) for number in range(len(counts))]
+    rows = []
+    for label, (name, count) in enumerate(zip(names, counts, strict=True)):
+        if count:
+            means = [sum(run[label] for run in runs) / len(runs) for runs in accuracies]
+            rows.append((sum(means), label, [name, str(count), *(f"{mean:.2f}" for mean in means)]))
+    table.rows = [cells for _, _, cells in sorted(rows)[:MOST_CLASSES]]
+    return table
 
 
 def ensemble_gap(run: Run) -> float:
@@ -240,25 +254,24 @@ def peer_table(groups: Sequence[Group]) -> Table:
 def published_table(groups: Sequence[Group]) -> Table:
     """The rows that the literature has a value for."""
     words = (
-        "Best epoch, as the released scripts report, beside published values of the same dataset, teachers, student "
-        "and method; whatever else differs is listed."
+        "Beside published values of the same dataset, teachers, student and method, and the same of the runs here: "
+        "the best epoch, which most released scripts report, the last, or the epoch in which the peers' mean is best. "
+        "Whatever else differs is listed."
     )
-    table = Table(
-        "Beside published values", words, ["method", "here", "published", "difference", "differs in", "source"]
-    )
+    header = ["method", "of", "here", "published", "difference", "differs in", "source"]
+    table = Table("Beside published values", words, header)
     for each in groups:
         found = published(each)
         if found:
-            mean, std = each.mean_std(partial(Run.accuracy, which="best"))
-            cells = [spread(mean, std), spread(found.value, found.std), f"{mean - found.value:+.2f}"]
+            mean, std = found.here(each)
+            cells = [OF[found.of][0], spread(mean, std), spread(found.value, found.std), f"{mean - found.value:+.2f}"]
             table.rows.append([each.label, *cells, ", ".join(found.differing), found.source])
     return table
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
     """Each set of teachers and each combination of machine and software once."""
-    runs = [run for each in groups for run in each.runs]
-    return [*teacher_lines(runs), *machine_lines(runs)]
+    return [*teacher_lines(runs_of(groups)), *machine_lines(runs_of(groups))]
 
 
 def teacher_lines(runs: Sequence[Run]) -> list[str]:
@@ -283,22 +296,16 @@ def machine_lines(runs: Sequence[Run]) -> list[str]:
     return [f"{words}; revision{'s' * (len(each) > 1)} {', '.join(each)}." for words, each in made.items()]
 
 
-def commands(groups: Sequence[Group]) -> list[str]:
-    """What each row's first run was started with."""
-    return [each.first.command for each in groups]
-
-
 def markdown(groups: Sequence[Group]) -> str:
     """All tables, with the commands below."""
-    parts: list[str] = []
-    for index, table in enumerate(all_tables(groups)):
-        if index:
-            parts += [f"## {table.title}", ""]
-        parts += [table.words, "", table.markdown(), ""]
-        if not index:
-            parts += ["\n\n".join(teacher_lines(runs_of(groups))), ""] if teacher_lines(runs_of(groups)) else []
-            parts += ["\n".join(machine_lines(runs_of(groups))), ""]
-    return "\n".join([*parts, "## Commands", "", "```", *commands(groups), "```", ""])
+    first, *others = all_tables(groups)
+    runs = runs_of(groups)
+    teachers = "\n\n".join(teacher_lines(runs))
+    parts = [first.words, "", first.markdown(), "", *([teachers, ""] if teachers else [])]
+    parts += ["\n".join(machine_lines(runs)), ""]
+    for table in others:
+        parts += [f"## {table.title}", "", table.words, "", table.markdown(), ""]
+    return "\n".join([*parts, "## Commands", "", "```", *(each.first.command for each in groups), "```", ""])
 
 
 def runs_of(groups: Sequence[Group]) -> list[Run]:

@@ -86,6 +86,8 @@ def test_teacher_options(save_dir: Path, words: str, expected: tuple[str, ...]) 
         ("--ensemble_method AKED", ("--ensemble_method", "did you mean 'AEKD'?")),
         ("--feat_start_epoch 1", ("--feat_start_epoch", "no loss on feature maps")),
         ("--distill hint -b 1 --feat_start_epoch 2", ("--feat_start_epoch", "2", "the last of 1 --epochs")),
+        ("--feat_stop_epoch 1", ("--feat_stop_epoch", "no loss on feature maps")),
+        ("--distill hint -b 1 --epochs 9 --feat_stop_epoch 1", ("--feat_stop_epoch: 1 is before", ", 2 (--feat_start")),
         ("--distill hints", ("--distill", "did you mean 'hint'?")),
         ("--ensemble_metod AEKD", ("--ensemble_metod", "did you mean --ensemble_method?")),
         ("--teacher_num 0", ("--teacher_num",)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import distil, metrics, result, teach, teach_each_other, weights
+from tiny_runs import distil, distil_under, metrics, result, teach, teach_each_other, weights
 
 from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
@@ -43,11 +43,11 @@ PAIRS = list(itertools.product(distill_dict, ensemble_dict))
     ("distill", "method", "compiled"),
     [(*pair, "") for pair in PAIRS] + [(*pair, "--compile") for pair in PAIRS[:: len(ensemble_dict) + 1]],
 )
-def test_student(tmp_path: Path, teachers: str, distill: str, method: str, compiled: str) -> None:
+def test_student(tmp_path: Path, teacher_files: list[Path], distill: str, method: str, compiled: str) -> None:
     beta = 0 if distill_dict[distill].on_logits() else 0.1
     late = "--feat_start_epoch 2" if beta else ""
-    words = f"{GPU} {teachers} --distill {distill} --ensemble_method {method} -b {beta} {late} --epochs 2 {compiled}"
-    assert_learned(distil(tmp_path, words).folder)
+    words = f"{GPU} --distill {distill} --ensemble_method {method} -b {beta} {late} --epochs 2 {compiled}"
+    assert_learned(distil_under(teacher_files, tmp_path, words).folder)
 
 
 @pytest.mark.parametrize(

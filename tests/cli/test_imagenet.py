@@ -114,10 +114,12 @@ def test_the_published_options(recipe: str, tmp_path: Path) -> None:
     jobs, out = run_all.plan([], given)
     assert out == f"results/imagenet-{recipe}"
     schedule = "--epochs 90 --learning_rate 0.1 --lr_decay_epochs 30,60 --weight_decay 1e-4"
+    batch = 256
     if recipe == "boc":
+        batch = 128
         schedule = "--epochs 100 --learning_rate 0.001 --lr_decay_epochs 50,70,90 --lr_decay_rate 0.5 "
         schedule += "--weight_decay 1e-4"
-    common = f"--dataset imagenet --data_dir 'a b' --save_dir {tmp_path / 'save'} --batch_size 256 {schedule}"
+    common = f"--dataset imagenet --data_dir 'a b' --save_dir {tmp_path / 'save'} --batch_size {batch} {schedule}"
     for job, command in zip(jobs, PUBLISHED[recipe], strict=True):
         script, *words = shlex.split(command.format(common))
         assert job.words[0] == script

@@ -17,7 +17,7 @@ from tiny_runs import result
 from scripts import report
 from scripts.reporting import figures, tables
 from scripts.reporting.page import page
-from scripts.reporting.published import lines, published
+from scripts.reporting.published import OF, lines, published
 from scripts.reporting.readme import filled_in, texts
 from scripts.reporting.runs import Group, Run, group, read_run
 from scripts.reporting.statistics import baseline_of, half_width, paired
@@ -189,24 +189,71 @@ def a_row(options: str, epochs: int, **others: Any) -> Group:
 
 
 def test_published_value_of_the_same_setting() -> None:
-    options = "teachers=2xvgg13 model_s=vgg8 distill=kd ensemble_method=AEKD"
+    options = "teachers=2xwrn_40_2 model_s=wrn_16_2 distill=kd ensemble_method=AEKD"
     found = published(a_row(options, 240, beta=0.0))
     assert found is not None
-    assert (found.value, found.differing) == (74.11, [])
+    assert (found.value, found.differing) == (75.68, [])
     near = published(a_row(options, 30, beta=0.0, kd_scale="unit"))
     assert near is not None
     assert near.differing == ["30 of 240 epochs", "kd_scale unit"]
-    for other in ("3xvgg13", "2xvgg8"):
-        assert published(a_row(options.replace("2xvgg13", other), 240, beta=0.0)) is None
+    for other in ("3xwrn_40_2", "2xvgg8"):
+        assert published(a_row(options.replace("2xwrn_40_2", other), 240, beta=0.0)) is None
     assert published(a_row(options, 240, beta=0.0, dataset="cifar10")) is None
-    online = published(a_row("method=ONE model=resnet110_bottleneck", 300))
+    online = published(a_row("method=ONE model=resnet164_bottleneck", 300))
     assert online is not None
-    assert (online.value, len(online.differing)) == (78.38, 1)
-    assert "called resnet110 there" in online.differing[0]
+    assert (online.value, online.differing) == (78.38, ["called resnet110 there"])
+    alone = published(a_row("model=resnet32", 300, **RECIPE_OF_ONE))
+    assert alone is not None
+    assert (alone.value, alone.differing) == (68.82, [])
+
+
+RECIPE_OF_ONE = {
+    "batch_size": 128,
+    "learning_rate": 0.1,
+    "weight_decay": 1e-4,
+    "nesterov": False,
+    "pretrained": False,
+    "lr_decay_epochs": [151, 225],
+}
+
+
+def test_published_values_are_held_against_the_same_of_the_runs() -> None:
+    """RepDistiller's table is of the last epoch; means of peers are held against the best mean of the peers."""
+    result = {"last": {"test_accuracy": 70.0}, "best": {"test_accuracy": 71.0, "test_peer_accuracy": 69.0}}
+    metrics = [{"test_peer_accuracy": accuracy} for accuracy in (68.0, 70.5, 69.0)]
+    options = {"gamma": 0.1, "alpha": 0.9, "beta": 0.0}
+    student = a_row("teachers=1xvgg13 model_s=vgg8 distill=kd ensemble_method=AVERAGE_LOSS", 240, **options)
+    peers = a_row("model=densenetd40k12 method=DML", 300, dataset="cifar100")
+    for each, of, expected in ((student, "last", 70.0), (peers, "", 71.0)):
+        each.first.result |= result
+        found = published(each)
+        assert found is not None
+        assert (found.of, found.here(each)) == (of, (expected, None))
+    run = peers.first
+    assert run.best_mean_of_peers() == 69.0, "of the one epoch that is known"
+    run.metrics += metrics
+    assert run.best_mean_of_peers() == 70.5
+    assert {line["of"] for line in lines()} == OF.keys()
+
+
+def test_values_that_a_later_paper_repeats_under_other_teachers_are_not_preferred() -> None:
+    repeated = [line for line in lines() if "CA-MKD's table" in line["note"]]
+    assert len(repeated) == 10
+    assert {line["preferred"] for line in repeated} == {"no"}
+
+
+def test_what_is_known_of_a_published_method_stands_beside_its_value() -> None:
+    for line in lines():
+        if "distill=hint ensemble_method=AVERAGE_LOSS beta=100" in line["options"] and "gamma" not in line["options"]:
+            assert "no gradient" in line["note"], line
+        if line["student"] == "densenetd40k12" and line["method"] in ("CLILR", "ONE", "OKDDip"):
+            assert "one last dense block" in line["note"], line
+        if line["source"].startswith("ONE "):
+            assert "resnet110_bottleneck" not in line["options"], line
 
 
 def test_published_values_can_be_matched_by_options_that_exist() -> None:
-    assert len(lines()) > 40
+    assert len(lines()) > 220
     for line in lines():
         options = dict(word.split("=", 1) for word in line["options"].split())
         row = a_row(line["options"], 240, **{name: float(options[name]) for name in options.keys() & {"beta"}})
@@ -243,7 +290,7 @@ def test_page_holds_everything(runs: Path, tmp_path: Path) -> None:
     assert len(images) == len(figures.FIGURES) == len(list(tmp_path.glob("*.png")))
     assert all(str(each["src"]).startswith("data:image/png;base64,") for each in images)
     assert all(each["alt"] for each in images)
-    assert structure.count("table") == (tmp_path / "table.md").read_text().count("\n|---|") == 5
+    assert structure.count("table") == (tmp_path / "table.md").read_text().count("\n|---|") == 6
     assert "python train_student.py" in text
     assert not re.search(r"(src|href)=.(?!data:)", text), "nothing outside the file"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -122,6 +123,7 @@ def test_what_cannot_be_counted_is_not_cached() -> None:
         ("STUDENTS= ONLINE=OKDDip", "ONLINE: expected METHOD:MODEL"),
         ("STUDENTS= ONLINE=OKDip:resnet8", "OKDip"),
         ("STUDENTS= ONLINE=alone:resnet8,recipe=OKDip", "OKDip"),
+        ("STUDENTS= ONLINE=ONE:resnet8,recipe=OKDip", "OKDip"),
     ],
 )
 def test_bad_variables_are_refused_in_one_line(row: str, said: str) -> None:
@@ -176,6 +178,77 @@ def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- presets
+
+
+def options_of(job: Job) -> argparse.Namespace:
+    """What a run's script makes of its words, the recipe of its method included."""
+    script, *words = job.words
+    if script == "train_online.py":
+        return train_online.parse(train_online.options(), words)[0]
+    return parser_of("alone" if script == "train_teacher.py" else "student").parse(words)
+
+
+def jobs_of_preset(name: str, tmp_path: Path) -> dict[str, list[argparse.Namespace]]:
+    """The published runs of a preset on CIFAR-100, by script."""
+    (preset,) = [path for path in PRESETS if path.stem == name]
+    runs: dict[str, list[argparse.Namespace]] = {}
+    for row in rows_of(preset, tmp_path):
+        for job in jobs_of(variables(row, {}), None):
+            opt = options_of(job)
+            if opt.dataset == "cifar100":
+                runs.setdefault(job.words[0], []).append(opt)
+    return runs
+
+
+def test_one_as_its_authors_train_it(tmp_path: Path) -> None:
+    runs = jobs_of_preset("one", tmp_path)
+    for opt in (each for script in runs.values() for each in script):
+        assert opt.model in ("resnet32", "resnet164_bottleneck")
+        assert (opt.epochs, opt.batch_size, opt.learning_rate) == (300, 128, 0.1)
+        assert (opt.weight_decay, opt.nesterov) == (1e-4, False)
+    assert all(opt.lr_decay_epochs == [151, 225] for opt in runs["train_teacher.py"])
+    assert all((opt.num_branches, opt.detach_targets) == (3, True) for opt in runs["train_online.py"])
+
+
+def test_one_as_okddip_compares_with_it(tmp_path: Path) -> None:
+    peers = jobs_of_preset("okddip", tmp_path)["train_online.py"]
+    theirs = [opt for opt in peers if opt.method == "ONE"]
+    assert len(theirs) == 5
+    for opt in theirs:
+        assert (opt.num_branches, opt.detach_targets, opt.lr_decay_epochs) == (4, False, [150, 225])
+    for opt in peers:
+        assert (opt.epochs, opt.batch_size, opt.learning_rate) == (300, 128, 0.1)
+        assert (opt.weight_decay, opt.nesterov, opt.num_branches) == (5e-4, True, 4)
+
+
+def test_ae_kds_teachers_have_nesterov_momentum(tmp_path: Path) -> None:
+    runs = jobs_of_preset("ae_kd", tmp_path)
+    assert all(opt.nesterov for script in runs.values() for opt in script)
+    assert {(opt.gamma, opt.alpha, opt.learning_rate, opt.C) for opt in runs["train_student.py"] if "C" in opt} == {
+        (1, 0.9, 0.05, 0.6)
+    }
+
+
+def test_ca_mkds_pairs_and_settings(tmp_path: Path) -> None:
+    runs = jobs_of_preset("ca_mkd", tmp_path)
+    teachers = [opt for opt in runs["train_teacher.py"] if not opt.nesterov]  # students alone have it
+    assert {(opt.model, opt.trial) for opt in teachers} == {
+        (model, trial) for model in ("wrn_40_2", "resnet56", "vgg13", "resnet32x4") for trial in "012"
+    }
+    students = runs["train_student.py"]
+    assert len(students) == 7 * 5
+    for opt in students:
+        assert (opt.gamma, opt.alpha, opt.kd_T, opt.nesterov, opt.epochs) == (1, 1, 4, True, 240)
+        assert opt.beta == {"kd": 0, "hint": 100, "inter": 50}[opt.distill]
+
+
+def test_bocs_students_together_and_alone(tmp_path: Path) -> None:
+    (peers,) = jobs_of_preset("boc", tmp_path).values()
+    assert len(peers) == 6 * 6
+    for opt in peers:
+        shallow = opt.model == "resnet20"
+        assert (opt.num_students, opt.num_blocks, opt.optimizer) == (5, 3, "adam")
+        assert (opt.epochs, opt.batch_size) == ((400, 64) if shallow else (350, 128))
 
 
 class Reached(Exception):

@@ -15,6 +15,7 @@ from tiny_runs import (
     CLASSES,
     call,
     distil,
+    distil_under,
     metrics,
     result,
     same,
@@ -36,7 +37,7 @@ from helper.options import Options
 pytestmark = pytest.mark.usefixtures("little_data")
 
 FILES = {"best.pth", "last.pth", "parameters.json", "metrics.jsonl", "result.json", "tensorboard"}
-SCORES = {"test_accuracy", "test_accuracy5", "test_loss", "test_ece"}
+SCORES = {"test_accuracy", "test_accuracy5", "test_balanced_accuracy", "test_loss", "test_ece"}
 FEATURE = "--distill inter --ensemble_method CAMKD -b 50"
 
 
@@ -80,7 +81,9 @@ def test_run_folder_of_a_teacher(tmp_path: Path) -> None:
     assert all(row.keys() == {"epoch", *train, *SCORES} for row in rows)
 
     summary = result(folder)
-    assert summary["last"] == {name: rows[1][name] for name in ("epoch", *sorted(SCORES))}
+    recorded = {name: rows[1][name] for name in ("epoch", *sorted(SCORES))}
+    assert {name: value for name, value in summary["last"].items() if "test_class_" not in name} == recorded
+    assert len(summary["last"]["test_class_accuracy"]) == len(summary["last"]["test_class_images"]) == CLASSES
     assert summary["best"]["test_accuracy"] == max(row["test_accuracy"] for row in rows)
     assert (summary["best_chosen_on"], summary["seed"], summary["epochs"]) == ("test", 0, 2)
     assert summary.keys() >= {"hours", "images_per_second", "versions", "git_revision", "command", "device"}
@@ -141,11 +144,19 @@ def test_aekd_logs_its_gradients(tmp_path: Path, teachers: str) -> None:
 
 
 @pytest.mark.parametrize(("distill", "method"), few_pairs())
-def test_three_teachers_of_different_families(tmp_path: Path, teachers: str, distill: str, method: str) -> None:
+def test_three_teachers_of_different_families(
+    tmp_path: Path, teacher_files: list[Path], distill: str, method: str
+) -> None:
     beta = 0 if distill_dict[distill].on_logits() else 0.1
-    folder = distil(tmp_path, f"{teachers} --distill {distill} --ensemble_method {method} -b {beta}").folder
+    words = f"--distill {distill} --ensemble_method {method} -b {beta}"
+    if "distill_warmup" in hyperparameters(distill_dict[distill]):
+        words += " --distill_warmup 0"
+    files = teacher_files if distill != "semckd" else [*teacher_files[:2], teacher_files[0]]  # a ShuffleNet is too wide
+    folder = distil_under(files, tmp_path, words).folder
     (row,) = metrics(folder)
-    parts = row["train_loss_ce"] + row["train_loss_kd"] + beta * row.get("train_loss_feature", 0)
+    of_first_epoch = 1 / (json.loads((folder / "parameters.json").read_text()).get("distill_warmup") or 1)
+    a, b = (1, beta * of_first_epoch) if beta else (of_first_epoch, 0)
+    parts = row["train_loss_ce"] + a * row["train_loss_kd"] + b * row.get("train_loss_feature", 0)
     assert row["train_loss"] == pytest.approx(parts, rel=1e-5)
     kind = ensemble_dict[method]
     total = kind().total(3)

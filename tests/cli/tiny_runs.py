@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,15 @@ def distil(save_dir: Path, words: str = "") -> Outcome:
     """``train_student.py`` on digits; later words override these."""
     recipe = f"--model_s resnet8 --dataset digits --device cpu --epochs 1 --save_dir {save_dir}"
     return call(train_student.main, "train_student.py", f"{recipe} {words}")
+
+
+def distil_under(files: Sequence[Path], save_dir: Path, words: str) -> Outcome:
+    """With these teachers; with the first of them alone, as often, where the loss suits one kind of networks only."""
+    outcome = distil(save_dir, f"--teachers {shlex.join(map(str, files))} {words}")
+    if outcome.code == 0:
+        return outcome
+    assert re.fullmatch(r".*--distill: .*; choose .*\n", outcome.err)
+    return distil(save_dir, f"--teachers {shlex.join([str(files[0])] * len(files))} {words}")
 
 
 def teach_each_other(save_dir: Path, words: str = "") -> Outcome:

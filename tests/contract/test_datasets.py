@@ -529,7 +529,7 @@ def test_folder_holds_out_in_proportion(image_tree: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_number_of_workers_changes_no_batch(image_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataset.stream.num_processors", lambda: 2)
+    monkeypatch.setattr("dataset.stream.cores", lambda: 2)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)  # torch warns of too many workers
     runs = []
     for workers in (0, 2):

@@ -14,7 +14,9 @@ from torch import Tensor
 
 import train_student
 from ensemble import EnsembleMethod, TeacherLosses, combine, ensemble_dict, weigh
+from ensemble.gram import GradientMethod
 from ensemble.qp_solvers import qp_solver_dict
+from helper.batch import When
 from helper.errors import UsageError
 from helper.options import _annotation
 
@@ -23,7 +25,7 @@ LEVELS = get_args(Level)
 SCALES = ("released", "unit")
 MANY = [2, 3, 5, 8, 16]
 B, C, N = 6, 5, 40
-# What the released weights sum to (METHODS.md)
+# What the released weights sum to. EBKD: Σ_k (1 − H_k/Σ_j H_j)/K; CAMKD: Σ_k (1 − softmax_k(CE))/(K(K − 1))
 RELEASED_SUMS: dict[str, Callable[[int], float]] = {
     "AVERAGE_LOSS": lambda K: 1,
     "EBKD": lambda K: (K - 1) / K,
@@ -194,12 +196,44 @@ def test_where_gradients_flow_through_weights(name: str) -> None:
     """CAMKD's feature weights teach the student (released); a constant does not."""
     plain = random_teachers(3, "feature")
     logits = plain.logits.clone().requires_grad_()
-    weights = weigh(ensemble_dict[name](), changed(plain, logits=logits), "released")
+    weights = weigh(made(name, plain), changed(plain, logits=logits), "released")
     assert weights.requires_grad == ensemble_dict[name].differentiable
     if weights.requires_grad:
         weights[0].sum().backward()
         assert logits.grad is not None
         assert logits.grad.abs().sum() > 0
+
+
+def test_camkd_with_constant_weights() -> None:
+    """The same numbers, through which nothing flows."""
+    plain = random_teachers(3, "feature")
+    told = changed(plain, logits=plain.logits.clone().requires_grad_())
+    flowing, constant = (ensemble_dict["CAMKD"](detach_weights=detach).weights(told) for detach in (False, True))
+    assert flowing.requires_grad
+    assert not constant.requires_grad
+    assert torch.equal(flowing, constant)
+
+
+@pytest.mark.parametrize("K", [2, 3, 8])
+def test_random_weights_are_drawn_anew_by_seed_epoch_and_step(K: int) -> None:
+    """A softmax of standard normals that a resumed run, or another process, draws again."""
+
+    teachers = random_teachers(K)
+
+    def drawn(seed: int, epoch: int, step: int) -> Tensor:
+        torch.manual_seed(seed)
+        method = ensemble_dict["RLW"]()
+        torch.rand(7)  # whatever else is drawn
+        teachers.when = When(epoch, 100, step, 1000)
+        return method.weights(teachers)
+
+    torch.testing.assert_close(drawn(3, 2, 5), drawn(3, 2, 5), rtol=0, atol=0)
+    weights = torch.stack([drawn(3, epoch, step) for epoch in range(1, 11) for step in range(1, 101)])  # [1000, K]
+    others = torch.stack([drawn(4, epoch, step) for epoch in range(1, 11) for step in range(1, 101)])
+    assert len(torch.cat((weights, others)).unique(dim=0)) == 2000
+    torch.testing.assert_close(weights.mean(0), torch.full((K,), 1 / K), rtol=0, atol=0.03)
+    normals = weights.log() - weights.log().mean(1, keepdim=True)
+    assert normals.square().sum(1).mean().item() == pytest.approx(K - 1, rel=0.15)  # chi-squared
 
 
 @each_level
@@ -285,7 +319,7 @@ def test_every_solver_can_be_chosen() -> None:
 
 @each_method
 def test_costly_descriptions_are_made_only_when_asked_for(name: str) -> None:
-    """Only AEKD looks at gradients; the average looks at nothing."""
+    """Only AEKD and its like look at gradients; the average and random weights look at nothing."""
     asked: list[str] = []
     plain = random_teachers(3)
 
@@ -302,7 +336,8 @@ def test_costly_descriptions_are_made_only_when_asked_for(name: str) -> None:
     )
     method = made(name, teachers)
     method.diagnostics(teachers, weigh(method, teachers, "released"))
-    expected = {"AVERAGE_LOSS": [], "AEKD": ["gradients"], "EBKD": ["logits"], "CAMKD": ["logits"]}
+    expected = {"AVERAGE_LOSS": [], "RLW": [], "EBKD": ["logits"], "CAMKD": ["logits"]}
+    expected |= {name: ["gradients"] for name, kind in ensemble_dict.items() if issubclass(kind, GradientMethod)}
     assert asked == expected.get(name, asked)
 
 

@@ -20,7 +20,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from dataset import checking as checking_module
 from dataset import get_loaders, info_of
-from dataset.checking import MOST_NAMES, cache_folder, damaged_among
+from dataset.checking import cache_folder, damaged_among
+from dataset.files import MOST_NAMES
 from dataset.pictures import fault_of, read_picture
 from dataset.tree import read_tree
 from helper.errors import UsageError

@@ -207,6 +207,7 @@ def test_widths_make_a_thinner_network(name: str) -> None:
     [
         ("resnet32", 472_756),
         ("resnet110_bottleneck", 1_170_868),
+        ("resnet164_bottleneck", 1_727_284),
         ("wide_resnet20_8", 6_871_220),
         ("vgg16_fc3", 15_299_748),
         ("densenetd40k12", 188_092),
@@ -216,6 +217,20 @@ def test_widths_make_a_thinner_network(name: str) -> None:
 def test_sizes_of_the_online_papers_networks(name: str, parameters: int) -> None:
     """Released by OKDDip and ONE, 100 classes; densenetd100k12: the DenseNet paper's 0.8 million."""
     assert size(model_dict[name](num_classes=100)) == parameters
+
+
+def test_the_three_layers_of_okddips_vgg() -> None:
+    """As released: each hidden layer is linear, ReLU, dropout; weights from N(0, 0.01), no dropout by itself."""
+    classifier = build("vgg16_fc3").classifier
+    layers = [module for module in classifier.modules() if not isinstance(module, (nn.Sequential, nn.Identity))]
+    assert [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Dropout] * 2 + [nn.Linear]
+    assert all(layer.p == 0 for layer in layers if isinstance(layer, nn.Dropout))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            assert layer.weight.std().item() == pytest.approx(0.01, rel=0.05)
+            assert not layer.bias.any()
+    names = [name for name in build("vgg16_fc3").state_dict() if name.startswith("classifier")]
+    assert names == [f"classifier.{index}.{part}" for index in (1, 4, 6) for part in ("weight", "bias")]
 
 
 @pytest.mark.parametrize("name", [*THIN, "densenetd100k12"])

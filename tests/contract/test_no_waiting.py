@@ -28,7 +28,7 @@ from models import model_dict
 from online import online_dict
 from train_online import PeerTraining
 
-CLASSES, B = 7, 6
+CLASSES, B = 7, 8
 READS = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__")
 TORCH = str(Path(torch.__file__).parent)
 # Operations that read values or shapes back from a GPU, or copy numbers of the host's to it.
@@ -108,6 +108,7 @@ def trainer(task: Task, device: str) -> Callable[[int], None]:
         scalars = forward(data, When(5, 10))
         scalars["loss"].backward()
         optimizer.step()
+        task.after_step()
         means.add(scalars, B)
         bad.look(scalars, number)
 

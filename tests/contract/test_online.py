@@ -188,9 +188,11 @@ def test_ensembles_are_not_rounded_to_half_precision() -> None:
         assert all(map(torch.equal, computed(), exact))
 
 
-def test_ones_gate_learns_from_the_labels_only() -> None:
-    for part, learns in (("kd", False), ("ce", True)):
-        task = make_task("ONE")
+@pytest.mark.parametrize("detach", [True, False])
+def test_ones_gate_learns_from_the_labels_only_unless_its_target_has_a_gradient(detach: bool) -> None:
+    """ONE's own code detaches the target of the KL, the one that OKDDip compares with does not."""
+    for part, learns in (("kd", not detach), ("ce", True)):
+        task = make_task("ONE", detach_targets=detach)
         losses = task.method.losses(task.peers(images()), labels())
         losses[part].sum().backward()
         gradients = [parameter.grad for parameter in task.method.gate.parameters()]
@@ -314,7 +316,8 @@ SGD = (0.1, 1e-4, False, "sgd")
         ("BOC", "resnet20", "digits", (400, (100, 180, 240, 350), 64, *ADAM)),
         ("BOC", "resnet20", "CIFAR10", (400, (100, 180, 250, 350), 128, *SGD)),
         ("BOC", "resnet32", "cifar10", (400, (50, 130, 220, 270), 128, *SGD)),
-        ("BOC", "densenetd100k12", "cifar10", (350, (170, 250), 64, *SGD)),
+        ("BOC", "densenetd100k12", "cifar10", (350, (170, 250), 48, *SGD)),
+        ("BOC", "torchvision/efficientnet_b0", "imagenet", (100, (50, 70, 90), 128, 1e-3, 1e-4, False, "adam")),
     ],
 )
 def test_published_recipes_are_the_defaults(name: str, model: str, dataset: str, expected: tuple[Any, ...]) -> None:
@@ -323,6 +326,7 @@ def test_published_recipes_are_the_defaults(name: str, model: str, dataset: str,
     epochs, drops, *rest = expected
     assert (opt.epochs, lr_drops(opt.epochs, None, recipe)) == (epochs, list(drops))
     assert [opt.batch_size, opt.learning_rate, opt.weight_decay, opt.nesterov, opt.optimizer] == rest
+    assert opt.lr_decay_rate == (0.5 if dataset == "imagenet" else 0.1)
     assert opt.num_branches == (3 if name == "ONE" else 4) if name != "BOC" else opt.num_students == 5
     assert lr_drops(epochs // 10, None, recipe) == [round(drop / 10) for drop in drops]
 
@@ -334,7 +338,8 @@ def test_published_recipes_are_the_defaults(name: str, model: str, dataset: str,
         ("resnet110", "cifar100", (0.7, 0.15, 0.15), 2.0),
         ("resnet20", "cifar10", (0.4, 0.2, 0.4), 3.0),
         ("resnet110", "cifar10", (0.4, 0.3, 0.3), 3.0),
-        ("densenetd40k12", "cifar10", (0.4, 0.3, 0.3), 3.0),
+        ("densenetd100k12", "cifar10", (1.0, 1.0, 1.0), 3.0),
+        ("torchvision/efficientnet_b0", "imagenet", (1.0, 1.0, 1.0), 3.0),
         ("resnet32", "folder", (0.7, 0.15, 0.15), 2.0),
     ],
 )
@@ -364,6 +369,14 @@ def test_what_is_typed_overrides_the_recipe() -> None:
     assert (method.ratios, method.kd_T) == ((0.4, 0.3, 0.3), 5.0)
 
 
+@pytest.mark.parametrize("peers", ["branches", "networks"])
+def test_dropout_of_okddips_vgg(peers: str) -> None:
+    """Released: 0.5 after each hidden ReLU of a branch, none in networks of their own."""
+    networks = make_task("IND", "vgg16_fc3", peers=peers, num_branches=2).peers.networks
+    rates = [module.p for network in networks for module in network.modules() if isinstance(module, nn.Dropout)]
+    assert rates == [0.5 if peers == "branches" else 0.0] * 4
+
+
 # --- sizes ---
 
 
@@ -375,6 +388,7 @@ def test_what_is_typed_overrides_the_recipe() -> None:
         ("OKDDip", "wide_resnet20_8", 4, 22_611_936),
         ("ONE", "resnet32", 3, 1_193_189),
         ("ONE", "resnet110_bottleneck", 3, 2_962_437),
+        ("ONE", "resnet164_bottleneck", 3, 4_363_653),
         ("CLILR", "resnet32", 3, 1_193_084),
     ],
 )

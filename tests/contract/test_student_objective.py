@@ -10,10 +10,11 @@ from functools import cache
 
 import pytest
 import torch
-from objectives import make_objective, pairs
+from objectives import LOSSES, METHODS, make_objective, pairs
+from sums import crossed
 from torch import Tensor, nn
 
-from distiller_zoo import distill_dict
+from distiller_zoo import Distiller, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, ensemble_dict
 from helper.batch import Batch, When
 from helper.errors import UsageError
@@ -24,19 +25,20 @@ from helper.teachers.asked import Teachers
 from models import model_dict
 from train_student import Distillation, chosen_losses, feat_start_epoch
 
-CLASSES, B = 7, 6
+CLASSES, B = 7, 8
 ARCHS = ["resnet8x4", "vgg8", "wrn_16_1", "ShuffleV2_0_5", "resnet8"]
-MAY_IDLE = re.compile(r"regressor\.0\.bias|translator\.\d\.bias")
-"""A bias before BN has no effect."""
+BY_AUTOGRAD = [name for name, kind in distill_dict.items() if kind.slopes is Distiller.slopes]
+MAY_IDLE = re.compile(r"regressor\.0\.bias|translator\.\d\.bias|stages\.\d\.conv\.bias|(query|key)\.\d\.linear\d\.\w+")
+"""A bias before BN has no effect; of a few hidden units that read positive numbers all may be below 0."""
+THIN = {"ShuffleV2_0_5": (8, 16, 24, 40), "resnet8x4": (8, 12, 24, 40), "vgg8": (8, 12, 24, 32, 40)}
 FEATURE_LEVEL = [name for name, kind in distill_dict.items() if not kind.on_logits()]
 each_pair = pytest.mark.parametrize(("distill", "name"), pairs())
 each_feature_pair = pytest.mark.parametrize(
     ("distill", "name"), [(distill, name) for distill, name in pairs() if distill in FEATURE_LEVEL]
 )
 SYMMETRIC = [name for name, kind in ensemble_dict.items() if kind.symmetric]
-each_symmetric_pair = pytest.mark.parametrize(
-    ("distill", "name"), [(distill, name) for distill, name in pairs() if name in SYMMETRIC]
-)
+SYMMETRIC_PAIRS = [(distill, name) for distill, name in pairs() if name in SYMMETRIC]
+FEW = [(distill, name) for distill, name in pairs() if distill in LOSSES and name in METHODS]
 each_feature_loss = pytest.mark.parametrize("distill", FEATURE_LEVEL)
 each_method = pytest.mark.parametrize("name", list(ensemble_dict))
 Make = Callable[..., argparse.Namespace]
@@ -46,7 +48,8 @@ Make = Callable[..., argparse.Namespace]
 def teacher(k: int) -> nn.Module:
     """The k-th of many untrained networks of several families."""
     torch.manual_seed(100 + k)
-    return model_dict[ARCHS[k % len(ARCHS)]](num_classes=CLASSES)
+    arch = ARCHS[k % len(ARCHS)]
+    return model_dict[arch](num_classes=CLASSES, **({"widths": THIN[arch]} if arch in THIN else {}))
 
 
 def images(size: int = 16) -> Tensor:
@@ -64,10 +67,16 @@ def batch(size: int = 16) -> Batch:
 def objective(
     distill: str, name: str, K: int, opt: argparse.Namespace, size: int = 16, **settings: object
 ) -> Distillation:
-    torch.manual_seed(0)
-    student = model_dict["resnet8"](num_classes=CLASSES)
-    teachers = Teachers([teacher(k) for k in range(K)])
-    task = make_objective(distill, name, student, teachers, opt, images(size), **settings)
+    def make(numbers: list[int]) -> Distillation:
+        teachers = Teachers([teacher(k) for k in numbers])
+        torch.manual_seed(0)
+        student = model_dict["resnet8"](num_classes=CLASSES)
+        return make_objective(distill, name, student, teachers, opt, images(size), **settings)
+
+    try:
+        task = make([*range(K)])
+    except UsageError:  # no loss refuses teachers of the student's kind
+        task = make([k * len(ARCHS) + ARCHS.index("resnet8") for k in range(K)])
     task.trained.train()
     return task
 
@@ -95,11 +104,9 @@ class Listener(EnsembleMethod):
         return self.answers[teachers.level]
 
 
-@each_pair
-@pytest.mark.parametrize("K", [1, 3, 16])
-def test_everything_that_should_learn_does_and_nothing_else(
-    distill: str, name: str, K: int, loss_options: Make
-) -> None:
+@pytest.mark.parametrize(("pair", "K"), crossed(pairs(), [1, 3, 16], FEW, [3]), ids=str)
+def test_everything_that_should_learn_does_and_nothing_else(pair: tuple[str, str], K: int, loss_options: Make) -> None:
+    distill, name = pair
     task = objective(distill, name, K, loss_options(beta=1.0 if distill in FEATURE_LEVEL else 0.0))
     before = [copy.deepcopy(network.state_dict()) for network in task.teachers.networks]
     scalars = step(task)
@@ -140,9 +147,9 @@ def test_full_size_images_and_bfloat16(distill: str, name: str, loss_options: Ma
     assert scalars["loss"].dtype == torch.float32
 
 
-@each_symmetric_pair
-@pytest.mark.parametrize("K", [3, 7])
-def test_the_order_of_the_teachers_does_not_matter(distill: str, name: str, K: int, loss_options: Make) -> None:
+@pytest.mark.parametrize(("pair", "K"), crossed(SYMMETRIC_PAIRS, [3, 7], FEW, [3]), ids=str)
+def test_the_order_of_the_teachers_does_not_matter(pair: tuple[str, str], K: int, loss_options: Make) -> None:
+    distill, name = pair
     task = objective(distill, name, K, loss_options(beta=1.0 if distill in FEATURE_LEVEL else 0.0))
     order = torch.randperm(K, generator=torch.Generator().manual_seed(K)).tolist()
     networks = [task.teachers.networks[k] for k in order]
@@ -159,8 +166,10 @@ def test_the_order_of_the_teachers_does_not_matter(distill: str, name: str, K: i
 
 @each_feature_pair
 def test_the_loss_is_the_weighted_sum_of_its_parts(distill: str, name: str, loss_options: Make) -> None:
-    scalars = step(objective(distill, name, 3, loss_options(gamma=0.3, alpha=0.7, beta=11.0)))
-    parts = 0.3 * scalars["loss_ce"] + 0.7 * scalars["loss_kd"] + 11 * scalars["loss_feature"]
+    task = objective(distill, name, 3, loss_options(gamma=0.3, alpha=0.7, beta=11.0))
+    scalars = step(task)
+    rising = task.terms[1].losses[0].factor(When(5, 10))
+    parts = 0.3 * scalars["loss_ce"] + 0.7 * scalars["loss_kd"] + 11 * rising * scalars["loss_feature"]
     torch.testing.assert_close(scalars["loss"], parts)
     expected = {"loss", "loss_ce", "loss_kd", "loss_feature", "accuracy"}
     assert expected <= scalars.keys()
@@ -317,7 +326,7 @@ def gradients_of(task: Distillation, precision: str) -> tuple[Tensor, list[Tenso
     return loss.detach(), [gradient for gradient in gradients if gradient is not None]
 
 
-@each_feature_loss
+@pytest.mark.parametrize("distill", BY_AUTOGRAD)
 @pytest.mark.parametrize(
     ("precision", "tolerance", "floor"), [("fp64", 1e-10, 0.01), ("fp32", 1e-5, 0.1), ("bf16", 0.05, 0.1)]
 )
@@ -374,10 +383,27 @@ def test_feature_gradients_are_those_of_each_teacher_alone(distill: str, loss_op
             theirs = observe(network, images(), loss.teacher).seen(loss.teacher)
         value = loss(seen.with_tensors(start), theirs, batch(), When(5, 10)).mean()
         slopes = torch.autograd.grad(value, start, allow_unused=True, materialize_grads=True)
-        expected.append(torch.cat([slope.mean(0).flatten() for slope in slopes]))
+        expected.append(torch.cat([(slope if loss.sums_to_zero else slope.mean(0)).flatten() for slope in slopes]))
     torch.testing.assert_close(
         listener.heard["feature"].gradients, torch.stack(expected).double(), rtol=1e-4, atol=1e-9
     )
+
+
+def test_who_looks_at_vectors_gets_the_compared_maps_pooled(loss_options: Make) -> None:
+    """MTKDRL's agents see two losses and the logits of each teacher, on maps also a cosine and the pooled map."""
+    task = objective("inter", "MTKDRL", 3, loss_options())
+    pooled = [loss.teacher_shape[0] for loss in task.terms[1].losses]
+    widths = [term.method.agent.steam.in_features for term in task.terms]
+    assert widths == [3 * (CLASSES + 2), sum(width + CLASSES + 3 for width in pooled)]
+    for reads in (True, False):
+        listener = Listener(ensemble_dict["AVERAGE_LOSS"]())
+        listener.reads_vectors = reads  # type: ignore[misc]
+        weigh_with(task, listener)
+        step(task)
+        vectors = listener.heard["feature"].vectors
+        shapes = [tuple(each.shape for each in pair) for pair in vectors]
+        assert shapes == ([((B, width), (B, width)) for width in pooled] if reads else [])
+        assert not any(each.requires_grad for pair in vectors for each in pair)
 
 
 @each_feature_loss
@@ -425,6 +451,17 @@ def test_the_feature_loss_starts_late(given: int | None, epochs: int, start: int
     assert weights == [5.0 if epoch >= start else 0.0 for epoch in range(1, len(weights) + 1)]
     for epoch in {1, start}:
         assert ("loss_feature" in step(task, epoch)) == (epoch >= start)
+
+
+@pytest.mark.parametrize(("given", "last"), [(0, 10), (4, 4), (3, 3), (99, 10)])
+def test_the_feature_loss_may_stop(given: int, last: int, loss_options: Make) -> None:
+    """From then on the adapters are left alone, as before it begins."""
+    task = objective("hint", "AEKD", 2, loss_options(beta=5.0, feat_start_epoch=3, feat_stop_epoch=given))
+    expected = [5.0 if 3 <= epoch <= last else 0.0 for epoch in range(1, 11)]
+    assert [task.loss_weights(epoch)[2] for epoch in range(1, 11)] == expected
+    assert [task.idles(epoch) for epoch in range(1, 11)] == [weight == 0 for weight in expected]
+    assert "loss_feature" in step(task, last)
+    assert last == 10 or "loss_feature" not in step(task, last + 1)
 
 
 @each_feature_loss

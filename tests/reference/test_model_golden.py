@@ -7,13 +7,13 @@ and input made as in ``golden_state`` and ``golden_input``.
 from __future__ import annotations
 
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from golden import golden_state
 from torch import Tensor
 
 from models import model_dict
@@ -22,24 +22,6 @@ GOLDEN: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "data" / "models.json").read_text(encoding="utf-8")
 )
 RTOL = 1e-4
-
-
-def golden_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with every entry drawn from a generator that is seeded with the entry's name."""
-    return {name: old if name.endswith("num_batches_tracked") else drawn(name, old) for name, old in state.items()}
-
-
-def drawn(name: str, old: Tensor) -> Tensor:
-    values = np.random.RandomState(zlib.crc32(f"0:{name}".encode())).standard_normal(tuple(old.shape))
-    if name.endswith("running_var"):
-        values = 1 + 0.1 * np.abs(values)
-    elif name.endswith("running_mean"):
-        values = 0.1 * values
-    elif old.ndim >= 2:
-        values = values * np.sqrt(2 / np.prod(old.shape[1:]))
-    else:
-        values = 0.1 * values + (1 if name.endswith("weight") else 0)
-    return torch.from_numpy(values).to(old.dtype)
 
 
 def golden_input() -> Tensor:

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distiller_zoo import Distiller, Pair, distill_dict
+from distiller_zoo import Distiller, DistillKL, Pair, distill_dict
+from distiller_zoo.reviewkd import context_loss
 from helper.batch import Batch, When
 from helper.seen import Observed, Seen
 
@@ -25,11 +27,24 @@ Case = dict[str, Any]
 CASES: list[Case] = json.loads((Path(__file__).parents[1] / "data" / "losses_zoo.json").read_text())
 
 # A constant in the file → the argument of the loss's constructor, where it is called otherwise or is not in the file.
-ARGUMENTS: dict[str, dict[str, str]] = {}
+ARGUMENTS: dict[str, dict[str, str]] = {
+    "dkd": {"T": "kd_T", "alpha": "dkd_alpha", "beta": "dkd_beta"},
+    "ls": {"T": "ls_T", "alpha": "dkd_alpha", "beta": "dkd_beta"},
+    "dist": {"tau": "kd_T", "beta": "dist_beta", "gamma": "dist_gamma"},
+    "nkd": {"temp": "nkd_T", "gamma": "nkd_gamma"},
+    "rkd": {"w_d": "rkd_distance", "w_a": "rkd_angle"},
+    "catkd": {"resolution": "cam_resolution"},
+}
 # More arguments of a case.
-SETTINGS: dict[str, dict[str, Any]] = {}
+SETTINGS: dict[str, dict[str, Any]] = {"ls/dkd": {"ls_loss": "dkd"}}
 # Parameters in the file → those of our module, by what their names begin with; "": all others.
 NAMES: dict[str, dict[str, str]] = {
+    "cc": {"student": "embed_student", "teacher": "embed_teacher"},
+    "srrl": {"conv": "transfer.0", "bn": "transfer.1"},
+    "vid": {"": "stages."},
+    "ab": {"": "stages."},
+    "reviewkd": {"": "levels."},
+    "semckd": {f"{i}{j}": f"projections.{i}.{j}" for i in range(3) for j in range(3)},
     "crd": {"": "embed_"},
     "ft": {
         **{f"paraphraser.{n}.": f"{part}.{2 * (n % 3)}." for n, part in enumerate(3 * ["encoder"] + 3 * ["decoder"])},
@@ -43,14 +58,24 @@ NAMES: dict[str, dict[str, str]] = {
     "simkd": {f"{n}.{part}.": f"embed.{n}.{place}." for n in range(3) for place, part in enumerate(("conv", "bn"))},
 }
 # Parameters of our modules that a case leaves at their start values.
-STARTS: dict[str, tuple[str, ...]] = {}
+STARTS: dict[str, tuple[str, ...]] = {"vid/initial": ("log_scale",)}
 # What a layer counts in the sum, where it would count 1 alone.
 COUNTS = {"ab": (1 / 4, 1 / 2, 1)}
 # Compared by tests of their own.
-ELSEWHERE = {"reviewkd/hcl", "crd/two_steps"}
+ELSEWHERE = {"reviewkd/hcl", "crd/two_steps", "ls/off"}
 TOLERANCE = {"ofd": 1e-7}
 
 WALKED = [case for case in CASES if case["name"] not in ELSEWHERE and case["loss"] in distill_dict]
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    """Start values of parameters, too, are float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 each_case = pytest.mark.parametrize("case", WALKED, ids=lambda case: case["name"])
 
 
@@ -204,6 +229,15 @@ def test_value_parts_and_gradients(case: Case) -> None:
     compare_gradients(case, gradients, tolerance)
 
 
+def test_logits_that_are_not_standardised() -> None:
+    """``ls`` without its idea is ``kd``."""
+    (case,) = (each for each in CASES if each["name"] == "ls/off")
+    inputs = inputs_of(case)
+    values = DistillKL(case["constants"]["T"])(inputs["s"], inputs["t"])
+    close(values, case["derived"]["per_sample"], 1e-9)
+    compare_gradients(case, {"s": torch.autograd.grad(values.mean(), inputs["s"])[0]}, 1e-9)
+
+
 def alone(case: Case) -> int:
     """How many neighbouring stages make one of the case's layers; 0 where that cannot be tried."""
     if case.get("params") or "layers" not in {*case, *case.get("derived", {})}:
@@ -227,6 +261,19 @@ def test_each_layer_alone(case: Case) -> None:
 def test_every_loss_is_here(name: str) -> None:
     if name not in distill_dict:
         pytest.skip("not written yet")
+
+
+def test_the_distance_of_reviewkd() -> None:
+    (case,) = (case for case in CASES if case["name"] == "reviewkd/hcl")
+    inputs = inputs_of(case)
+    levels = [context_loss(inputs[f"s{level}"] - inputs[f"t{level}"]) for level in range(3)]
+    for level, expected in zip(levels, case["layers"], strict=True):
+        close(level.mean(), expected, 1e-9)
+    values = torch.stack(levels).sum(0)
+    close(values, case["derived"]["per_sample"], 1e-9)
+    names = list(case["gradients"])
+    gradients = torch.autograd.grad(values.mean(), [inputs[name] for name in names])
+    compare_gradients(case, dict(zip(names, gradients, strict=True)), 1e-9)
 
 
 def test_crd_over_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,37 @@
+"""Similarity-Preserving Knowledge Distillation (Tung, Mori; ICCV 2019)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, distill_dict
+from distiller_zoo.maps import product, unit
+from helper.batch import Batch, When
+from helper.distributed import gathered
+from helper.seen import Reads, Seen
+
+
+@distill_dict.register("sp")
+class SP(Distiller):
+    """Squared error between the samples' similarities: ``Σ_j (G_s − G_t)²_bj / B`` of sample b.
+
+    ``G`` is ``F Fᵀ`` of the flattened last maps, each row scaled to length 1. Row b is sample b's loss; it reads the
+    others' maps, those of all processes among them: B is the whole batch, of a micro-batch under ``--accumulate``.
+    Published with ``-r 1 -a 0 -b 3000``.
+    """
+
+    student = teacher = Reads(maps=(-2,))
+
+    def compare(self, prepared: Seen, teacher: Seen, batch: Batch, when: When) -> Tensor:
+        return (similarities(prepared.maps[0]) - similarities(teacher.maps[0])).square().mean(1)
+
+
+def similarities(maps: Tensor) -> Tensor:
+    """Maps ``[b, C, H, W]`` → how each sample relates to those of all processes, ``[b, B]``, rows of length 1."""
+    return unit(gram(maps))
+
+
+def gram(maps: Tensor) -> Tensor:
+    """Inner products of the maps ``[b, C, H, W]`` with those of all processes: ``[b, B]``."""
+    flat = maps.flatten(1)
+    return product(flat, gathered(flat, gradient=True).T)

@@ -1,0 +1,474 @@
+"""Images as the user wants them: size, normalisation, colours."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from dataset import checking, get_loaders, info_of
+from dataset.decoded import PictureTrainLoader
+from dataset.digits import Digits
+from dataset.memory import MemoryTrainLoader
+from dataset.mix import MixedLoader
+from dataset.order import balanced_order, epoch_crops, epoch_order, split_for_good
+from dataset.pictures import grey_picture, grey_pixels
+from dataset.stream import StreamLoader
+from helper.batch import Batch
+from helper.errors import UsageError
+from helper.images import AUGMENTATIONS, ImageOptions
+from helper.label_loss import label_loss
+
+NO_LOADER = SimpleNamespace(num_images=6, labels=torch.arange(6), set_epoch=lambda *_: None)
+SIZES = {"cat": (40, 48), "dog": (64, 40)}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 cats and 3 dogs of other shapes to train on, one of each to test on."""
+    return make_tree(tmp_path_factory.mktemp("tree"))
+
+
+def make_tree(folder: Path, train: tuple[int, int] = (6, 3), test: tuple[int, int] = (1, 1)) -> Path:
+    random = np.random.RandomState(0)
+    for part, counts in (("train", train), ("test", test)):
+        for (name, (width, height)), count in zip(SIZES.items(), counts, strict=True):
+            for index in range(count):
+                path = folder / part / name / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.randint(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def load(tree: Path, name: str = "folder", **options: Any) -> Any:
+    wanted = {key: options.pop(key) for key in tuple(options) if key in ImageOptions.__dataclass_fields__}
+    return get_loaders(name, tree, images=ImageOptions(**wanted), **{"batch_size": 3, "num_workers": 0, **options})
+
+
+def epoch_of(loader: Any, epoch: int, start: int = 0) -> tuple[Tensor, Tensor]:
+    loader.set_epoch(epoch, start)
+    images, targets, *_ = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(targets)
+
+
+def all_of(loader: Any) -> Tensor:
+    return torch.cat([batch.images for batch in loader])
+
+
+def middle(path: Path, size: int) -> Tensor:
+    """float [3, H, W] from 0 to 1: the shorter side at ``size``, and the middle of it."""
+    with Image.open(path) as file:
+        return TF.pil_to_tensor(TF.center_crop(TF.resize(file, [size]), [size, size])) / 255
+
+
+def test_small_sizes_are_cropped_as_cifar(tree: Path) -> None:
+    loaders = load(tree, image_size=32, in_memory="never", mean=(0.0,) * 3, std=(1.0,) * 3)
+    info = loaders.info
+    assert (info.image_size, info.padding, info.flip, info.mean) == (32, 4, True, (0.0, 0.0, 0.0))
+    torch.testing.assert_close(all_of(loaders.test)[1], middle(tree / "test/dog/0.png", 32))
+    images, _ = epoch_of(loaders.train, 2)
+    order = epoch_order(9, 0, 2)
+    top, left, mirrored = epoch_crops(9, 4, True, 0, 2)[order].unbind(1)
+    paths = [
+        tree / "train" / name for name in (*(f"cat/{i}.png" for i in range(6)), *(f"dog/{i}.png" for i in range(3)))
+    ]
+    for image, which, y, x, flipped in zip(images, order.tolist(), top, left, mirrored, strict=True):
+        expected = TF.crop(TF.pad(middle(paths[which], 32), [4, 4, 4, 4]), int(y), int(x), 32, 32)
+        torch.testing.assert_close(image, TF.horizontal_flip(expected) if flipped else expected)
+
+
+def test_large_sizes_are_cropped_as_imagenet(tree: Path) -> None:
+    loaders = load(tree, image_size=112, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert (loaders.info.padding, loaders.info.crop) == (0, "resized_crop")
+    with Image.open(tree / "test/cat/0.png") as file:
+        expected = TF.pil_to_tensor(TF.center_crop(TF.resize(file, [128]), [112, 112])) / 255
+    torch.testing.assert_close(all_of(loaders.test)[0], expected)
+    images, again, other = (epoch_of(load(tree, image_size=112).train, epoch)[0] for epoch in (1, 1, 2))
+    assert images.shape[1:] == (3, 112, 112)
+    assert torch.equal(images, again)
+    assert not torch.equal(images, other)
+
+
+def test_normalisation_is_as_told() -> None:
+    plain = load(Path("data"), "digits").test
+    told = load(Path("data"), "digits", mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3)).test
+    info = info_of("digits")
+    pixels = all_of(plain) * torch.tensor(info.std)[:, None, None] + torch.tensor(info.mean)[:, None, None]
+    expected = TF.normalize(pixels, [0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
+    torch.testing.assert_close(all_of(told), expected, atol=1e-5, rtol=0)
+
+
+def test_grey_is_pillows_brightness_three_times(tree: Path) -> None:
+    pixels = np.random.RandomState(0).randint(0, 256, (50, 40, 3), dtype=np.uint8)
+    grey = np.asarray(grey_picture(Image.fromarray(pixels)))
+    assert np.array_equal(grey, grey_pixels(torch.from_numpy(pixels)[None])[0].numpy())
+    images = all_of(load(tree, channels=1, mean=(0.0,) * 3, std=(1.0,) * 3).test)
+    assert torch.equal(images[:, 0], images[:, 1])
+    assert torch.equal(images[:, 0], images[:, 2])
+    assert images.std() > 0.01
+
+
+def test_other_images_of_the_same_files_have_another_identity(tree: Path) -> None:
+    wanted = [{}, {"image_size": 32}, {"image_size": 64}, {"channels": 1}, {"image_size": 32, "channels": 1}]
+    identities = [info_of("folder", tree, images=ImageOptions(**each)).identity for each in wanted]  # type: ignore[arg-type]
+    assert len({*identities}) == len(wanted)
+    assert all(len(each) == 6 for each in identities)
+    assert info_of("folder", tree, images=ImageOptions(mean=(0.5,) * 3)).identity == identities[0]  # type: ignore[arg-type]
+
+
+def test_images_in_memory_keep_their_size() -> None:
+    with pytest.raises(UsageError, match=r"--image_size: --dataset digits is no set of image files.*32 pixels"):
+        info_of("digits", images=ImageOptions(image_size=16))
+
+
+# augmentation
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("name", ["digits", "folder", "folder in memory"])
+def test_every_augmentation_is_seeded_for_each_image(
+    augment: str, name: str, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Digits(Path()).load()[0].subset(torch.arange(100))
+    monkeypatch.setattr(Digits, "load", lambda _: (few, few))
+    size: dict[str, Any] = {"image_size": 32, "in_memory": "always" if "memory" in name else "never"}
+    name, _, held = name.partition(" ")
+    size = size if name == "folder" else {}
+    loaders, again = (load(tree, name, augment=augment, seed=3, **size) for _ in range(2))
+    epoch_of(again.train, 1)  # a history must not matter
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    images, targets = epoch_of(loaders.train, 2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert images.shape[1:] == (3, 32, 32)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    whole, labels = epoch_of(again.train, 2)
+    assert torch.equal(images, whole)
+    assert torch.equal(targets, labels)
+    assert torch.equal(epoch_of(loaders.train, 2, start=2)[0], images[6:])
+    shares = [load(tree, name, augment=augment, seed=3, shard=(rank, 3), **size).train for rank in range(3)]
+    parts = [epoch_of(each, 2)[0][:3] for each in shares]
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), images[:9])
+    assert len(images.flatten(1).unique(dim=0)) > 0.95 * len(images)  # some digits become white
+    if augment == "none":
+        first, other = (epoch_of(loaders.train, epoch)[0].flatten(1).unique(dim=0) for epoch in (1, 2))
+        assert name == "digits" or torch.equal(first, other)  # of digits, another one is dropped in each epoch
+    else:
+        assert not torch.equal(epoch_of(loaders.train, 3)[0], images)
+    assert (loaders.train.views is not None) == (augment in ("crop_flip", "none") and (name == "digits" or held != ""))
+
+
+def test_what_all_digits_show_is_what_they_are_without_augmentation() -> None:
+    loader = load(Path("data"), "digits", augment="none").train
+    assert loader.views.size == loader.num_images
+    batch = next(iter(loader))
+    assert torch.equal(loader.images_of(batch.views), batch.images)
+    pixels = loader.pixels[:-1].view(-1, 32, 32, 3)[batch.places]
+    assert torch.equal(loader.normalise(pixels), batch.images)
+
+
+def test_the_datasets_own_augmentation_is_the_default() -> None:
+    own, told = (epoch_of(load(Path("data"), "digits", **each).train, 1)[0] for each in ({}, {"augment": "crop_flip"}))
+    assert torch.equal(own, told)
+
+
+def test_policies_distort_what_the_own_crop_gives(tree: Path) -> None:
+    for augment in ("randaugment", "trivialaugment"):
+        plain, distorted = (
+            torch.cat([epoch_of(load(tree, augment=each, image_size=32).train, epoch)[0] for epoch in range(6)])
+            for each in ("crop_flip", augment)
+        )
+        same = (plain == distorted).flatten(1).all(1)
+        assert same.sum() < len(same) / 2
+        assert augment == "randaugment" or same.any()  # one operation of 14 is the identity
+
+
+# in memory
+
+
+def cached() -> list[Path]:
+    folder = checking.cache_folder() / "decoded"
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+@pytest.fixture
+def own_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree that a test may change, and a cache folder of its own."""
+    monkeypatch.setattr(checking, "cache_folder", lambda: tmp_path / "cache")
+    return make_tree(tmp_path / "tree")
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "trivialaugment", "none"])
+def test_in_memory_is_the_same_as_from_files(augment: str, own_tree: Path) -> None:
+    options: dict[str, Any] = {"image_size": 32, "augment": augment, "validation": 0.34, "channels": 1}
+    held, read = (load(own_tree, in_memory=each, **options) for each in ("auto", "never"))
+    assert (type(held.train), type(read.train)) == (MemoryTrainLoader, StreamLoader)
+    assert held.info == read.info
+    assert held.sizes == read.sizes
+    for epoch in (1, 2):
+        for mine, theirs in zip(epoch_of(held.train, epoch), epoch_of(read.train, epoch), strict=True):
+            assert torch.equal(mine, theirs)
+    for mine, theirs in ((held.test, read.test), (held.validation, read.validation)):
+        assert torch.equal(all_of(mine), all_of(theirs))
+
+
+def test_any_part_of_pictures_of_any_shape_is_cropped_in_memory(own_tree: Path) -> None:
+    loaders = load(own_tree, augment="resized_crop", image_size=20, validation=0.34, in_memory="always")
+    assert isinstance(loaders.train, PictureTrainLoader)
+    shapes = {tuple(shape) for shape in loaders.train.pictures.shapes.tolist()}
+    assert shapes == {(36, 30), (30, 48)}  # of 48 by 40 and 40 by 64; 1.5 times 20 on the shorter side
+    images, _ = epoch_of(loaders.train, 1)
+    again, _ = epoch_of(load(own_tree, augment="resized_crop", image_size=20, validation=0.34).train, 1)
+    assert torch.equal(images, again)
+    assert images.shape[1:] == (3, 20, 20)
+    read = load(own_tree, augment="resized_crop", image_size=20, validation=0.34, in_memory="never")
+    assert torch.equal(all_of(loaders.validation), all_of(read.validation))
+    assert loaders.info.identity != read.info.identity  # of pictures of another size
+    large = load(own_tree, augment="resized_crop", image_size=40, in_memory="always")
+    assert {tuple(shape) for shape in large.train.pictures.shapes.tolist()} == {(48, 40), (40, 64)}  # not enlarged
+
+
+def test_runs_of_earlier_versions_stay_as_they_were(own_tree: Path) -> None:
+    assert isinstance(load(own_tree).train, StreamLoader)
+    assert not cached()
+    held = load(own_tree, in_memory="always")
+    assert isinstance(held.train, PictureTrainLoader)
+    assert held.info.identity != info_of("folder", own_tree).identity  # it is drawn otherwise
+    assert info_of("digits", images=ImageOptions(in_memory="always")) == info_of("digits")
+
+
+def test_decoded_once(own_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(own_tree, image_size=32)
+    assert len(cached()) == 2
+    assert first.notes == (f"folder: 3.4e-05 GB of pixels in memory, kept in {cached()[0].parent}",)
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamLoader, "read", lambda _: pytest.fail("read again"))
+        again = load(own_tree, image_size=32)
+    assert torch.equal(epoch_of(first.train, 1)[0], epoch_of(again.train, 1)[0])
+
+
+def test_stale_and_damaged_files_are_made_anew(own_tree: Path) -> None:
+    before = all_of(load(own_tree, image_size=32).test)
+    files = cached()
+    for damage in (b"", b"not it", files[0].read_bytes()[:-1], files[0].read_bytes()[:-1] + b"?"):
+        files[0].write_bytes(damage)
+        files[1].write_bytes(damage)
+        assert torch.equal(all_of(load(own_tree, image_size=32).test), before)
+    pixels = np.full((40, 48, 3), 7, np.uint8)
+    Image.fromarray(pixels).save(own_tree / "test" / "dog" / "0.png")
+    after = all_of(load(own_tree, image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3).test)
+    torch.testing.assert_close(after[1], torch.full_like(after[1], 7 / 255))
+    assert cached() == files
+
+
+def test_what_does_not_fit_is_read_or_refused(own_tree: Path) -> None:
+    assert isinstance(load(own_tree, image_size=32, memory_gb=1e-5).train, StreamLoader)
+    with pytest.raises(UsageError, match=r"--in_memory: always needs about .* GB, and --memory_gb is 1e-05"):
+        load(own_tree, image_size=32, memory_gb=1e-5, in_memory="always")
+    with pytest.raises(UsageError, match="--in_memory: --dataset digits is no set of image files"):
+        info_of("digits", images=ImageOptions(in_memory="never"))
+
+
+def test_where_nothing_can_be_kept(own_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(checking, "cache_folder", lambda: tmp_path / "file" / "cache")
+    with pytest.raises(UsageError, match=r"--in_memory: .*cannot be written .*; choose never"):
+        load(own_tree, image_size=32)
+
+
+def test_evaluation_alone_decodes_nothing(own_tree: Path) -> None:
+    assert isinstance(load(own_tree, image_size=32, test_only=True).test, StreamLoader)
+    assert not cached()
+
+
+# parts
+
+
+def test_a_split_is_stratified_and_the_same_for_every_seed() -> None:
+    labels = torch.arange(400) % 4 % 3  # half, quarter, quarter
+    train, chosen_on, test = split_for_good(labels, 0.7, 0.2)
+    assert [len(each) for each in (train, chosen_on, test)] == [280, 40, 80]
+    assert torch.cat([train, chosen_on, test]).sort().values.tolist() == list(range(400))
+    for each in (train, chosen_on, test):
+        assert labels[each].bincount().tolist() == [len(each) // 2, len(each) // 4, len(each) // 4]
+    for shares in ((0.8, None), (None, 0.2), (0.8, 0.2)):
+        train, chosen_on, test = split_for_good(labels, *shares)
+        assert [len(each) for each in (train, chosen_on, test)] == [320, 0, 80]
+
+
+@pytest.mark.parametrize("form", ["train", "alone", "list"])
+def test_one_part_is_divided(form: str, own_tree: Path) -> None:
+    shutil.rmtree(own_tree / "test")
+    whole = own_tree
+    if form == "alone":
+        whole = own_tree / "train"
+    elif form == "list":
+        whole = own_tree / "mine.csv"
+        write_list(whole, own_tree, "train")
+    with pytest.raises(UsageError, match="--test_split"):
+        load(whole)
+    loaders = load(whole, test_split=0.34)
+    assert loaders.sizes == "folder: 2 classes, 6 images to train on, 3 to test on"
+    assert torch.cat([batch.target for batch in loaders.test]).tolist() == [0, 0, 1]
+    assert torch.equal(all_of(load(whole, test_split=0.34, seed=5).test), all_of(loaders.test))
+    other = load(whole, test_split=0.34, train_split=0.4)
+    expected = "folder: 2 classes, 4 images to train on, 2 to choose the best epoch on (val), 3 to test on"
+    assert other.sizes == expected
+    assert len({loaders.info.identity, other.info.identity, load(whole, train_split=0.66).info.identity}) == 3
+    with pytest.raises(UsageError, match=r"--test_split: 9 images of 2 classes cannot be divided so"):
+        load(whole, test_split=0.9)
+    with pytest.raises(UsageError, match=r"--test_split: 9 images"):
+        load(whole, test_split=0.01)
+
+
+def test_what_comes_in_parts_is_not_divided(tree: Path) -> None:
+    with pytest.raises(UsageError, match=r"--train_split: .*parts already, test, train; leave it out"):
+        load(tree, train_split=0.5)
+    with pytest.raises(UsageError, match="--test_split: --dataset digits comes in parts already"):
+        info_of("digits", images=ImageOptions(test_split=0.5))
+
+
+def write_list(path: Path, tree: Path, part: str, first: str = "label,path,note") -> None:
+    lines = [f"{image.parent.name},{image.relative_to(path.parent)}," for image in (tree / part).rglob("*.png")]
+    path.write_text("\n".join([first, *reversed(lines)]) + "\n")
+
+
+def test_lists_are_what_the_same_tree_is(own_tree: Path) -> None:
+    tree = load(own_tree)
+    for part in ("train", "test"):
+        write_list(own_tree / f"{part}.csv", own_tree, part, "\ufefflabel,path,note")
+    lists = load(own_tree)
+    assert lists.info == tree.info
+    assert lists.sizes == tree.sizes
+    assert torch.equal(all_of(lists.test), all_of(tree.test))
+    assert torch.equal(epoch_of(lists.train, 1)[0], epoch_of(tree.train, 1)[0])
+    write_list(own_tree / "val.csv", own_tree, "test")
+    assert "2 to choose the best epoch on (val), 2 to test on" in load(own_tree).sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.png,x\n", "the first line of .*test.csv is 'file,label'; it has to be path,label"),
+        ("", "the first line of .*test.csv is ''"),
+        ("path,label\na.png\n", "line 2 of .*test.csv has no label"),
+        ("path,label\n,cat\n", "line 2 of .*test.csv has no path"),
+        ("path,label\na.png,owl\n", "test.csv has labels that are not in train: owl"),
+        ("path,label\na.png,cat\n", r"1 image cannot be read: a.png \(not there\)"),
+        ("path,label\n" + "a" * 200_000 + ",cat\n", "test.csv cannot be read"),
+    ],
+)
+def test_lists_of_another_form(text: str, message: str, own_tree: Path) -> None:
+    write_list(own_tree / "train.csv", own_tree, "train")
+    (own_tree / "test.csv").write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        load(own_tree)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_one_label(own_tree: Path) -> None:
+    (own_tree / "mine.csv").write_text("path,label\na.png,cat\n")
+    with pytest.raises(UsageError, match="has 1 labels"):
+        load(own_tree / "mine.csv", test_split=0.5)
+    with pytest.raises(UsageError, match=r"no.csv cannot be read \(No such file"):
+        load(own_tree / "no.csv", test_split=0.5)
+
+
+# balance
+
+
+def test_every_class_comes_equally_often() -> None:
+    labels = torch.tensor([0] * 70 + [1] * 20 + [2] * 4 + [4] * 6)[torch.randperm(100)]  # none of class 3
+    orders = [balanced_order(labels, 0, epoch) for epoch in (1, 2)]
+    for order in orders:
+        assert order.shape == (100,)
+        assert labels[order].bincount().tolist() == [25, 25, 25, 0, 25]
+        times = order.bincount(minlength=100)
+        for label, (least, most) in {0: (0, 1), 1: (1, 2), 2: (6, 7), 4: (4, 5)}.items():
+            assert {*times[labels == label].tolist()} == {least, most}
+    assert torch.equal(balanced_order(labels, 0, 1), orders[0])
+    assert not torch.equal(*orders)
+    assert labels[balanced_order(labels[:97], 0, 1)].bincount().sum() == 97
+
+
+@pytest.mark.parametrize("held", ["always", "never"])
+def test_balanced_batches(held: str, tree: Path) -> None:
+    options: dict[str, Any] = {"image_size": 32, "augment": "trivialaugment", "balanced": True, "in_memory": held}
+    loader = load(tree, **options).train
+    images, targets = epoch_of(loader, 1)
+    assert targets.bincount().tolist() in ([5, 4], [4, 5])
+    assert len(images.flatten(1).unique(dim=0)) == 9  # dogs come twice, each time as another view
+    assert torch.equal(epoch_of(loader, 1, start=1)[0], images[3:])
+    shares = [epoch_of(load(tree, shard=(rank, 3), **options).train, 1)[0] for rank in range(3)]
+    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), images)
+    other = load(tree, **{**options, "in_memory": "never" if held == "always" else "always"}).train
+    assert torch.equal(epoch_of(other, 1)[0], images)
+
+
+# mixtures
+
+
+def test_mixup_is_the_weighted_sum_of_two_images_and_labels() -> None:
+    images = torch.arange(6.0)[:, None, None, None].expand(-1, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    plain = Batch(images, torch.arange(6), torch.arange(6), torch.arange(6) + 10)
+    for step in range(20):
+        batch = MixedLoader(NO_LOADER, 0.7, 0, seed=1).mixed(plain, step)
+        assert batch.views is None
+        assert batch.other is not None
+        assert batch.share is not None
+        assert batch.share.min() >= 0.5
+        assert torch.equal(batch.places, batch.target + 10)
+        expected = batch.share * batch.target + (1 - batch.share) * batch.other
+        torch.testing.assert_close(batch.images[:, 0, 0, 0], expected)
+        assert torch.equal(batch.target.sort().values, torch.arange(6))
+        logits = torch.randn(6, 6)
+        first, second = F.one_hot(batch.target, 6), F.one_hot(batch.other, 6)
+        soft = second + batch.share[:, None] * (first - second)
+        torch.testing.assert_close(label_loss(logits, batch), F.cross_entropy(logits, soft))
+        torch.testing.assert_close(label_loss(logits, batch, "none").mean(), F.cross_entropy(logits, soft))
+        halves = [label_loss(some, part) for some, part in zip(logits.split(3), batch.split(2), strict=True)]
+        torch.testing.assert_close(torch.stack(halves).mean(), label_loss(logits, batch))
+
+
+def test_cutmix_is_a_rectangle_of_another_image() -> None:
+    images = torch.arange(6.0)[:, None, None, None].expand(-1, 3, 16, 12).contiguous(memory_format=torch.channels_last)
+    plain = Batch(images, torch.arange(6), None, torch.arange(6))
+    areas = []
+    for step in range(30):
+        batch = MixedLoader(NO_LOADER, 0, 1.0, seed=1).mixed(plain, step)
+        assert batch.other is not None
+        assert batch.share is not None
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        of_target = (batch.images == batch.target[:, None, None, None]).float().mean((1, 2, 3))
+        mixed = batch.target != batch.other
+        torch.testing.assert_close(of_target[mixed], batch.share[mixed])
+        areas.append(float(batch.share[0]))
+    assert len({*areas}) > 15
+
+
+def test_both_take_turns() -> None:
+    plain = Batch(torch.arange(6.0)[:, None, None, None].expand(-1, 3, 8, 8).contiguous(), torch.arange(6))
+    loader = MixedLoader(NO_LOADER, 1.0, 1.0, seed=0)
+    cut = [bool((loader.mixed(plain, step).images % 1 == 0).all()) for step in range(40)]
+    assert 8 < sum(cut) < 32
+
+
+@pytest.mark.parametrize("held", ["always", "never"])
+def test_mixtures_follow_from_seed_epoch_and_step(held: str, tree: Path) -> None:
+    loader, again = (load(tree, image_size=32, mixup=0.4, cutmix=1.0, in_memory=held).train for _ in range(2))
+    epoch_of(again, 1)
+    images, targets = epoch_of(loader, 2)
+    same, labels = epoch_of(again, 2, start=1)
+    assert torch.equal(images[3:], same)
+    assert torch.equal(targets[3:], labels)
+    assert not torch.equal(epoch_of(load(tree, image_size=32).train, 2)[0], images)
+    assert loader.views is None
