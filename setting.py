@@ -4,9 +4,10 @@ The first --teacher_num of the list are used. What is listed below is what these
     python train_teacher.py --model resnet32x4 --dataset cifar100 --trial 0    (likewise 1 and 2)
     sh scripts/quickstart.sh                                                   (digits)
 Teachers may be of different architectures; `python train_student.py --teachers PATH[:ARCH] …` overrides the list.
+None in place of a checkpoint stands for the published weights of a timm/…, hf/… or torchvision/… network.
 """
 
-TEACHERS: dict[str, list[tuple[str, str]]] = {
+TEACHERS: dict[str, list[tuple[str, str | None]]] = {
     "cifar100": [
         ("resnet32x4", "save/teachers/resnet32x4-cifar100-trial=0/last.pth"),
         ("resnet32x4", "save/teachers/resnet32x4-cifar100-trial=1/last.pth"),

@@ -131,10 +131,11 @@ def main(arguments: Sequence[str]) -> None:
     if opt.evaluate:
         session.print_evaluation(peers.networks[method.inference], opt.model, opt.evaluate)
         return
+    network = model_dict.run_name(opt.model)
     changed = parser.changed(opt, leave_out=("model", "dataset", "method", "trial", "start"))
     if opt.start:
-        changed.append(f"start={fingerprint([TeacherFile(opt.model, *located(opt.start))])}")
-    run = session.run_folder("online", [opt.method, opt.model, session.dataset, *changed, f"trial={opt.trial}"])
+        changed.append(f"start={fingerprint([TeacherFile(network, *located(opt.start))])}")
+    run = session.run_folder("online", [opt.method, network, session.dataset, *changed, f"trial={opt.trial}"])
     if run is None:
         return
     if opt.start:

@@ -45,7 +45,7 @@ from helper.options import (
 from helper.pretraining import First, pretrain
 from helper.recipe import add_recipe
 from helper.script import run_script
-from helper.seen import Observed, Reads, Seen, Shape, either, feature_shapes, norms_of, observe
+from helper.seen import Observed, Reads, Seen, Shapes, either, feature_shapes, norms_of, observe
 from helper.session import Session
 from helper.task import Task
 from helper.teacher_cache import TeacherCache
@@ -143,7 +143,7 @@ class Term:
             read = [loss.as_teacher_reads(prepared) for loss, prepared in zip(self.losses, mine, strict=True)]
             maps = [each for each in read if each is not None]
             if maps:
-                heads = partial(classified, [teacher.network for teacher in teachers], maps)
+                heads = partial(classified, [teacher.network for teacher in teachers], maps, teacher_logits)
             if self.method.reads_vectors:
                 pairs = zip(self.losses, mine, teachers, strict=True)
                 found = [loss.as_vectors(prepared, teacher.seen(loss.teacher)) for loss, prepared, teacher in pairs]
@@ -175,9 +175,13 @@ def of_each_sample(weights: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
     return ((weights if weights.ndim == 2 else weights[:, None]) * losses).sum(0)
 
 
-def classified(networks: Sequence[Any], maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What the teachers' own classifiers make of maps ``[B, C_k, H_k, W_k]``: ``[K, B, C]``; gradients flow to them."""
-    return torch.stack([network.classify(each) for network, each in zip(networks, maps, strict=True)])
+def classified(networks: Sequence[Any], maps: Sequence[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    """What the teachers' own classifiers make of maps ``[B, C_k, H_k, W_k]``: ``[K, B, C]``; gradients flow to them.
+
+    A classifier that reads no maps has said ``logits`` of the images.
+    """
+    every = zip(networks, maps, logits, strict=True)
+    return torch.stack([network.classify(each) if network.reads_maps else own for network, each, own in every])
 
 
 class Distillation(Task):
@@ -281,10 +285,12 @@ class Distillation(Task):
         return {"loss": loss, **scalars}
 
     @staticmethod
-    def reads(terms: Sequence[Term]) -> tuple[Reads, Reads]:
-        """What student and teachers are asked for."""
-        first = [term.losses[0] for term in terms]
-        return either(*(loss.student for loss in first)), either(*(loss.teacher for loss in first))
+    def reads(terms: Sequence[Term]) -> tuple[Reads, list[Reads]]:
+        """What the student and each teacher are asked for."""
+        pairs = zip(*(term.losses for term in terms), strict=True)  # of each teacher
+        return either(*(term.losses[0].student for term in terms)), [
+            either(*(loss.teacher for loss in losses)) for losses in pairs
+        ]
 
     def after_step(self) -> None:
         """Tell the methods that learn from it what the step has cost."""
@@ -357,28 +363,33 @@ def make_losses(
     """
     make: Callable[..., Distiller] = kind
     mine = shapes_read(student, kind.student, images)
+    of_teacher = kind.teacher._replace(head=True) if kind.predicts else kind.teacher
     losses = []
     for teacher in teachers.networks:
-        theirs = shapes_read(teacher, kind.teacher, images)
+        theirs = shapes_read(teacher, of_teacher, images)
         norms = norms_of(teacher) if kind.teacher.before_relu else ()
-        losses.append(make(Pair(mine, theirs, num_classes, labels, batch_size, norms), **settings))
+        loss = make(Pair(mine, theirs, num_classes, labels, batch_size, norms), **settings)
+        for reads, shapes in ((loss.student, mine), (loss.teacher, theirs)):
+            if reads.staged:
+                shapes.require()
+        losses.append(loss)
     return [loss.to(images.device, memory_format=torch.channels_last) for loss in losses]  # type: ignore[call-overload]
 
 
-def shapes_read(network: nn.Module, reads: Reads, images: torch.Tensor) -> list[Shape]:
+def shapes_read(network: nn.Module, reads: Reads, images: torch.Tensor) -> Shapes:
     """The shapes of a network's features; none where logits alone are read.
 
     Raises:
         UsageError: the network does not offer what is read.
     """
     if not reads.features:
-        return []
+        return Shapes()
     if reads.before_relu and not network.has_preact:
         raise UsageError(
             f"--distill: reads maps before their last ReLU, which {network.label} does not offer; choose another loss "
             "or network"
         )
-    return feature_shapes(network, images, reads.cam)
+    return feature_shapes(network, images, reads)
 
 
 def options() -> Options:
@@ -386,14 +397,15 @@ def options() -> Options:
     parser = Options("Distil K frozen teachers into one student.")
     add = parser.section("student and teachers")
     add("--model_s", type=one_of("--model_s", model_dict), default="resnet8", help="any name of models.model_dict")
-    add("--pretrained", action="store_true", help="start from torchvision's ImageNet weights (torchvision/… only)")
+    add("--pretrained", action="store_true", help="start from the published weights, of torchvision/…, timm/… and hf/…")
     add("--teacher_num", type=positive_int, default=None, help="the first so many teachers; all, unless given")
     add(
         "--teachers",
         nargs="+",
         metavar="PATH[:ARCH][@KEY]",
         default=None,
-        help="checkpoints to use instead of setting.py's; KEY where one holds several",
+        help="checkpoints to use instead of setting.py's; KEY where one holds several; an ARCH alone, such as timm/…, "
+        "stands for its published weights",
     )
     add = parser.section("loss r·CE + a·L_kd + b·L_feat")
     add("-r", "--gamma", type=weight, default=1.0, help="weight of the cross-entropy with the labels")
@@ -458,7 +470,7 @@ def run_name(parser: Options, opt: argparse.Namespace, files: Sequence[TeacherFi
     changed = parser.changed(opt, leave_out=(*always, "teacher_num", "teachers"))
     if uses_cache(opt):
         changed.append("cached")  # where it lies makes no difference, but float16 does
-    choices = [opt.model_s, dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
+    choices = [model_dict.run_name(opt.model_s), dataset, opt.distill, opt.ensemble_method, fingerprint(files)]
     return [*choices, *losses, *changed, f"trial={opt.trial}"]
 
 
@@ -500,7 +512,7 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, files: Sequence[Te
             f"--teacher_cache: --dataset {opt.dataset} is cropped in countless ways, distorted, or not in memory; "
             "leave the cache out, or choose --augment crop_flip or none, and --in_memory always"
         )
-    described = [(file.arch, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
+    described = [(file.name, checksum) for file, checksum in zip(files, teachers.checksums, strict=True)]
     teachers.cache = TeacherCache(
         opt.teacher_cache, opt.teacher_cache_gb, views, described, session.precision, session.info.num_classes
     )
@@ -515,12 +527,9 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
 
     scores = session.test(predict)
     for k, file in enumerate(files):
-        print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %  {file.arch}  {file.path}")
+        print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %  {file.arch}  {file.path or 'its own weights'}")
     print(f"their ensemble: {scores['ensemble']['accuracy']:.2f} %", flush=True)
-    described = [
-        {"arch": file.arch, "path": str(file.path), **({"key": file.key} if file.key else {}), **scores[str(k)]}
-        for k, file in enumerate(files)
-    ]
+    described = [{**file.about(), **scores[str(k)]} for k, file in enumerate(files)]
     return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
 
 
@@ -610,6 +619,13 @@ def evaluate(parser: Options, opt: argparse.Namespace, session: Session) -> None
     session.print_scores(network, opt.model_s, path)
 
 
+def archs_of_teachers(opt: argparse.Namespace) -> list[str]:
+    """Of the teachers that a run has put on record, the architectures."""
+    return (
+        [file.arch for file in chosen_teachers([], opt.teachers, None, opt.dataset, model_dict)] if opt.teachers else []
+    )
+
+
 def answering(
     parser: Options,
     opt: argparse.Namespace,
@@ -617,7 +633,7 @@ def answering(
     build: Callable[[str], Any],
     images: torch.Tensor,
     option: str,
-) -> nn.Module:
+) -> Answering:
     """The student of a checkpoint that answers through its teachers' heads, whose files are not needed for it.
 
     Args:
@@ -632,7 +648,7 @@ def answering(
     """
     names = on_features(opt)
     place = [distill_dict[name].predicts for name in names].index(True)
-    archs = [text.rpartition(":")[2].partition("@")[0] for text in opt.teachers or ()]
+    archs = archs_of_teachers(opt)
     if state.get("answers") != HEADS or state["arch"] != opt.model_s or not archs:
         raise UsageError(f"{option}: the checkpoint is not of such a run; give its parameters.json as --config")
     student = build(opt.model_s)

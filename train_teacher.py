@@ -39,7 +39,7 @@ def options() -> Options:
     parser = Options("Train one network with cross-entropy: a teacher, or a student's baseline.")
     add = parser.section("network")
     add("--model", type=one_of("--model", model_dict), default="resnet32x4", help="any name of models.model_dict")
-    add("--pretrained", action="store_true", help="start from torchvision's ImageNet weights (torchvision/… only)")
+    add("--pretrained", action="store_true", help="start from the published weights, of torchvision/…, timm/… and hf/…")
     add_recipe(parser, dataset_dict, nesterov_help="Nesterov momentum (the published teachers train without)")
     return parser
 
@@ -53,7 +53,11 @@ def main(arguments: Sequence[str]) -> None:
     if opt.evaluate:
         session.print_evaluation(network, opt.model, opt.evaluate)
         return
-    name = [opt.model, session.dataset, *parser.changed(opt, leave_out=("model", "dataset", "trial"))]
+    name = [
+        model_dict.run_name(opt.model),
+        session.dataset,
+        *parser.changed(opt, leave_out=("model", "dataset", "trial")),
+    ]
     run = session.run_folder("teachers", [*name, f"trial={opt.trial}"])
     if run is not None:
         session.compile(network)

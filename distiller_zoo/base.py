@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from helper.batch import Batch, When
-from helper.errors import UsageError
+from helper.errors import UsageError, nearest
 from helper.kl import full_precision
 from helper.registry import Registry
 from helper.seen import Reads, Seen, Shape
@@ -122,7 +123,8 @@ class FeatureDistiller(Distiller):
 
     Args:
         pair: the networks' shapes.
-        layer: which stage output, on both sides; -2 is the last map.
+        layer: which map, on both sides: a stage output by its number, -2 being the last map, or a stage or child by its
+            name. ``STUDENT:TEACHER`` where they differ, and on either side ``A,B``: the first that the network has.
 
     Raises:
         UsageError: the layer is out of range or no map on either side.
@@ -130,11 +132,11 @@ class FeatureDistiller(Distiller):
 
     student = teacher = Reads(maps=(-2,))
 
-    def __init__(self, pair: Pair, layer: int = -2) -> None:
+    def __init__(self, pair: Pair, layer: int | str = -2) -> None:
         super().__init__(pair)
-        self.student = self.teacher = Reads(maps=(layer,))
-        self.student_shape = _map_shape(pair.student, layer, "student")
-        self.teacher_shape = _map_shape(pair.teacher, layer, "teacher")
+        mine, _, theirs = str(layer).partition(":")
+        self.student, self.student_shape = _map_of(pair.student, mine, "student")
+        self.teacher, self.teacher_shape = _map_of(pair.teacher, theirs or mine, "teacher")
 
     def adapt(self, student_map: Tensor) -> Tensor:
         """Student map ``[B, C, H, W]`` → what is compared: the teacher's shape ``[B, C_t, H_t, W_t]``, usually."""
@@ -156,18 +158,33 @@ class FeatureDistiller(Distiller):
         return (mine, theirs) if mine.shape == theirs.shape else None
 
 
-def _map_shape(shapes: Sequence[Shape], layer: int, whose: str) -> tuple[int, int, int]:
-    maps = {index: shape for index, shape in enumerate(shapes) if len(shape) == 3}
-    position = layer + len(shapes) if layer < 0 else layer
+def _map_of(shapes: Sequence[Shape], layers: str, whose: str) -> tuple[Reads, tuple[int, int, int]]:
+    """How to read the first of the layers ``A,B,…`` that a network has, and the shape of that map."""
+    stages, named = getattr(shapes, "stages", ()), getattr(shapes, "named", {})
+    whose = " ".join(filter(None, (whose, getattr(shapes, "label", ""))))
+    for layer in layers.split(","):
+        if layer in named and layer not in stages:
+            return Reads(named=(layer,)), named[layer]
+        number = stages.index(layer) if layer in stages else int(layer) if re.fullmatch(r"-?\d+", layer) else None
+        if number is not None:
+            position, maps = number + len(shapes) if number < 0 else number, _maps_in(shapes, whose)
+            if position in maps:
+                return Reads(maps=(number,)), maps[position]
+    if number is None:
+        near = nearest(layer, [*stages, *named])
+        raise UsageError(f"--hint_layer: {layers!r} is no child of the {whose} that returns a map{near}")
+    raise UsageError(
+        f"--hint_layer: {layers} is no feature map of the {whose}; choose from 0 to {max(maps)} (-2 is the last map), "
+        "or a child's name"
+    )
+
+
+def _maps_in(shapes: Sequence[Shape], whose: str) -> dict[int, tuple[int, int, int]]:
+    """The number of each stage output that is a map → its shape."""
+    maps = {index: (shape[0], shape[1], shape[2]) for index, shape in enumerate(shapes) if len(shape) == 3}
     if not maps:
         raise UsageError(f"--distill: the {whose} has no feature maps to compare; choose kd")
-    if position not in maps:
-        last = max(maps)
-        raise UsageError(
-            f"--hint_layer: {layer} is no feature map of the {whose}; choose from 0 to {last} (-2 is the last map)"
-        )
-    channels, height, width = maps[position]
-    return channels, height, width
+    return maps
 
 
 def logits_of(*networks: Seen) -> list[Tensor]:

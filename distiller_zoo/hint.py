@@ -21,14 +21,18 @@ class Hint(FeatureDistiller):
 
     Args:
         pair: the networks' shapes.
-        hint_layer: which stage output, on both sides.
+        hint_layer: which map, see :class:`FeatureDistiller`.
     """
 
     def __init__(
         self,
         pair: Pair,
         *,
-        hint_layer: Annotated[int, "stage output that is compared, on both sides; -2 is the last map"] = 2,
+        hint_layer: Annotated[
+            int | str,
+            "stage output that is compared, -2 is the last map, or a child's name; STUDENT:TEACHER where they differ, "
+            "A,B for the first that a network has",
+        ] = 2,
     ) -> None:
         super().__init__(pair, hint_layer)
         self.resize, conv = regressor(self.student_shape, self.teacher_shape)

@@ -40,7 +40,7 @@ class StagesDistiller(Distiller):
         self.teacher_shapes = chosen(self.teacher.maps or self.teacher.before_relu, pair.teacher)
         levels = min(len(self.student_shapes), len(self.teacher_shapes))
         if not levels:
-            raise UsageError("--distill: a network without stages after its first map; choose kd")
+            raise UsageError("--distill: a network without stages; choose kd")
         self.shapes = list(zip(self.student_shapes[-levels:], self.teacher_shapes[-levels:], strict=True))
 
     def paired(self, seen: Seen) -> tuple[Tensor, ...]:

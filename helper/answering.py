@@ -70,6 +70,12 @@ class Answering(nn.Module):
         seen = observe(self.student, images, reads).seen(reads)
         return self.heads([loss.as_teacher_reads(loss.prepare(seen)) for loss in losses])
 
+    def alone(self) -> Answering:
+        """Itself, its networks replaced by what exporters can take."""
+        self.student = self.student.alone()  # type: ignore[operator]
+        self.heads.tails = nn.ModuleList(tail.alone() for tail in self.heads.tails)  # type: ignore[operator]
+        return self
+
     def load(self, state: Mapping[str, Tensor], first: int) -> None:
         """Take over ``trained`` of a checkpoint, whose adapters from number ``first`` are those of the losses."""
         parts = {"student": "network.", "heads": "heads."}

@@ -15,12 +15,17 @@ class InputError(UsageError):
     """An image cannot be read; raised between two batches, so that what is trained can be saved first."""
 
 
+def nearest(value: str, choices: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` with the choice that is most like ``value``; empty where none is."""
+    folded = {name.lower(): name for name in choices}
+    near = difflib.get_close_matches(str(value).lower(), folded, n=1, cutoff=0.5)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""
+
+
 def unknown(what: str, value: str, choices: Iterable[str]) -> UsageError:
     """The error for ``value`` not being one of ``choices``: names ``what``, the nearest choice and all of them."""
     names = [str(choice) for choice in choices]
-    folded = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(str(value).lower(), folded, n=1, cutoff=0.5)
-    hint = f" did you mean {folded[near[0]]!r}?" if near else ""
+    hint = nearest(value, names).removeprefix(";")
     return UsageError(f"{what}: unknown value {value!r}.{hint} choose from: {', '.join(names)}")
 
 

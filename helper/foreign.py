@@ -189,13 +189,18 @@ def _other_archive(path: Path) -> str:
         return "it is damaged: it ends too early, as after a download or copy that was cut off"
     names = {name.rpartition("/")[2] for name in _members(path)}
     if "constants.pkl" in names:
-        return f"it is a TorchScript archive, which holds code. {conversion(path)}"
+        return (
+            f"it is a TorchScript archive, which holds code; torchscript/{path} alone, without :ARCH, is a teacher of "
+            f"logits that runs it. {conversion(path)}"
+        )
     if "data.pkl" in names or not names:
         return ""
     if {"config.json", "model.weights.h5"} <= names:
         return "it is a model of Keras; only weights for PyTorch can be read"
     if "archive_format" in names:
-        return "it is a program of torch.export; give the checkpoint that it was made from"
+        return (
+            "it is a program of torch.export; give the checkpoint that it was made from, or its name alone as FILE.pt2"
+        )
     if all(name.endswith(".npy") for name in names):
         return "it holds arrays of NumPy (.npz), not a checkpoint"
     return "it is a zip archive, not a checkpoint; unpack it first"

@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from helper.errors import UsageError
 from helper.pointwise import PLAIN_CONVOLUTIONS
 
 WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -75,9 +76,10 @@ def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, n
     norms = {name: module for name, module in network.named_modules() if type(module) is nn.BatchNorm2d}
     if not norms:
         return {}
+    settings = {"is_feat": True} if _offers_features(network, images) else {}
     watch = _Watch(network.modules())
     with watch:
-        outputs = network(images, is_feat=True) if getattr(network, "has_maps", False) else network(images)
+        outputs = network(images, **settings)
     for tensor in tree_leaves(outputs):  # a map that others read cannot change
         watch.uses[id(tensor)] += 1
     watch.stop()
@@ -89,10 +91,19 @@ def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, n
     return found
 
 
+def _offers_features(network: nn.Module, images: Tensor) -> bool:
+    """Whether there are maps; some networks find that out when they are asked first."""
+    try:
+        return bool(getattr(network, "has_maps", False) and network(images, is_feat=True))
+    except UsageError:
+        return False
+
+
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     wide = copy.deepcopy(conv).double(), copy.deepcopy(norm).double()  # torch computes in the dtype that it is given
     fused = fuse_conv_bn_eval(*wide).to(conv.weight.dtype).requires_grad_(False)
     conv.weight, conv.bias = fused.weight, fused.bias
+    vars(conv)["folded"] = True  # what it returns from now on is no longer its own
 
 
 class _Watch(TorchFunctionMode):

@@ -49,6 +49,11 @@ def weight_list(text: str) -> float | list[float]:
     return each if len(each) > 1 else each[0]
 
 
+def number_or_name(text: str) -> int | str:
+    """A whole number where it is one."""
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
+
+
 def epoch_numbers(text: str) -> list[int]:
     """Epoch numbers separated by commas, as RepDistiller writes them: ``150,180,210``."""
     numbers = [positive_int(part) for part in re.split(r"[,\s]+", text.strip()) if part]
@@ -284,12 +289,13 @@ def _hyperparameters(entry: Any) -> list[inspect.Parameter]:
 
 
 def _annotation(entry: Any, name: str) -> tuple[Any, str]:
-    """The type, with ``| None`` taken off, and the help text of a keyword argument."""
+    """What reads a keyword argument's text, its type where that can, and the help text; ``| None`` is taken off."""
     function = entry.__init__ if inspect.isclass(entry) else entry
     hint = typing.get_type_hints(function, include_extras=True)[name]
     kind, help_text = typing.get_args(hint)[:2] if typing.get_origin(hint) is typing.Annotated else (hint, "")
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+        first, *others = (part for part in typing.get_args(kind) if part is not type(None))
+        kind = number_or_name if (first, *others) == (int, str) else first
     return kind, help_text
 
 

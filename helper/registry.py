@@ -46,6 +46,14 @@ class Registry(Mapping[str, Value], Generic[Value]):
         """The error for a name that is not registered; ``option`` replaces the registry's own."""
         return unknown(option or self.option, name, self)
 
+    def run_name(self, name: str) -> str:
+        """What the names of runs call an entry."""
+        return name
+
+    def refusal(self, name: str) -> UsageError | None:
+        """Why a name cannot be had that is meant for this registry, but is not among those it lists."""
+        return None
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

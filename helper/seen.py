@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from helper.errors import UsageError
+from helper.machine import uncompiled
 
 Shape = tuple[int, ...]
 """One feature without its batch axis: ``(C, H, W)`` of a map, ``(D,)`` of the pooled vector."""
@@ -22,12 +26,13 @@ class Reads(NamedTuple):
     Attributes:
         logits: ``[B, C]``.
         maps: which stage outputs, as indices into the features of ``network(x, is_feat=True)``: 0 is the stem's, −2 the
-            last one; ``"all"`` of them; ``"stages"``: all but the stem's.
+            last one; ``"all"`` of them; ``"stages"``: all but the stem's, or the only one.
         before_relu: likewise, which of the maps before the ReLU that ends their stage.
         vector: the pooled vector ``[B, D]``.
         cam: the class activation maps ``[B, C, H, W]``: what the network's classifier makes of each position of the
             last map.
         head: the network's own classifier, see :attr:`Seen.head`.
+        named: the outputs of which children, by their names in the network; in :attr:`Seen.maps` they come last.
     """
 
     logits: bool = False
@@ -36,20 +41,27 @@ class Reads(NamedTuple):
     vector: bool = False
     cam: bool = False
     head: bool = False
+    named: tuple[str, ...] = ()
+
+    @property
+    def staged(self) -> bool:
+        """Whether the network has to offer features of its own."""
+        return bool(self.maps or self.before_relu) or self.vector or self.cam or self.head
 
     @property
     def features(self) -> bool:
         """Whether it is more than logits."""
-        return bool(self.maps or self.before_relu) or self.vector or self.cam or self.head
+        return self.staged or bool(self.named)
 
 
-Shapes = TypeVar("Shapes")
+NOTHING = Reads()
+Item = TypeVar("Item")
 
 
-def chosen(which: Which, features: Sequence[Shapes]) -> list[Shapes]:
+def chosen(which: Which, features: Sequence[Item]) -> list[Item]:
     """Those of a network's maps, or of their shapes, that ``which`` asks for; behind the maps comes the vector."""
     if which == "all" or which == "stages":
-        return list(features[which == "stages" : -1])
+        return list(features[which == "stages" and len(features) > 2 : -1])
     return [features[index] for index in which]
 
 
@@ -77,6 +89,7 @@ def either(*reads: Reads) -> Reads:
         vector=any(each.vector for each in reads),
         cam=any(each.cam for each in reads),
         head=any(each.head for each in reads),
+        named=tuple(sorted({name for each in reads for name in each.named})),
     )
 
 
@@ -122,6 +135,7 @@ class Observed(NamedTuple):
         network: who.
         before: the stage outputs before their last ReLU, and the pooled vector; likewise.
         cam: ``[B, C, H, W]``, if it is asked for.
+        named: the outputs of children.
     """
 
     logits: Tensor
@@ -129,12 +143,13 @@ class Observed(NamedTuple):
     network: nn.Module | None = None
     before: Sequence[Any] = ()
     cam: Tensor | None = None
+    named: Mapping[str, Tensor] = {}
 
     def seen(self, reads: Reads) -> Seen:
         """The part that a loss has declared."""
         return Seen(
             logits=self.logits if reads.logits else None,
-            maps=tuple(chosen(reads.maps, self.features)),
+            maps=(*chosen(reads.maps, self.features), *(self.named[name] for name in reads.named)),
             before_relu=tuple(chosen(reads.before_relu, self.before)),
             vector=self.features[-1] if reads.vector else None,
             cam=self.cam if reads.cam else None,
@@ -145,6 +160,15 @@ class Observed(NamedTuple):
 def observe(network: Any, images: Tensor, reads: Reads) -> Observed:
     """Run a network on images ``[B, 3, H, W]`` and keep what ``reads`` asks for, and the logits."""
     if not reads.features:
+        return Observed(network(images), (), network)
+    if reads.named:
+        with uncompiled(True), outputs_of(network, reads.named) as named:  # compiled code would not call the hooks
+            return _staged(network, images, reads)._replace(named=named)
+    return _staged(network, images, reads)
+
+
+def _staged(network: Any, images: Tensor, reads: Reads) -> Observed:
+    if not reads.staged:
         return Observed(network(images), (), network)
     if reads.before_relu:
         (*both, vector), logits = network(images, is_feat=True, preact="both")
@@ -173,12 +197,86 @@ def norms_of(network: Any) -> list[tuple[Tensor, Tensor] | None]:
     return [*(each and (each.weight.detach().clone(), each.bias.detach().clone()) for each in modules), None]
 
 
+@contextlib.contextmanager
+def outputs_of(network: nn.Module, names: Container[str] | None = None) -> Iterator[dict[str, Tensor]]:
+    """The maps ``[B, C, H, W]`` that children return, the last where one is called several times; None: of all."""
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                found[name] = output
+
+        return look
+
+    children = (each for each in network.named_modules() if each[0] and (names is None or each[0] in names))
+    hooks = [
+        child.register_forward_hook(watch(name))
+        for name, child in children
+        if not isinstance(child, torch.jit.ScriptModule)  # which takes none
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Shapes(list[Shape]):
+    """``(C, H, W)`` of each stage output and ``(D,)`` of the pooled vector, last.
+
+    Attributes:
+        stages: the stages' names, in order.
+        named: the shapes of the maps that children return, by their names.
+        label: what messages call the network.
+        refusal: raised for whoever asks for a shape, where the network has no features.
+    """
+
+    stages: tuple[str, ...] = ()
+    named: Mapping[str, Shape] = {}
+    label: str = ""
+    refusal: UsageError | None = None
+
+    def __getitem__(self, index: Any) -> Any:
+        self.require()
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[Shape]:
+        self.require()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self.require()
+        return super().__len__()
+
+    def require(self) -> None:
+        """Raise the refusal, if there is one."""
+        if self.refusal is not None:
+            raise self.refusal
+
+
 @torch.no_grad()
-def feature_shapes(network: Any, images: Tensor, cam: bool = False) -> list[Shape]:
-    """``(C, H, W)`` of each stage output and ``(D,)`` of the pooled vector; tries class activation maps if asked."""
-    training = network.training
-    features, _ = network.eval()(images, is_feat=True)
-    if cam:
-        network.class_activation_maps(features[-2])
+def feature_shapes(network: Any, images: Tensor, reads: Reads = NOTHING) -> Shapes:
+    """The shapes of what a network makes of images ``[B, 3, H, W]``; tries what ``reads`` asks of its classifier."""
+    training, shapes = network.training, Shapes()
+    network.eval()
+    with outputs_of(network) as outputs:
+        try:
+            features, _ = network(images, is_feat=True)
+            shapes.extend(tuple(feature.shape[1:]) for feature in features)
+        except UsageError as error:
+            shapes.refusal = error
+            network(images)
+    if shapes.refusal is None:
+        if reads.cam:
+            network.class_activation_maps(features[-2])
+        if reads.head and reads.maps:
+            network.classify(features[-2])
+        if reads.head and reads.vector:
+            network.classify_vector(features[-1])
     network.train(training)
-    return [tuple(feature.shape[1:]) for feature in features]
+    # a convolution that a normalisation was folded into returns what that did
+    changed = {name for name, module in network.named_modules() if getattr(module, "folded", False)}
+    shapes.named = {name: tuple(each.shape[1:]) for name, each in outputs.items() if name not in changed}
+    shapes.stages, shapes.label = getattr(network, "stages", ()), getattr(network, "label", "")
+    return shapes

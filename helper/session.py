@@ -32,7 +32,7 @@ from helper.recipe import require_sound_recipe, seed_of
 from helper.resuming import Progress, seed_everything
 from helper.run_folder import RunFolder, parameters_of
 from helper.task import Task
-from helper.weights import Labels, load_network, located
+from helper.weights import Labels, load_network, located, publishes
 
 DEFAULT_RATE = 0.05
 """Of models that do not ask for another one with an attribute ``learning_rate``."""
@@ -110,14 +110,22 @@ class Session:
         """So many black images ``[…, 3, H, W]`` of the dataset's size, to learn the shapes of feature maps from."""
         return torch.zeros(number, 3, self.info.image_size, self.info.image_size, device=self.device)
 
-    def build(self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None) -> Any:
+    def build(
+        self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None, whole: bool = False
+    ) -> Any:
         """A network for the dataset's classes, on the device; UsageError where no weights are published for it.
 
-        ``widths`` are the channels of its stages, the published ones unless given.
+        Args:
+            arch: its name.
+            pretrained: start from the published weights, with a new last layer where the classes are others.
+            widths: the channels of its stages, the published ones unless given.
+            whole: take the published weights as they are.
         """
-        if pretrained and not arch.startswith("torchvision/"):
-            raise UsageError(f"--pretrained: there are no ImageNet weights for {arch}, only for torchvision/<name>")
-        settings: dict[str, Any] = {"pretrained": True} if pretrained else {}
+        if pretrained and not publishes(self.models[arch], "pretrained"):
+            raise UsageError(
+                f"--pretrained: there are no published weights for {arch}, only for torchvision/…, timm/… and hf/…"
+            )
+        settings: dict[str, Any] = {"pretrained": True} if pretrained else {"whole": True} if whole else {}
         if widths is not None:
             settings["widths"] = widths
         network = self.models[arch](num_classes=self.info.num_classes, **settings)
@@ -130,10 +138,15 @@ class Session:
         """UsageError where the dataset's images are too small for the network, or not of the one size it takes."""
         size = self.info.image_size
         try:
-            network.eval()(self.example())
+            logits = network.eval()(self.example())
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"{arch} cannot take {self.opt.dataset}'s images of {size}×{size}: {reason}") from None
+        if logits.shape[1:] != (self.info.num_classes,):
+            raise UsageError(
+                f"{arch} has {logits.shape[-1]} classes, {self.opt.dataset} has {self.info.num_classes}; its logits "
+                f"would have to be [B, {self.info.num_classes}], not [B, {', '.join(map(str, logits.shape[1:]))}]"
+            )
         network.train()
 
     def compile(self, *networks: nn.Module) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -17,36 +18,61 @@ from helper.checkpoint import Damaged
 from helper.errors import UsageError
 from helper.frozen import freeze
 from helper.names import local, recorded
+from helper.registry import Registry
 from helper.seen import Observed, Reads, observe
 from helper.teacher_cache import TeacherCache, weights_checksum
-from helper.weights import Labels, architecture, load_network, located
+from helper.weights import Labels, architecture, load_network, located, publishes
+
+Architectures: TypeAlias = Registry[Any]
 
 
 @dataclass(frozen=True)
 class TeacherFile:
-    """One teacher: its architecture, its checkpoint, and which of several weights in it."""
+    """One teacher: its architecture, its checkpoint, and which of several weights in it.
+
+    Attributes:
+        path: None where the weights come from where the architecture comes from.
+        run_name: what the names of runs call the architecture, if not ``arch``.
+    """
 
     arch: str
-    path: Path
+    path: Path | None
     key: str | None = None
+    run_name: str | None = None
 
     def __str__(self) -> str:
         """As ``--teachers`` takes it."""
-        return f"{self.path}:{self.arch}" + (f"@{self.key}" if self.key else "")
+        return f"{self.path}:{self.arch}" + (f"@{self.key}" if self.key else "") if self.path else self.arch
+
+    @classmethod
+    def recorded(cls, about: Mapping[str, Any]) -> TeacherFile:
+        """The teacher that :meth:`about` has described."""
+        path = about.get("path")
+        return cls(about["arch"], path and Path(path), about.get("key"), about.get("run_name"))
+
+    def about(self) -> dict[str, str]:
+        """What a run's record says of it."""
+        return {name: str(value) for name, value in vars(self).items() if value}
+
+    @property
+    def name(self) -> str:
+        """What the architecture is, where that matters: the name does not tell what is in a person's file."""
+        return self.run_name or self.arch
 
 
 def chosen_teachers(
-    listed: Sequence[tuple[str, str]],
+    listed: Sequence[tuple[str, str | None]],
     given: Sequence[str] | None,
     teacher_num: int | None,
     dataset: str,
-    known: Mapping[str, Callable[..., nn.Module]],
+    known: Architectures,
 ) -> list[TeacherFile]:
     """The teachers that the options choose.
 
     Args:
-        listed: of ``setting.py`` for the dataset: ``(architecture, path[@key])``.
-        given: ``--teachers path[:arch][@key] …``, which override the list.
+        listed: of ``setting.py`` for the dataset: ``(architecture, path[@key])``; None for the path means the weights
+            that the architecture's source has.
+        given: ``--teachers path[:arch][@key] …`` or ``arch``, which override the list.
         teacher_num: how many of them, from the first; None means all.
         known: the architectures that exist, and what builds them.
 
@@ -56,7 +82,7 @@ def chosen_teachers(
     files = (
         [_parse(text, known) for text in given]
         if given
-        else [TeacherFile(arch, *located(local(path))) for arch, path in listed]
+        else [TeacherFile(arch, *(located(local(path)) if path else (None,))) for arch, path in listed]
     )
     if not files:
         raise UsageError(f"--dataset: setting.py lists no teachers for {dataset}; add them, or give --teachers")
@@ -67,33 +93,50 @@ def chosen_teachers(
         )
     for file in files:
         if file.arch not in known:
-            raise UsageError(
-                f"{source}: unknown architecture {file.arch!r} of {str(file.path)!r}; see models/__init__.py"
+            why = (
+                known.refusal(file.arch)
+                or f"unknown architecture {file.arch!r} of {str(file.path)!r}; see models/__init__.py"
             )
-    return files[:teacher_num]
+            raise UsageError(f"{source}: {why}")
+        if file.path is None and not publishes(known[file.arch], "whole"):
+            raise UsageError(f"{source}: there are no published weights of {file.arch}; name a checkpoint")
+    names = [known.run_name(file.arch) for file in files[:teacher_num]]
+    return [
+        file if name == file.arch else replace(file, run_name=name) for file, name in zip(files, names, strict=False)
+    ]
 
 
-def _parse(text: str, known: Mapping[str, Callable[..., nn.Module]]) -> TeacherFile:
-    """``path:arch``, or a path whose checkpoint or folder says the architecture; ``@key`` behind either."""
-    head, _, tail = text.rpartition(":")
-    arch, _, key = tail.partition("@")
-    if head and arch in known and not Path(text).exists():
-        path, inner = located(head)
-        return TeacherFile(arch, path, key or inner)
+def _parse(text: str, known: Architectures) -> TeacherFile:
+    """``arch`` alone, ``path:arch``, or a path whose checkpoint or folder says the architecture; ``@key`` after it."""
+    if text in known and publishes(known[text], "whole"):
+        return TeacherFile(text, None)
+    parts = text.split(":")
+    splits = [(":".join(parts[:n]), ":".join(parts[n:])) for n in range(1, len(parts))]
+    for head, tail in splits if not Path(text).exists() else ():
+        name, _, key = tail.rpartition("@")
+        for arch, last in ((tail, None), (name, key)):
+            if head and arch in known:
+                path, inner = located(head)
+                return TeacherFile(arch, path, last or inner)
     path, inner = located(text)
-    if head and not path.exists():
+    refusals = [known.refusal(name) for name in (text, *(tail for _, tail in splits))]
+    if not path.exists() and any(refusals):
+        raise UsageError(f"--teachers: {[each for each in refusals if each][-1]}")
+    if splits and not path.exists():
+        arch = parts[-1].partition("@")[0]
         raise UsageError(f"--teachers: {text!r}: unknown architecture {arch!r}; see models/__init__.py")
     if not path.is_file():
         raise UsageError(f"--teachers: there is no checkpoint {str(path)!r}")
     return TeacherFile(_arch_of(path, known), path, inner)
 
 
-def _arch_of(path: Path, known: Mapping[str, Callable[..., nn.Module]]) -> str:
+def _arch_of(path: Path, known: Architectures) -> str:
     """The architecture that a checkpoint or its folder says."""
     try:
         state = foreign.read(path)
     except Damaged as error:
-        raise UsageError(f"--teachers: {str(path)!r} cannot be loaded: {error}") from None
+        why = known.refusal(str(path))
+        raise UsageError(f"--teachers: {str(path)!r} cannot be loaded: {error}{f'; {why}' if why else ''}") from None
     # The originals name the folder: resnet32x4_vanilla, wrn_40_2_cifar100_lr_0.05…
     named = [name for name in known if path.parent.name.startswith(name)]
     arch = architecture(state, known) or max(named, key=len, default=None)
@@ -104,12 +147,14 @@ def _arch_of(path: Path, known: Mapping[str, Callable[..., nn.Module]]) -> str:
             f"calls itself {said!r}, which fits no network here" if named_otherwise else "does not say its architecture"
         )
         raise UsageError(f"--teachers: {str(path)!r} {says}; write {path}:ARCH")
+    if getattr(known[arch], "outside", False):
+        raise UsageError(f"--teachers: {str(path)!r} says that its network is {arch}; write {path}:{arch} to use that")
     return arch
 
 
 def require_files(files: Sequence[TeacherFile], dataset: str, source: str) -> None:
     """Raise one UsageError with the commands that train what is missing; ``source`` is what lists the files."""
-    missing = [file for file in files if not file.path.is_file()]
+    missing = [file for file in files if file.path and not file.path.is_file()]
     if missing:
         commands = "\n".join(f"  {training_command(file, dataset)}" for file in missing)
         what = ", ".join(str(file.path) for file in missing)
@@ -120,15 +165,15 @@ def require_files(files: Sequence[TeacherFile], dataset: str, source: str) -> No
 
 def run_prefix(file: TeacherFile, dataset: str) -> str | None:
     """What the name of its run folder begins with, if ``train_teacher.py`` would have named that folder so."""
-    prefix = f"{file.arch.replace('/', '.')}-{dataset}-"
-    return prefix if file.path.parent.name.startswith(prefix) else None
+    prefix = f"{file.name.replace('/', '.')}-{dataset}-"
+    return prefix if file.path and file.path.parent.name.startswith(prefix) else None
 
 
 def training_command(file: TeacherFile, dataset: str) -> str:
     """The command whose run folder holds ``file``: its name spells the options out. For other folders, a plain one."""
     command = f"python train_teacher.py --model {file.arch} --dataset {dataset}"
     prefix = run_prefix(file, dataset)
-    if prefix is None:
+    if prefix is None or file.path is None:
         return f"{command} --trial 0"
     words = re.split(r"-(?=[A-Za-z_]+(?:=|-|$))", file.path.parent.name.removeprefix(prefix))
     options = [f"--{word.replace('=', ' ', 1)}" for word in words]
@@ -140,10 +185,11 @@ def training_command(file: TeacherFile, dataset: str) -> str:
 
 def fingerprint(files: Sequence[TeacherFile]) -> str:
     """``3xresnet20@1a2b3c``: how many of what, and six letters of the paths' checksum, for the run's name."""
-    archs = [file.arch for file in files]
+    archs = [file.name for file in files]
     kinds = "+".join(f"{archs.count(arch)}x{arch}" for arch in dict.fromkeys(archs))
     kinds = kinds if len(kinds) <= 60 else f"{len(files)}xmixed"
-    lines = (f"{file.arch} {file.path.as_posix()}" + (f"@{file.key}" if file.key else "") for file in files)
+    paths = [file.path.as_posix() + (f"@{file.key}" if file.key else "") if file.path else "" for file in files]
+    lines = (f"{arch} {path}" for arch, path in zip(archs, paths, strict=True))
     told = recorded("\n".join(lines)).encode("utf-8", "surrogateescape")
     return f"{kinds}@{sha256(told).hexdigest()[:6]}"
 
@@ -177,15 +223,19 @@ class Teachers:
 
     @torch.no_grad()
     def observe(
-        self, images: torch.Tensor, reads: Reads, views: torch.Tensor | None = None
+        self, images: torch.Tensor, reads: Reads | Sequence[Reads], views: torch.Tensor | None = None
     ) -> tuple[list[Observed], torch.Tensor]:
         """Images ``[B, 3, H, W]`` → what each teacher makes of them, and all logits ``[K, B, C]``.
 
         From the cache where logits are all that is read; ``views``: see :meth:`logits`.
+
+        Args:
+            reads: of all teachers, or K of them.
         """
-        if reads.features:
+        each = [reads] * len(self) if isinstance(reads, Reads) else reads
+        if any(one.features for one in each):
             images = as_autocast(images)
-            observed = [observe(network, images, reads) for network in self.networks]
+            observed = [observe(network, images, one) for network, one in zip(self.networks, each, strict=True)]
             return observed, torch.stack([each.logits for each in observed])
         logits = self.logits(images, views)
         return [Observed(*each) for each in zip(logits, [()] * len(logits), self.networks, strict=True)], logits
@@ -199,7 +249,7 @@ def as_autocast(images: torch.Tensor) -> torch.Tensor:
 
 def load_teachers(
     files: Sequence[TeacherFile],
-    build: Callable[[str], nn.Module],
+    build: Callable[..., nn.Module],
     labels: Labels,
     images: torch.Tensor,
     precision: str,
@@ -208,7 +258,7 @@ def load_teachers(
 
     Args:
         files: where they lie.
-        build: architecture → network, on the device.
+        build: architecture → network, on the device; with ``whole`` it has the weights that its source has.
         labels: what their logits have to stand for.
         images: ``[B, 3, H, W]`` of any content and of the dataset's size.
         precision: of ``--precision``, see :func:`helper.frozen.freeze`.
@@ -221,12 +271,13 @@ def load_teachers(
     """
     networks, checksums, notes = [], [], []
     for file in files:
-        network = build(file.arch)
-        about, said = load_network(network, file.path, file.arch, labels, "setting.py or --teachers", file.key)
-        notes += said
-        epoch, epochs = about.get("epoch"), about.get("epochs")
-        if file.path.name.startswith("last") and isinstance(epochs, int) and epoch != epochs:
-            notes.append(f"{file.path}: trained for {epoch} of {epochs} epochs only")
+        network = build(file.arch) if file.path else build(file.arch, whole=True)
+        if file.path:
+            about, said = load_network(network, file.path, file.arch, labels, "setting.py or --teachers", file.key)
+            notes += said
+            epoch, epochs = about.get("epoch"), about.get("epochs")
+            if file.path.name.startswith("last") and isinstance(epochs, int) and epoch != epochs:
+                notes.append(f"{file.path}: trained for {epoch} of {epochs} epochs only")
         checksums.append(weights_checksum(network))
         networks.append(freeze(network, images, precision))
     return Teachers(networks, checksums), notes

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +122,11 @@ def architecture(state: Mapping[str, Any], known: Mapping[str, Callable[..., nn.
     names.sort(key=lambda name: name != said)
     closest = said if said in known else None  # whose misfit loading it will explain
     return next((name for name in names if _resembles(state, known[name])), closest)
+
+
+def publishes(build: Callable[..., nn.Module], what: Literal["pretrained", "whole"]) -> bool:
+    """Whether a network can be built with weights of its source's: with a new last layer, or as a whole."""
+    return what in inspect.signature(build).parameters
 
 
 def is_ours(state: Mapping[str, Any]) -> bool:

@@ -2,11 +2,15 @@
 
 from models import (
     densenet,
+    huggingface,
     mobilenetv2,
+    own_file,
+    programs,
     resnet,
     resnetv2,
     shufflenetv1,
     shufflenetv2,
+    timm_models,
     torchvision_models,
     vgg,
     wrn,

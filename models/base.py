@@ -40,6 +40,7 @@ class StagedModel(nn.Module):
         stages: the names of the stages, from the stem to the last one.
         has_maps: whether the network offers feature maps; False means logits only.
         has_preact: whether ``preact=True`` is offered.
+        reads_maps: whether :meth:`classify` is offered.
         widths: channels per stage as given to the constructor; empty where it takes none.
         width_unit: the widths have to be multiples of this.
         label: what messages call the network.
@@ -47,6 +48,7 @@ class StagedModel(nn.Module):
 
     has_maps = True
     has_preact = True
+    reads_maps = True
     widths: tuple[int, ...] = ()
     width_unit = 1
 
@@ -69,6 +71,11 @@ class StagedModel(nn.Module):
     @property
     def stages(self) -> tuple[str, ...]:
         return tuple(self.parts)
+
+    @property
+    def reads_means(self) -> bool:
+        """Whether the classifier reads the mean of the last map over its positions."""
+        return type(self).embed is StagedModel.embed
 
     def forward(self, x: Tensor, is_feat: bool = False, preact: bool | Literal["both"] = False) -> Output:
         """Classify images ``x`` [B, 3, H, W].
@@ -132,7 +139,7 @@ class StagedModel(nn.Module):
         Raises:
             UsageError: the classifier does not read the mean of these positions.
         """
-        if type(self).embed is not StagedModel.embed:
+        if not self.reads_means:
             raise UsageError(f"--distill: {self.label} has no class activation maps; choose another loss or network")
         batch, _, height, width = x.shape
         logits = self.classify_vector(x.movedim(1, -1).flatten(0, 2))  # [B·H·W, C]
@@ -141,6 +148,10 @@ class StagedModel(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """The last map [B, C_f, H, W] → the pooled vector [B, D] that the classifier reads."""
         return global_average(x)
+
+    def alone(self) -> nn.Module:
+        """The same for exporters, where no attribute may have the name of a child: it can be called, and classify."""
+        return self
 
     def thinner_widths(self, kept: int, of: int, stages: int) -> tuple[int, ...]:
         """``widths`` with ``kept``/``of`` of the channels in the last ``stages`` stages, rounded down; the stem stays.
@@ -209,16 +220,39 @@ def global_average(maps: Tensor) -> Tensor:
 
 
 Builder: TypeAlias = Callable[..., StagedModel]
+"""``build(num_classes)``; where weights are published it takes ``pretrained``, and ``whole``: their last layer too."""
+
+Source: TypeAlias = Callable[[str], "Builder | None"]
+source_dict: Registry[Source] = Registry("source")
+"""Where networks come from whose names cannot all be listed, by the form of these names.
+
+A source gets a name and returns what builds that network, or None for a name of another form; nothing is run yet. It
+raises UsageError, without an option's name in front, for a name of its form that means nothing.
+"""
+
+
+def from_outside(build: Builder, run_name: Callable[[], str] | None = None) -> Builder:
+    """Mark a builder that reads or runs more than this installation: a person may ask for it, no checkpoint of others.
+
+    Args:
+        build: a function with some of its arguments filled in.
+        run_name: gives what the names of runs call the network, which is to change with its files; its name by default.
+    """
+    vars(build).update(outside=True, run_name=run_name)
+    return build
 
 
 class ModelRegistry(Registry[Builder]):
     """The registry of networks: what it builds can be trained in any layout on any device.
 
-    An unknown name is answered with this project's names or torchvision's, not both.
+    Names that are not registered are asked of the sources. An unknown one is answered with what its source knows.
     """
 
     def __getitem__(self, name: str) -> Builder:
-        build = super().__getitem__(name)
+        if name not in self:
+            raise self.unknown(name)
+        build = self._find(name)
+        assert build is not None
 
         @wraps(build)
         def checked(*arguments: Any, **settings: Any) -> StagedModel:
@@ -226,10 +260,35 @@ class ModelRegistry(Registry[Builder]):
 
         return checked
 
+    def __contains__(self, name: object) -> bool:
+        try:
+            return self._find(str(name)) is not None
+        except UsageError:
+            return False
+
+    def run_name(self, name: str) -> str:
+        """What the names of runs call a network."""
+        run_name = getattr(self[name], "run_name", None)
+        return run_name() if run_name else name
+
+    def refusal(self, name: str) -> UsageError | None:
+        try:
+            self._find(name)
+        except UsageError as error:
+            return error
+        return None
+
     def unknown(self, name: str, option: str | None = None) -> UsageError:
-        foreign = str(name).startswith(TORCHVISION)
-        choices = [known for known in self if known.startswith(TORCHVISION) == foreign]
-        return unknown(option or self.option, name, choices if foreign else [*choices, f"{TORCHVISION}<name>"])
+        option, why = option or self.option, self.refusal(name)
+        if why is not None:
+            return UsageError(f"{option}: {why}")
+        return unknown(option, name, [*(each for each in self if not each.startswith(TORCHVISION)), *source_dict])
+
+    def _find(self, name: str) -> Builder | None:
+        """What builds it; None for a name of no form. Raises UsageError where its source does."""
+        if super().__contains__(name):
+            return super().__getitem__(name)
+        return next((build for source in source_dict.values() if (build := source(name)) is not None), None)
 
 
 model_dict = ModelRegistry("model")

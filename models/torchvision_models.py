@@ -16,9 +16,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from helper.errors import UsageError
-from models.base import TORCHVISION, Output, StagedModel, checked_widths, model_dict
+from helper.errors import UsageError, nearest
+from models.base import TORCHVISION, Builder, StagedModel, checked_widths, model_dict, source_dict
 from models.torchvision_efficientnet import with_channels
+from models.wrapped import Wrapped
 
 IMAGENET_CLASSES = 1000
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
@@ -131,6 +132,12 @@ class TorchvisionConvNet(StagedModel):
             if isinstance(layer, nn.Dropout):
                 layer.inplace = False  # the pooled vector is a feature
 
+    @property
+    def reads_means(self) -> bool:
+        pool = self.anatomy.pool
+        size = 1 if pool is None else getattr(self.get_submodule(pool), "output_size", None)
+        return size in (1, (1, 1)) and self.anatomy.head_reads != "map"
+
     def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pool = self.anatomy.pool
         pooled = F.adaptive_avg_pool2d(x, 1) if pool is None else self.get_submodule(pool)(x)
@@ -154,41 +161,6 @@ class TorchvisionConvNet(StagedModel):
         for key in [key for key in state_dict if key.startswith(unused)]:
             del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-class LogitsOnly(StagedModel):
-    """A torchvision network without maps that end in pooling and a classifier: only its logits are offered."""
-
-    has_maps = False
-    has_preact = False
-
-    def __init__(self, num_classes: int, net: nn.Module, name: str) -> None:
-        super().__init__(num_classes, parts={}, head="")
-        self.label = name
-        # The state has to bear torchvision's names. So this module shares the network's tensors and children, and the
-        # tuple keeps the network itself from becoming a child, whose name would be a prefix.
-        self._parameters, self._buffers, self._modules = net._parameters, net._buffers, net._modules
-        self._net = (net,)
-        self._version = net._version
-
-    def train(self, mode: bool = True) -> LogitsOnly:
-        self._net[0].training = mode
-        super().train(mode)
-        return self
-
-    def forward(self, x: Tensor, is_feat: bool = False, preact: bool | Literal["both"] = False) -> Output:
-        if is_feat:
-            raise self._no_maps()
-        return self._net[0](x)
-
-    def run(self, x: Tensor, first: str, last: str) -> Tensor:
-        raise self._no_maps()
-
-    def finish(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raise self._no_maps()
-
-    def _no_maps(self) -> UsageError:
-        return UsageError(f"{self.label} offers logits only, no features: only --distill kd works with it")
 
 
 def trunk_children(net: nn.Module, anatomy: Anatomy) -> Iterator[str]:
@@ -237,7 +209,11 @@ def channels_of(net: nn.Module, child: str) -> int:
 
 
 def torchvision_model(
-    name: str, num_classes: int, pretrained: bool = False, widths: Sequence[int] | None = None
+    name: str,
+    num_classes: int,
+    pretrained: bool = False,
+    whole: bool = False,
+    widths: Sequence[int] | None = None,
 ) -> StagedModel:
     """Build ``torchvision/<name>``.
 
@@ -245,26 +221,29 @@ def torchvision_model(
         name: torchvision's name.
         num_classes: number of logits.
         pretrained: load torchvision's best ImageNet weights; the last layer is new where ``num_classes`` is not 1000.
+        whole: load them with their last layer, for 1000 classes.
         widths: channels that each stage returns, the published ones unless given.
 
     Raises:
         UsageError: the family has no other widths, or no weights for them.
     """
     if widths is not None:
-        if pretrained:
+        if pretrained or whole:
             raise UsageError(f"{TORCHVISION}{name}: the pretrained weights are those of the published widths")
         return of_other_widths(name, num_classes, widths)
-    config: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
-    if name in ("googlenet", "inception_v3") and not pretrained:
+    published = pretrained or whole
+    num_classes = IMAGENET_CLASSES if whole else num_classes
+    config: dict[str, Any] = {"weights": "DEFAULT"} if published else {"num_classes": num_classes}
+    if name in ("googlenet", "inception_v3") and not published:
         # torchvision's defaults but for the heads; not to spell out the initialisation makes it warn
         config |= {"aux_logits": False, "init_weights": True}
     net = torchvision.models.get_model(name, **config)
-    if pretrained and num_classes != IMAGENET_CLASSES:
+    if published and num_classes != IMAGENET_CLASSES:
         replace_last_layer(net, num_classes)
     family = type(net).__name__
     if family in ANATOMY:
         return TorchvisionConvNet(num_classes, net, ANATOMY[family], TORCHVISION + name)
-    return LogitsOnly(num_classes, net, TORCHVISION + name)
+    return Wrapped(num_classes, net, TORCHVISION + name)
 
 
 def of_other_widths(name: str, num_classes: int, widths: Sequence[int]) -> StagedModel:
@@ -298,3 +277,12 @@ def replace_last_layer(net: nn.Module, num_classes: int) -> None:
 
 for _name in torchvision.models.list_models(module=torchvision.models):
     model_dict.register(TORCHVISION + _name)(partial(torchvision_model, _name))
+
+
+@source_dict.register("torchvision/<name>")
+def source(name: str) -> Builder | None:
+    """All of its names are listed above: this one is none of them."""
+    if not name.startswith(TORCHVISION):
+        return None
+    known = [each for each in model_dict if each.startswith(TORCHVISION)]
+    raise UsageError(f"unknown value {name!r}{nearest(name, known)}; choose from: {', '.join(known)}")

@@ -16,7 +16,7 @@ import argparse
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from helper.options import Parser, natural
 from helper.run_folder import write_atomically
 from helper.script import run_script
 from helper.weights import HEADS
-from models import model_dict
+from models import StagedModel, model_dict
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit."""
@@ -68,6 +68,13 @@ def options() -> Parser:
     which.add_argument("--ensemble", action="store_true", help="all peers, and what combines them")
     parser.add_argument("--format", choices=("torch", "onnx"), default="torch")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="last", help="which epoch's weights")
+    parser.add_argument(
+        "--arch",
+        nargs="+",
+        default=(),
+        help="the network's name, where that is outside of this collection, as FILE.py:CALLABLE; of one that answers "
+        "through its teachers' classifiers, their names too",
+    )
     parser.add_argument("--out", type=Path, default=None, help="the file; beside the checkpoint, unless given")
     return parser
 
@@ -96,9 +103,22 @@ def rebuild_peers(run: Path, state: dict[str, Any], example: Tensor) -> train_on
     return task
 
 
-def build_network(arch: str, num_classes: int) -> nn.Module:
+def build_network(arch: str, num_classes: int) -> StagedModel:
     """A network of any of the collection's architectures."""
     return model_dict[arch](num_classes=num_classes)
+
+
+def require_asked(opt: argparse.Namespace, archs: Iterable[str]) -> None:
+    """What a run's files say is no reason to run others.
+
+    Raises:
+        UsageError: ``--arch`` does not name a network from outside that is needed.
+    """
+    outside = [each for each in dict.fromkeys(archs) if getattr(model_dict[each], "outside", False)]
+    unasked = [each for each in outside if each not in opt.arch]
+    if unasked:
+        what = "network is" if len(unasked) == 1 else "networks are"
+        raise UsageError(f"{opt.run} says that its {what} {', '.join(unasked)}; --arch {' '.join(unasked)} uses that")
 
 
 def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool, example: Tensor) -> nn.Module:
@@ -107,17 +127,22 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
     Raises:
         UsageError: the run has no such peer.
     """
+    through = not online and state.get("answers") == HEADS
+    if not through:
+        arch = opt.arch[0] if opt.arch else state["arch"]
+        require_asked(opt, [arch])
     if not online:
         if opt.student is not None or opt.ensemble:
             raise UsageError(f"--student, --ensemble: {opt.run} trained a single network")
-        if state.get("answers") == HEADS:
+        if through:
             parser = train_student.options()
             run = parser.parse(["--config", str(opt.run / "parameters.json")])
+            require_asked(opt, [state["arch"], *train_student.archs_of_teachers(run)])
             build = partial(build_network, num_classes=state["num_classes"])
-            return train_student.answering(parser, run, state, build, example, str(opt.run))
-        network = build_network(state["arch"], state["num_classes"])
+            return train_student.answering(parser, run, state, build, example, str(opt.run)).alone()
+        network = build_network(arch, state["num_classes"])
         network.load_state_dict(state["model"])
-        return network.eval()
+        return network.eval().alone()
     task = rebuild_peers(opt.run, state, example)
     task.trained.eval()
     if opt.ensemble:

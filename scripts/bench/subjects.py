@@ -164,12 +164,12 @@ class Offline:
         self.batches = list(self.session.loaders.train)
         self.images = self.batches[0].images
         self._folder = tempfile.TemporaryDirectory()
-        paths = [Path(self._folder.name) / f"{k}.pth" for k in range(setting.teacher_num)]
-        self.files = [TeacherFile(setting.teacher, path) for path in paths]
-        for file in self.files:  # what a training run might have left
-            network = self.session.build(file.arch)
+        self.paths = [Path(self._folder.name) / f"{k}.pth" for k in range(setting.teacher_num)]
+        self.files = [TeacherFile(setting.teacher, path) for path in self.paths]
+        for path in self.paths:  # what a training run might have left
+            network = self.session.build(setting.teacher)
             settle(network, self.images[:SETTLED])
-            checkpoint.save({"model": network.state_dict()}, file.path)
+            checkpoint.save({"model": network.state_dict()}, path)
 
     def __enter__(self) -> Offline:
         return self
@@ -253,8 +253,8 @@ class Offline:
         task = self.distillation(pair, self.teachers, **({"qp_solver": "svm"} if has_solver else {}))
         method = task.terms[0].method
         raw = [self.session.build(file.arch) for file in self.files]  # as their training left them
-        for network, file in zip(raw, self.files, strict=True):
-            network.load_state_dict(checkpoint.load(file.path)["model"])
+        for network, path in zip(raw, self.paths, strict=True):
+            network.load_state_dict(checkpoint.load(path)["model"])
         return task, ReleasedDistillation(task.student, raw, task.adapters, method, opt.kd_T, opt.beta)
 
     def released(self, pair: Pair) -> Step:

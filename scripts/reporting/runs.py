@@ -60,7 +60,7 @@ class Run:
         options = parser_of(self.kind)
         merged = {**self.defaults, **self.parameters, "precision": self.precision}
         if "teachers" in self.result:
-            files = [TeacherFile(each["arch"], Path(each["path"]), each.get("key")) for each in self.result["teachers"]]
+            files = [TeacherFile.recorded(each) for each in self.result["teachers"]]
             merged["teachers"], merged["teacher_num"] = fingerprint(files), len(files)
         return {name: value for name, value in merged.items() if name not in REPEATS and options.changes_result(name)}
 

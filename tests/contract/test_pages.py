@@ -26,6 +26,8 @@ README = (ROOT / "README.md").read_text()
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in pages()}
 BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 EXAMPLES = examples()
+OWN_FILES = [block for block in BLOCKS if "def net(num_classes)" in block or "def vit(num_classes)" in block]
+"""Those that are a person's network, see docs/your-network.md."""
 (BELOW,) = [block for block in BLOCKS if "schedule_dict.register" in block]
 """The example that is no file of its own, but belongs below the others in helper/optimisation.py."""
 
@@ -54,7 +56,9 @@ def _added() -> Iterator[None]:
 def test_every_block_of_python_is_tested() -> None:
     """As a worked example here, or with an exported network in test_export.py."""
     assert [
-        block for block in BLOCKS if block not in (*EXAMPLES.values(), BELOW) and "photograph.jpg" not in block
+        block
+        for block in BLOCKS
+        if block not in (*EXAMPLES.values(), *OWN_FILES, BELOW) and "photograph.jpg" not in block
     ] == []
     assert {name.split("/")[0] for name in EXAMPLES} == {"distiller_zoo", "ensemble", "models", "online"}
 
@@ -123,6 +127,17 @@ def test_example_of_a_schedule_and_an_optimizer() -> None:
     assert not torch.equal(network.weight, before)
 
 
+@pytest.mark.parametrize("block", OWN_FILES)
+def test_examples_of_a_persons_network(block: str, tmp_path: Path) -> None:
+    if "timm" in block:
+        pytest.importorskip("timm")
+    (tmp_path / "my_net.py").write_text(block)
+    (name,) = re.findall(r"def (\w+)", block)
+    network = model_dict[f"{tmp_path}/my_net.py:{name}"](num_classes=7).eval()
+    features, logits = network(torch.randn(2, 3, 32, 32), is_feat=True)
+    torch.testing.assert_close(network.classify(features[-2]), logits)
+
+
 def commands() -> list[str]:
     """Every training command of the pages, without shell variables, globs and placeholders."""
     joined = "\n".join(TEXTS.values()).replace("\\\n", " ")
@@ -132,7 +147,11 @@ def commands() -> list[str]:
 
 @pytest.mark.usefixtures("_added")
 @pytest.mark.parametrize("command", commands())
-def test_commands_are_accepted(command: str) -> None:
+def test_commands_are_accepted(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in re.findall(r" (timm)/", command):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_net.py").write_text(OWN_FILES[0])
     script, *arguments = shlex.split(command)
     scripts = {"train_teacher.py": train_teacher, "train_student.py": train_student, "train_online.py": train_online}
     scripts[script].options().parse(arguments)

@@ -1,0 +1,144 @@
+"""Image classifiers of Hugging Face's transformers, as ``hf/<repository or folder>``.
+
+transformers (``pip install transformers``) is asked for only where such a name is; code in a repository is never run.
+Untrained, ``hf/…`` is a network of that configuration; as a teacher without a checkpoint, the published one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helper.errors import UsageError
+from models.base import Builder, from_outside, source_dict
+from models.wrapped import Parts, Plain, Pooled, checksum, first_line, quiet_hub
+
+PREFIX = "hf/"
+FILES = ("config.json", "*.safetensors", "*.bin")
+
+
+class HuggingFaceNetwork(Pooled):
+    """A map per hidden state: those of convolutions as they are, tokens put where their patches are in the image.
+
+    The last one is what the backbone returns in the end, with its last normalisation.
+    """
+
+    @staticmethod
+    def fits(net: nn.Module) -> bool:
+        """Whether a network is such a classifier."""
+        inner = getattr(net, "base_model", net)
+        return inner is not net and isinstance(getattr(net, "classifier", None), nn.Module)
+
+    @torch.compiler.disable
+    def look(self, x: Tensor) -> Parts:
+        seen: dict[str, Any] = {}
+        hooks = (
+            self.net.base_model.register_forward_hook(lambda _, __, output: seen.update(trunk=output)),
+            self.net.classifier.register_forward_pre_hook(lambda _, given: seen.update(vector=given[0].flatten(1))),
+        )
+        try:
+            output = self.net(x, output_hidden_states=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        states = getattr(output, "reshaped_hidden_states", None) or output.hidden_states or ()
+        tensors = [*states[:-1], getattr(seen["trunk"], "last_hidden_state", None)]
+        maps = [each for each in (self._as_map(state, x) for state in tensors) if each is not None]
+        if tensors[-1] is None or not maps:
+            raise self.no_maps()
+        return maps, seen["vector"], output.logits
+
+    def classify_vector(self, vector: Tensor) -> Tensor:
+        return self.net.classifier(vector)
+
+    def _as_map(self, state: Tensor | None, x: Tensor) -> Tensor | None:
+        """``[B, C, H, W]``, or tokens ``[B, L, C]`` of square images, those of the patches last; None for all else."""
+        if state is None or state.ndim not in (3, 4):
+            return None
+        if state.ndim == 4:
+            return state
+        patch = getattr(self.net.config, "patch_size", None)
+        side = x.shape[2] // patch if isinstance(patch, int) else 0
+        if not 0 < side * side <= state.shape[1]:  # their number has been reduced since
+            side = math.isqrt(state.shape[1])
+        return state[:, -side * side :].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+
+
+def huggingface_model(
+    name: str, num_classes: int, pretrained: bool = False, whole: bool = False
+) -> HuggingFaceNetwork | Plain:
+    """Build ``hf/<name>``.
+
+    Args:
+        name: a folder, or a repository of the hub.
+        num_classes: number of logits.
+        pretrained: load the published weights; the last layer is new where ``num_classes`` differs from theirs.
+        whole: load them with their last layer, for as many classes as they have.
+
+    Raises:
+        UsageError: it cannot be had, or is no image classifier.
+    """
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    settings: dict[str, Any] = {"trust_remote_code": False, **({} if whole else {"num_labels": num_classes})}
+    try:
+        with quiet(), quiet_hub():
+            if pretrained or whole:
+                settings |= {"dtype": torch.float32, "ignore_mismatched_sizes": not whole}
+                net = AutoModelForImageClassification.from_pretrained(name, **settings)
+            else:
+                config = AutoConfig.from_pretrained(name, **settings)
+                net = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    except Exception as error:  # of the hub, of HTTP, of files, of configurations: many kinds mean the same here
+        raise UsageError(f"{PREFIX}{name} cannot be had as an image classifier: {first_line(error)}") from None
+    kind = HuggingFaceNetwork if HuggingFaceNetwork.fits(net) else Plain
+    return kind(net.config.num_labels, net.float().train(), PREFIX + name)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No bars and warnings of transformers, which would say that a layer is new."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def run_name(folder: Path) -> str:
+    """``hf/name@1a2b3c`` for a folder of this name and content."""
+    contents = sorted(path for pattern in FILES for path in folder.glob(pattern))
+    return f"{PREFIX}{folder.resolve().name}@{checksum(*contents)}"
+
+
+@source_dict.register("hf/<repository or folder>")
+def source(name: str) -> Builder | None:
+    """Names of the hub, and folders."""
+    if not name.startswith(PREFIX):
+        return None
+    if importlib.util.find_spec("transformers") is None:
+        raise UsageError(f"{name!r} needs the package transformers; pip install transformers")
+    where = name.removeprefix(PREFIX)
+    folder = Path(where)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise UsageError(f"{name!r}: the folder {where!r} has no config.json")
+    build = partial(huggingface_model, where)
+    if folder.is_dir():
+        return from_outside(build, partial(run_name, folder))
+    if where.count("/") > 1 or where.startswith((".", "~", "/")) or not where:
+        raise UsageError(f"there is no {name!r}: neither a folder nor owner/name of the hub")
+    return from_outside(build)
