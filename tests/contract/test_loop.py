@@ -161,6 +161,7 @@ def test_time_passes_and_the_middle_of_an_epoch_is_saved(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_ends_a_script_and_is_remembered_by_a_run(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_DFL)  # which nohup may have changed
     heard = Signals()
     heard.hear("nothing had been trained")
     with pytest.raises(Stopped, match=f"{number.name}: nothing had been trained"):
