@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from helper.errors import UsageError, unknown
 from helper.pointwise import subsample_first
 from helper.registry import Registry
+from helper.teachers.record import Eyes
 
 TORCHVISION = "torchvision/"
 
@@ -44,8 +45,10 @@ class StagedModel(nn.Module):
         widths: channels per stage as given to the constructor; empty where it takes none.
         width_unit: the widths have to be multiples of this.
         label: what messages call the network.
+        wants: the images of its weights' training, as far as that is known where they come from.
     """
 
+    wants = Eyes()
     has_maps = True
     has_preact = True
     reads_maps = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from helper.errors import UsageError
+from helper.teachers.record import Eyes
 from models.base import Builder, from_outside, source_dict
 from models.wrapped import Parts, Plain, Pooled, checksum, first_line, quiet_hub
 
@@ -100,7 +101,28 @@ def huggingface_model(
     except Exception as error:  # of the hub, of HTTP, of files, of configurations: many kinds mean the same here
         raise UsageError(f"{PREFIX}{name} cannot be had as an image classifier: {first_line(error)}") from None
     kind = HuggingFaceNetwork if HuggingFaceNetwork.fits(net) else Plain
-    return kind(net.config.num_labels, net.float().train(), PREFIX + name)
+    network = kind(net.config.num_labels, net.float().train(), PREFIX + name)
+    network.wants = wanted(name) if whole else Eyes()
+    return network
+
+
+def wanted(name: str) -> Eyes:
+    """The images that its own image processor makes, as far as there is one."""
+    from transformers import AutoImageProcessor
+
+    try:
+        with quiet(), quiet_hub():
+            says = AutoImageProcessor.from_pretrained(name, trust_remote_code=False).to_dict()
+    except (OSError, ValueError):  # none there, or none that is known
+        return Eyes()
+    sides = says.get("crop_size") if says.get("do_center_crop") else says.get("size")
+    size = sides.get("height", sides.get("shortest_edge")) if isinstance(sides, Mapping) else sides
+    mean, std = (says["image_mean"], says["image_std"]) if says.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
+    # it normalises value·factor − offset of values from 0 to 255, Eyes those from 0 to 1
+    white = 255 * says["rescale_factor"] if says.get("do_rescale") else 255
+    offset = 1 if says.get("rescale_offset") else 0
+    mean, std = ([(each + offset) / white for each in mean], [each / white for each in std])
+    return Eyes(mean, std, size, "BGR" if says.get("do_flip_channel_order") else None)
 
 
 @contextlib.contextmanager

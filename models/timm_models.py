@@ -7,6 +7,7 @@ timm (``pip install timm``) is asked for only where such a name is. Names may ca
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from helper.errors import UsageError, nearest
+from helper.teachers.record import Eyes
 from models.base import Builder, global_average, source_dict
 from models.wrapped import Plain, Wrapped, agree, first_line, quiet_hub
 
@@ -154,7 +156,17 @@ def timm_model(
             raise
         raise UsageError(f"{PREFIX}{name}: its published weights cannot be had: {first_line(error)}") from None
     kind = TimmNetwork if TimmNetwork.fits(net) else Plain
-    return kind(net.num_classes, net, PREFIX + name)
+    network = kind(net.num_classes, net, PREFIX + name)
+    network.wants = wanted(net.pretrained_cfg, whole)
+    return network
+
+
+def wanted(config: Mapping[str, Any], whole: bool) -> Eyes:
+    """The images of the published weights' training; for other weights the size alone, where it takes no other."""
+    size = config["input_size"][-1]
+    if whole:
+        return Eyes(config["mean"], config["std"], size)
+    return Eyes(size=size if config.get("fixed_input_size") else None)
 
 
 @source_dict.register("timm/<name>")

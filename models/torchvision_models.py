@@ -17,6 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from helper.errors import UsageError, nearest
+from helper.teachers.record import Eyes
 from models.base import TORCHVISION, Builder, StagedModel, checked_widths, model_dict, source_dict
 from models.torchvision_efficientnet import with_channels
 from models.wrapped import Wrapped
@@ -240,10 +241,12 @@ def torchvision_model(
     net = torchvision.models.get_model(name, **config)
     if published and num_classes != IMAGENET_CLASSES:
         replace_last_layer(net, num_classes)
-    family = type(net).__name__
-    if family in ANATOMY:
-        return TorchvisionConvNet(num_classes, net, ANATOMY[family], TORCHVISION + name)
-    return Wrapped(num_classes, net, TORCHVISION + name)
+    anatomy, label = ANATOMY.get(type(net).__name__), TORCHVISION + name
+    network = TorchvisionConvNet(num_classes, net, anatomy, label) if anatomy else Wrapped(num_classes, net, label)
+    if whole:
+        seen = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        network.wants = Eyes(seen.mean, seen.std, seen.crop_size[0])
+    return network
 
 
 def of_other_widths(name: str, num_classes: int, widths: Sequence[int]) -> StagedModel:

@@ -35,17 +35,17 @@ class TeacherFile:
         arch: its architecture.
         path: its checkpoint; None where the weights come from where the architecture comes from.
         key: which of several weights in it.
-        run_name: what the names of runs call the architecture, if not ``arch``.
         eyes: how it wants its images, as far as a person has said it.
         classes: of :class:`Teacher`.
+        run_name: what the names of runs call the architecture, if not ``arch``.
     """
 
     arch: str
     path: Path | None
     key: str | None = None
-    run_name: str | None = None
     eyes: Eyes = PLAIN
     classes: Classes | None = None
+    run_name: str | None = None
 
     def __str__(self) -> str:
         """As ``--teachers`` takes it: ``PATH:ARCH[@KEY]`` or ``ARCH``, then as JSON what is special about it."""
@@ -72,7 +72,7 @@ class TeacherFile:
     def recorded(cls, about: Mapping[str, Any]) -> TeacherFile:
         """The teacher that :meth:`about` has described, among other things."""
         path, special = about.get("path"), _special("result.json", about)
-        return cls(about["arch"], path and Path(path), about.get("key"), about.get("run_name"), *special)
+        return cls(about["arch"], path and Path(path), about.get("key"), *special, about.get("run_name"))
 
 
 def chosen_teachers(
@@ -123,7 +123,7 @@ def _listed(entry: tuple[str, str | None] | Teacher) -> TeacherFile:
     teacher = entry if isinstance(entry, Teacher) else Teacher(*entry)
     path, key = (None, None) if teacher.path is None else located(local(str(teacher.path)))
     eyes, classes = _special(f"setting.py: {str(path or teacher.arch)!r}", vars(teacher))
-    return TeacherFile(teacher.arch, path, key, eyes=eyes, classes=classes)
+    return TeacherFile(teacher.arch, path, key, eyes, classes)
 
 
 def _in_json(classes: Classes) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from tiny_runs import Outcome, distil, metrics, result, same, teach, teach_each_other, weights, without_times
 
 from helper import loop
+from helper.seen import Reads
 from helper.teachers.asked import Teachers
 from scripts import report
 
@@ -180,13 +182,13 @@ def test_mixtures_go_on(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("little_data")
 def test_teachers_and_peers_learn_from_mixtures(teachers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Teachers see what the student sees."""
-    seen, asked = [], Teachers.logits
+    seen, asked = [], Teachers.observe
 
-    def logits(self: Teachers, images: torch.Tensor, views: torch.Tensor | None = None) -> torch.Tensor:
+    def observe(self: Teachers, images: torch.Tensor, reads: Reads, views: torch.Tensor | None = None) -> Any:
         seen.append((images, views))
-        return asked(self, images, views)
+        return asked(self, images, reads, views)
 
-    monkeypatch.setattr(Teachers, "logits", logits)
+    monkeypatch.setattr(Teachers, "observe", observe)
     words = "--cutmix 1 --batch_size 64"
     student = distil(tmp_path, f"{teachers} --ensemble_method CAMKD {words}")
     assert student.code == 0, student.err

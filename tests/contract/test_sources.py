@@ -26,6 +26,7 @@ from helper.seen import Reads, feature_shapes, observe
 from helper.teachers.asked import Teachers
 from helper.teachers.files import TeacherFile, chosen_teachers, fingerprint
 from helper.teachers.frozen import freeze
+from helper.teachers.record import Eyes
 from models import StagedModel, model_dict
 from train_student import make_losses
 
@@ -190,9 +191,30 @@ def test_transformers_networks_keep_the_contract(kind: str, tmp_path: Path) -> N
     check_contract(model, theirs(images()).logits.detach(), images())
     untrained = model_dict[name](num_classes=3)
     assert untrained(images()).shape == (4, 3)
+    assert model.wants == untrained.wants == Eyes()
     started = model_dict[name](num_classes=3, pretrained=True)
     same = [torch.equal(value, theirs.state_dict()[key]) for key, value in started.state_dict().items()]
     assert same.count(False) == 2, "the classifier's weight and bias are new"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]},
+        {"do_normalize": False, "rescale_factor": 0.01},
+        {"image_mean": [100.0, 110.0, 120.0], "image_std": [50.0, 60.0, 70.0], "do_rescale": False},
+    ],
+)
+def test_transformers_networks_see_what_their_processors_make(tmp_path: Path, settings: dict[str, Any]) -> None:
+    theirs = hf_folder("ViT", tmp_path)
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, **settings)
+    processor.save_pretrained(tmp_path)
+    model = model_dict[f"hf/{tmp_path}"](num_classes=CLASSES, whole=True).eval()
+    photographs = torch.randint(256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = theirs(processor(list(photographs), return_tensors="pt")["pixel_values"]).logits
+    assert model.wants.size == 32
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (model.wants.mean, model.wants.std))
+    torch.testing.assert_close(model((photographs / 255 - mean) / std), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_persons_network_keeps_the_contract(own: Path) -> None:
@@ -473,7 +495,8 @@ def test_published_weights_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("timm.create_model", published)
     build = model_dict["timm/test_vit"]
-    assert build(num_classes=CLASSES, whole=True).num_classes == 1000
+    whole = build(num_classes=CLASSES, whole=True)
+    assert (whole.num_classes, whole.wants) == (1000, Eyes((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 160))
     assert build(num_classes=CLASSES, pretrained=True).num_classes == CLASSES
     assert asked == [{"pretrained": True}, {"pretrained": True, "num_classes": CLASSES}]
 

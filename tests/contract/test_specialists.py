@@ -24,7 +24,7 @@ from helper.weights import Labels
 from models import model_dict
 
 CPU = torch.device("cpu")
-C, B = 7, 6
+C, B = 7, 8
 KNOWN = [(0, 2, 3), (1, 3, 4, 5, 6), None]
 LABELS = Labels("animals", C, tuple("abcdefg"))
 each_pair = pytest.mark.parametrize(
@@ -185,9 +185,9 @@ def test_what_nobody_knows_is_not_taught(name: str, loss_options: Make) -> None:
     known = [(0, 2), (2, 3)]
     task = objective("kd", name, loss_options(gamma=0.0, beta=0.0), specialists(known))
     places = torch.arange(B)
-    unknown = torch.tensor([1, 4, 5, 6, 1, 4])
+    unknown = torch.tensor([1, 4, 5, 6, 1, 4, 5, 6])
     assert task.step(Batch(images(), unknown, places=places), When(5, 10))["loss_kd"] == 0
-    mixed = torch.tensor([0, 0, 2, 2, 3, 3])
+    mixed = torch.tensor([0, 0, 2, 2, 3, 3, 3, 3])
     task.student.eval()
     expected = task.step(Batch(images(), mixed, places=places), When(5, 10))["loss_kd"]
     plain = task.teachers._logits
