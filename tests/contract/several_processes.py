@@ -28,7 +28,7 @@ from helper.teachers.asked import Teachers
 from models import model_dict
 from online import online_dict
 
-BATCH, STEPS, EPOCHS, TEST, CLASSES, SIZE = 12, 5, 2, 31, 5, 8
+BATCH, STEPS, EPOCHS, TEST, CLASSES, SIZE = 12, 3, 2, 31, 5, 8
 
 
 def pixels(count: int, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,7 +114,7 @@ def cases(dtype: torch.dtype, names: Sequence[str]) -> Iterator[tuple[str, Any, 
 
 
 def outcomes(folder: Path, dtype: torch.dtype, names: Sequence[str]) -> dict[str, Any]:
-    """``{case: (weights, scores)}`` after 10 steps in float64 or after the first in float32."""
+    """``{case: (weights, scores)}`` after 6 steps in float64 or after the first in float32."""
     made = {}
     epochs, steps = (EPOCHS, STEPS) if dtype == torch.float64 else (1, 1)
     for name, task, opt in cases(dtype, names):

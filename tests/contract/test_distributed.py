@@ -67,7 +67,7 @@ def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 def check_same(tmp_path: Path, names: Mapping[int, Sequence[str]]) -> None:
-    """10 steps in float64, and the first in float32; 31 test images, which neither 2 nor 3 divide.
+    """6 steps in float64, and the first in float32; 31 test images, which neither 2 nor 3 divide.
 
     ``names`` says for 1 and more processes which methods they train.
     """
