@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from helper import checkpoint, distributed
+from helper.average import Average
 from helper.batch import When
 from helper.errors import InputError, UsageError
 from helper.evaluation import evaluate, named_scores
@@ -82,6 +83,7 @@ class Fit:
         if self.state is not None:
             trained.load_state_dict(self.state["trained"])
             self.optimizer.load_state_dict(self.state["optimizer"])
+        self.average = Average(trained, opt.ema, self.state and self.state.get("average"))
         self.step = Update(self.task, self.optimizer, opt, self.device, self.precision)
         self.logger: Logger | None = None
         self.looks = Looks(LOOK)
@@ -192,6 +194,7 @@ class Fit:
                     when = self._when(epoch, step)
                     set_rate(self.optimizer, self.learning_rate * self.schedule(when))
                     scalars = self._updated(batch, when)
+                    self.average.update(when)
                     means.add(scalars, len(batch.target))
                     bad.look({name: value for name, value in scalars.items() if name.startswith("loss")}, step)
                     batches.show(means)
@@ -234,11 +237,11 @@ class Fit:
 
     def evaluate(self, loader: Any, compare: bool = False) -> dict[str, float]:
         """Named scores of the task's predictions; the names of its main one are left out."""
-        distributed.copy_from_first(self.task.trained.buffers())
         self.task.trained.eval()
         ask = self.task.compare if compare else self.task.predict
         per_class = None if compare else PerClass()
-        with uncompiled(self.opt.compile):
+        with uncompiled(self.opt.compile), self.average.shown():
+            distributed.copy_from_first(self.task.trained.buffers())
             scores = evaluate(ask, interruptible(loader, LOOK), self.device, self.precision, per_class=per_class)
         if per_class is None:
             return named_scores(scores, main=None)
@@ -258,8 +261,7 @@ class Fit:
         tqdm.write(epoch_line(row, self.opt.epochs, self.chosen_on, self.chosen_name))
         sys.stdout.flush()
         if is_best:
-            everything = {"trained": self.task.trained.state_dict()} if self.task.keep_all else {}
-            checkpoint.save({**self._network(), **everything}, self.run.best)
+            checkpoint.save({**self._network(), **self._everything()}, self.run.best)
         self._save(self.progress.seconds)
 
     def _save_position(self, step: int, means: Means, speed: float | None = None) -> None:
@@ -270,14 +272,31 @@ class Fit:
 
     def _save(self, seconds: float) -> None:
         learned = {"trained": self.task.trained.state_dict(), "optimizer": self.optimizer.state_dict()}
-        checkpoint.save({**self._network(), **learned, **self.progress.state(), "seconds": seconds}, self.run.last)
+        going_on = {**learned, **self.average.state(), **self.progress.state(), "seconds": seconds}
+        checkpoint.save({**self._network(), **going_on}, self.run.last)
         self.saved_at = time.monotonic()
 
+    def load_best(self) -> None:
+        """Go back to the weights of the best epoch, which are averaged where there is an average."""
+        state = distributed.from_first(self.run.load_best)
+        self.average = Average(self.task.trained, 0)
+        if self.task.keep_all:
+            self.task.trained.load_state_dict(state["trained"])
+        else:
+            self.task.trained["network"].load_state_dict(state["model"])
+
+    def _everything(self) -> dict[str, Any]:
+        """What ``best.pth`` holds beside the network, if more is used in the end."""
+        with self.average.shown():
+            return {"trained": self.task.trained.state_dict()} if self.task.keep_all else {}
+
     def _network(self) -> dict[str, Any]:
+        with self.average.shown():
+            weights = self.task.trained["network"].state_dict()
         return {
             **self.about,
             "precision": self.precision,
-            "model": self.task.trained["network"].state_dict(),
+            "model": weights,
             "epoch": self.progress.epoch,
             "epochs": self.opt.epochs,
             "accuracy": self.progress.accuracy,
