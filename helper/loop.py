@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from helper import checkpoint, distributed
-from helper.average import Average
 from helper.batch import When
+from helper.contents import Contents
 from helper.errors import InputError, UsageError
 from helper.evaluation import evaluate, named_scores
 from helper.logger import Logger
@@ -80,10 +80,8 @@ class Fit:
         drops = lr_drops(opt.epochs, opt.lr_decay_epochs, self.task.recipe)
         self.progress = Progress.of(self.state, opt.epochs, drops)
         self.schedule = schedule_of(opt, self.progress.drops)
-        if self.state is not None:
-            trained.load_state_dict(self.state["trained"])
-            self.optimizer.load_state_dict(self.state["optimizer"])
-        self.average = Average(trained, opt.ema, self.state and self.state.get("average"))
+        about = {**self.about, "precision": self.precision, "epochs": opt.epochs}
+        self.contents = Contents(self.task, self.optimizer, self.progress, opt.ema, about, self.state)
         self.step = Update(self.task, self.optimizer, opt, self.device, self.precision)
         self.logger: Logger | None = None
         self.looks = Looks(LOOK)
@@ -194,7 +192,7 @@ class Fit:
                     when = self._when(epoch, step)
                     set_rate(self.optimizer, self.learning_rate * self.schedule(when))
                     scalars = self._updated(batch, when)
-                    self.average.update(when)
+                    self.contents.average.update(when)
                     means.add(scalars, len(batch.target))
                     bad.look({name: value for name, value in scalars.items() if name.startswith("loss")}, step)
                     batches.show(means)
@@ -240,7 +238,7 @@ class Fit:
         self.task.trained.eval()
         ask = self.task.compare if compare else self.task.predict
         per_class = None if compare else PerClass()
-        with uncompiled(self.opt.compile), self.average.shown():
+        with uncompiled(self.opt.compile), self.contents.average.shown():
             distributed.copy_from_first(self.task.trained.buffers())
             scores = evaluate(ask, interruptible(loader, LOOK), self.device, self.precision, per_class=per_class)
         if per_class is None:
@@ -261,7 +259,7 @@ class Fit:
         tqdm.write(epoch_line(row, self.opt.epochs, self.chosen_on, self.chosen_name))
         sys.stdout.flush()
         if is_best:
-            checkpoint.save({**self._network(), **self._everything()}, self.run.best)
+            checkpoint.save(self.contents.best(), self.run.best)
         self._save(self.progress.seconds)
 
     def _save_position(self, step: int, means: Means, speed: float | None = None) -> None:
@@ -271,33 +269,5 @@ class Fit:
             self._save(self.progress.seconds + time.perf_counter() - self.epoch_started)
 
     def _save(self, seconds: float) -> None:
-        learned = {"trained": self.task.trained.state_dict(), "optimizer": self.optimizer.state_dict()}
-        going_on = {**learned, **self.average.state(), **self.progress.state(), "seconds": seconds}
-        checkpoint.save({**self._network(), **going_on}, self.run.last)
+        checkpoint.save(self.contents.last(seconds), self.run.last)
         self.saved_at = time.monotonic()
-
-    def load_best(self) -> None:
-        """Go back to the weights of the best epoch, which are averaged where there is an average."""
-        state = distributed.from_first(self.run.load_best)
-        self.average = Average(self.task.trained, 0)
-        if self.task.keep_all:
-            self.task.trained.load_state_dict(state["trained"])
-        else:
-            self.task.trained["network"].load_state_dict(state["model"])
-
-    def _everything(self) -> dict[str, Any]:
-        """What ``best.pth`` holds beside the network, if more is used in the end."""
-        with self.average.shown():
-            return {"trained": self.task.trained.state_dict()} if self.task.keep_all else {}
-
-    def _network(self) -> dict[str, Any]:
-        with self.average.shown():
-            weights = self.task.trained["network"].state_dict()
-        return {
-            **self.about,
-            "precision": self.precision,
-            "model": weights,
-            "epoch": self.progress.epoch,
-            "epochs": self.opt.epochs,
-            "accuracy": self.progress.accuracy,
-        }

@@ -37,7 +37,7 @@ def result_of(fit: Fit) -> dict[str, Any]:
     if fit.validation is not None or fit.task.compares:
         result["last"] |= scores_in_the_end(fit)
         if best["epoch"] != fit.progress.epoch:
-            fit.load_best()
+            fit.contents.put_best_back(distributed.from_first(fit.run.load_best))
         result["best"] |= scores_in_the_end(fit)
     return result
 
