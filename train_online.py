@@ -97,6 +97,7 @@ def make_method(parser: Options, opt: argparse.Namespace, recipe: Recipe) -> Onl
     settings = {name: value for name, value in recipe.settings.items() if given[name] is None}
     method = online_dict[opt.method](**{**given, **settings})
     method.require_valid()
+    method.label_smoothing = opt.label_smoothing
     return method
 
 

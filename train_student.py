@@ -288,7 +288,7 @@ class Distillation(Task):
         student = observe(self.student, batch.images, of_student)
 
         logits = full_precision(student.logits)
-        cross_entropy = label_loss(logits, batch)
+        cross_entropy = label_loss(logits, batch, smoothing=self.opt.label_smoothing)
         loss = r * cross_entropy
         scalars = {"loss_ce": cross_entropy, "accuracy": accuracy(logits, batch.target)}
         parts: list[tuple[float, Callable[[], torch.Tensor]]] = []
@@ -300,7 +300,7 @@ class Distillation(Task):
             parts.append((share, each))
             scalars |= report
         if self.listening and self.trained.training:
-            own = r * label_loss(logits.detach(), batch, reduction="none")
+            own = r * label_loss(logits.detach(), batch, "none", self.opt.label_smoothing)
             self.sample_losses.append(sum((share * each() for share, each in parts), own))
         return {"loss": loss, **scalars}
 

@@ -26,12 +26,12 @@ from models import model_dict
 class CrossEntropy(Task):
     """One network and the labels."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.trained = nn.ModuleDict({"network": network})
+    def __init__(self, network: nn.Module, smoothing: float = 0.0) -> None:
+        self.trained, self.smoothing = nn.ModuleDict({"network": network}), smoothing
 
     def step(self, batch: Batch, when: When) -> Scalars:
         logits = full_precision(self.trained["network"](batch.images))
-        return {"loss": label_loss(logits, batch), "accuracy": accuracy(logits, batch.target)}
+        return {"loss": label_loss(logits, batch, smoothing=self.smoothing), "accuracy": accuracy(logits, batch.target)}
 
 
 def options() -> Options:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     run = session.run_folder("teachers", [*name, f"trial={opt.trial}"])
     if run is not None:
         session.compile(network)
-        session.train(run, CrossEntropy(network), opt.model)
+        session.train(run, CrossEntropy(network, opt.label_smoothing), opt.model)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from helper import checkpoint, distributed
 from helper.batch import When
+from helper.contents import Contents
 from helper.errors import InputError, UsageError
 from helper.evaluation import evaluate, named_scores
 from helper.logger import Logger
@@ -79,9 +80,8 @@ class Fit:
         drops = lr_drops(opt.epochs, opt.lr_decay_epochs, self.task.recipe)
         self.progress = Progress.of(self.state, opt.epochs, drops)
         self.schedule = schedule_of(opt, self.progress.drops)
-        if self.state is not None:
-            trained.load_state_dict(self.state["trained"])
-            self.optimizer.load_state_dict(self.state["optimizer"])
+        about = {**self.about, "precision": self.precision, "epochs": opt.epochs}
+        self.contents = Contents(self.task, self.optimizer, self.progress, opt.ema, about, self.state)
         self.step = Update(self.task, self.optimizer, opt, self.device, self.precision)
         self.logger: Logger | None = None
         self.looks = Looks(LOOK)
@@ -192,6 +192,7 @@ class Fit:
                     when = self._when(epoch, step)
                     set_rate(self.optimizer, self.learning_rate * self.schedule(when))
                     scalars = self._updated(batch, when)
+                    self.contents.average.update(when)
                     means.add(scalars, len(batch.target))
                     bad.look({name: value for name, value in scalars.items() if name.startswith("loss")}, step)
                     batches.show(means)
@@ -234,11 +235,11 @@ class Fit:
 
     def evaluate(self, loader: Any, compare: bool = False) -> dict[str, float]:
         """Named scores of the task's predictions; the names of its main one are left out."""
-        distributed.copy_from_first(self.task.trained.buffers())
         self.task.trained.eval()
         ask = self.task.compare if compare else self.task.predict
         per_class = None if compare else PerClass()
-        with uncompiled(self.opt.compile):
+        with uncompiled(self.opt.compile), self.contents.average.shown():
+            distributed.copy_from_first(self.task.trained.buffers())
             scores = evaluate(ask, interruptible(loader, LOOK), self.device, self.precision, per_class=per_class)
         if per_class is None:
             return named_scores(scores, main=None)
@@ -258,8 +259,7 @@ class Fit:
         tqdm.write(epoch_line(row, self.opt.epochs, self.chosen_on, self.chosen_name))
         sys.stdout.flush()
         if is_best:
-            everything = {"trained": self.task.trained.state_dict()} if self.task.keep_all else {}
-            checkpoint.save({**self._network(), **everything}, self.run.best)
+            checkpoint.save(self.contents.best(), self.run.best)
         self._save(self.progress.seconds)
 
     def _save_position(self, step: int, means: Means, speed: float | None = None) -> None:
@@ -269,16 +269,5 @@ class Fit:
             self._save(self.progress.seconds + time.perf_counter() - self.epoch_started)
 
     def _save(self, seconds: float) -> None:
-        learned = {"trained": self.task.trained.state_dict(), "optimizer": self.optimizer.state_dict()}
-        checkpoint.save({**self._network(), **learned, **self.progress.state(), "seconds": seconds}, self.run.last)
+        checkpoint.save(self.contents.last(seconds), self.run.last)
         self.saved_at = time.monotonic()
-
-    def _network(self) -> dict[str, Any]:
-        return {
-            **self.about,
-            "precision": self.precision,
-            "model": self.task.trained["network"].state_dict(),
-            "epoch": self.progress.epoch,
-            "epochs": self.opt.epochs,
-            "accuracy": self.progress.accuracy,
-        }

@@ -37,11 +37,7 @@ def result_of(fit: Fit) -> dict[str, Any]:
     if fit.validation is not None or fit.task.compares:
         result["last"] |= scores_in_the_end(fit)
         if best["epoch"] != fit.progress.epoch:
-            state = distributed.from_first(fit.run.load_best)
-            if fit.task.keep_all:
-                fit.task.trained.load_state_dict(state["trained"])
-            else:
-                fit.task.trained["network"].load_state_dict(state["model"])
+            fit.contents.put_best_back(distributed.from_first(fit.run.load_best))
         result["best"] |= scores_in_the_end(fit)
     return result
 

@@ -126,6 +126,14 @@ def _add_optimisation(options: Options, nesterov_help: str) -> None:
     add(
         "--clip_grad", type=positive_float, default=None, help="largest norm of the whole gradient; shortened if longer"
     )
+    add(
+        "--ema",
+        type=fraction,
+        default=0.0,
+        help="share of a moving average of the weights that stays in a step, such as 0.999; the average is what is "
+        "evaluated, saved as the network and exported; 0 for none",
+    )
+    add("--label_smoothing", type=fraction, default=0.0, help="share of each label that goes to all classes alike")
     add("--weight_decay", "--wd", type=weight, default=5e-4, help="L2 penalty")
     add("--momentum", type=fraction, default=0.9, help="of SGD")
     add(

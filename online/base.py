@@ -63,6 +63,8 @@ class OnlineMethod(nn.Module):
     """Which of :meth:`predictions` is the peers' joint one."""
     rate: ClassVar[float] = 1.0
     """Factor of the learning rate of the method's own modules."""
+    label_smoothing: float = 0.0
+    """Of ``--label_smoothing``."""
 
     def __init__(self, num_branches: int, peers: str, alpha: float = 1.0, kd_T: float = 3.0) -> None:
         super().__init__()
@@ -115,6 +117,13 @@ class OnlineMethod(nn.Module):
         """
         raise NotImplementedError
 
+    def cross_entropies(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Logits ``[m, B, C]`` and labels ``[B]`` → the batch mean of each peer's cross-entropy ``[m]``."""
+        peers, batch, _ = logits.shape
+        logits, target = full_precision(logits).flatten(0, 1), target.repeat(peers)
+        each = F.cross_entropy(logits, target, reduction="none", label_smoothing=self.label_smoothing)
+        return each.view(peers, batch).mean(1)
+
     def weights(self, epoch: int, epochs: int) -> dict[str, float]:
         """What the losses of each name are multiplied by in ``epoch``, counted from 1."""
         ramp = ramp_up(epoch, epochs * RAMP_UP) if self.ramps_up else 1.0
@@ -146,13 +155,6 @@ def ramp_up(epoch: int, length: float) -> float:
     """
     passed = epoch - 1
     return math.exp(-5 * (1 - passed / length) ** 2) if passed < length else 1.0
-
-
-def cross_entropies(logits: Tensor, target: Tensor) -> Tensor:
-    """Logits ``[m, B, C]`` and labels ``[B]`` → the batch mean of each peer's cross-entropy ``[m]``."""
-    peers, batch, _ = logits.shape
-    each = F.cross_entropy(full_precision(logits).flatten(0, 1), target.repeat(peers), reduction="none")
-    return each.view(peers, batch).mean(1)
 
 
 def mean_kl(logits: Tensor, targets: Tensor, T: float, eps: float = EPS) -> Tensor:

@@ -14,7 +14,7 @@ from helper.cost import parameter_count
 from helper.errors import UsageError
 from helper.kl import full_precision
 from helper.recipe import Recipe
-from online.base import OnlineMethod, cross_entropies, mean_kl, online_dict
+from online.base import OnlineMethod, mean_kl, online_dict
 from online.peers import Network, Outputs, Peers
 
 OTHERS = "others"
@@ -163,7 +163,7 @@ class BOC(OnlineMethod):
 
     def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
         logits = full_precision(outputs.logits)
-        losses = {"ce": cross_entropies(logits, target)}
+        losses = {"ce": self.cross_entropies(logits, target)}
         if len(logits) > 1:
             losses["kd"] = mean_kl(logits, logits.mean(0).detach(), self.kd_T, eps=0.0)
         if len(self.adapters):

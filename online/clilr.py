@@ -11,7 +11,6 @@ from online.base import (
     PeerCount,
     Structure,
     Temperature,
-    cross_entropies,
     mean_kl,
     mean_of_others,
     online_dict,
@@ -49,4 +48,4 @@ class CLILR(OnlineMethod):
     def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
         logits = outputs.logits
         targets = mean_of_others(logits.detach() if self.detach_targets else logits)
-        return {"ce": cross_entropies(logits, target), "kd": mean_kl(logits, targets, self.kd_T)}
+        return {"ce": self.cross_entropies(logits, target), "kd": mean_kl(logits, targets, self.kd_T)}

@@ -13,7 +13,6 @@ from online.base import (
     PeerCount,
     Structure,
     Temperature,
-    cross_entropies,
     mean_kl,
     mean_of_others,
     online_dict,
@@ -50,4 +49,4 @@ class DML(OnlineMethod):
             kd = (each.sum(1) - each.diagonal()) / (len(each) - 1)
         else:
             kd = mean_kl(logits, mean_of_others(sources), self.kd_T)
-        return {"ce": cross_entropies(logits, target), "kd": kd}
+        return {"ce": self.cross_entropies(logits, target), "kd": kd}

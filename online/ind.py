@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from online.base import OnlineMethod, PeerCount, Structure, cross_entropies, online_dict
+from online.base import OnlineMethod, PeerCount, Structure, online_dict
 from online.peers import Outputs
 
 
@@ -16,4 +16,4 @@ class IND(OnlineMethod):
         super().__init__(num_branches, peers)
 
     def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
-        return {"ce": cross_entropies(outputs.logits, target)}
+        return {"ce": self.cross_entropies(outputs.logits, target)}

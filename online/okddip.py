@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from helper.kl import full_precision
-from online.base import Alpha, OnlineMethod, PeerCount, Structure, Temperature, cross_entropies, mean_kl, online_dict
+from online.base import Alpha, OnlineMethod, PeerCount, Structure, Temperature, mean_kl, online_dict
 from online.peers import Outputs
 
 
@@ -69,7 +69,7 @@ class OKDDip(OnlineMethod):
             mean_kl(peers, self.mixed(attention, peers), self.kd_T),
             mean_kl(leader, self.mixed(even, peers), self.kd_T),
         ]
-        return {"ce": cross_entropies(outputs.logits, target), "kd": torch.cat(kd)}
+        return {"ce": self.cross_entropies(outputs.logits, target), "kd": torch.cat(kd)}
 
     def mixed(self, weights: Tensor, logits: Tensor) -> Tensor:
         """Weights ``[B, n, m]`` and logits ``[m, B, C]`` → the logits of n mixtures, ``[n, B, C]``."""

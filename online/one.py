@@ -15,7 +15,6 @@ from online.base import (
     PeerCount,
     Structure,
     Temperature,
-    cross_entropies,
     mean_kl,
     online_dict,
 )
@@ -69,7 +68,7 @@ class ONE(OnlineMethod):
 
     def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
         ensemble = self.mixed(outputs)
-        ce = cross_entropies(torch.cat([full_precision(outputs.logits), ensemble[None]]), target)  # [m + 1]
+        ce = self.cross_entropies(torch.cat([full_precision(outputs.logits), ensemble[None]]), target)  # [m + 1]
         target_logits = ensemble.detach() if self.detach_targets else ensemble
         return {"ce": ce, "kd": mean_kl(outputs.logits, target_logits, self.kd_T)}
 

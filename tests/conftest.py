@@ -88,7 +88,7 @@ def loss_options() -> Callable[..., argparse.Namespace]:
 
     def make(**changes: object) -> argparse.Namespace:
         opt = argparse.Namespace(gamma=1.0, alpha=1.0, beta=1.0, kd_T=4.0, kd_scale="released", distill_decay=False)
-        opt = argparse.Namespace(**vars(opt), feat_start_epoch=1, feat_stop_epoch=0, epochs=10)
+        opt = argparse.Namespace(**vars(opt), feat_start_epoch=1, feat_stop_epoch=0, epochs=10, label_smoothing=0.0)
         assert changes.keys() <= vars(opt).keys()
         return argparse.Namespace(**{**vars(opt), **changes})
 

@@ -278,6 +278,34 @@ def test_resuming_gives_the_bits_of_an_undisturbed_run(tmp_path: Path, teachers:
     assert without_times(metrics(undisturbed)) == without_times(metrics(resumed.folder))
 
 
+@pytest.mark.parametrize(
+    "today",
+    [
+        "--optimizer adamw --lr_schedule cosine --ema 0.9 --label_smoothing 0.1",
+        "--augment trivialaugment --balanced --mixup 0.2 --cutmix 1",
+    ],
+)
+def test_todays_recipes_are_resumed_bitwise(tmp_path: Path, teachers: str, today: str) -> None:
+    """In every script; they are part of the run's name."""
+    recipe = f"--epochs 2 --validation 0.2 --batch_size 32 {today}"
+    for script, words in (
+        (teach, recipe),
+        (distil, f"{teachers} --distill hint -b 1 {recipe}"),
+        (teach_each_other, f"--method ONE {recipe}"),
+    ):
+        whole = script(tmp_path / "a", words).folder
+        assert today.split()[-2].replace("--", "-") in whole.name
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt(patch, epoch=2)
+            assert script(tmp_path / "b", words).code == 130
+        resumed = script(tmp_path / "b", f"{words} --resume").folder
+        assert same(weights(whole), weights(resumed))
+        assert same(weights(whole, "best.pth"), weights(resumed, "best.pth"))
+        assert without_times(metrics(whole)) == without_times(metrics(resumed))
+        assert result(whole)["last"] == result(resumed)["last"]
+        assert result(whole)["best"] == result(resumed)["best"]
+
+
 def test_unfinished_run_is_left_alone(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, epoch=2)

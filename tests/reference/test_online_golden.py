@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from online import OnlineMethod, Outputs, online_dict
-from online.base import cross_entropies
 from online.one import mix
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "losses.json").read_text())
@@ -108,4 +107,4 @@ def test_boc(case: Case) -> None:
     assert_golden(losses["kd"], case["boc"]["kl"])
     assert_golden(losses["ce"], case["boc"]["student_ce"])
     ensemble = method.predictions(outputs)["ensemble"]
-    assert_golden(cross_entropies(ensemble[None], target_of(case))[0], case["boc"]["teacher_ce"])
+    assert_golden(method.cross_entropies(ensemble[None], target_of(case))[0], case["boc"]["teacher_ce"])
