@@ -57,6 +57,11 @@ class PeerTraining(Task):
         self.rates = {} if method.rate == 1 else {"method": method.rate}
         self.decays = {} if method.weight_decay is None else {"method": method.weight_decay}
 
+    @property
+    def running(self) -> list[Peers]:
+        """What runs in a training step."""
+        return [self.peers] if self.averaged is None else [self.peers, self.averaged]
+
     def step(self, batch: Batch, when: When) -> Scalars:
         """A batch → ``loss`` and its parts, each a batch mean summed over the peers."""
         target, images = batch.target, (batch.images, *batch.again) if batch.again else batch.images
@@ -141,8 +146,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = options()
     opt, recipe = parse(parser, arguments)
     method = make_method(parser, opt, recipe)
-    views = method.num_branches if method.own_views else 1
-    session = Session(opt, model_dict, partial(get_loaders, views=views), info_of)
+    session = Session(opt, model_dict, partial(get_loaders, views=method.views), info_of)
     peers = method.make_peers(lambda widths=None: session.build(opt.model, widths=widths))
     if opt.evaluate:
         session.print_evaluation(peers.networks[method.inference], opt.model, opt.evaluate)
@@ -162,7 +166,7 @@ def main(arguments: Sequence[str]) -> None:
         "peers": costs(peers, session.example()),
         "parameters": parameter_count(nn.ModuleList([peers, method])),
     }
-    session.compile(peers, *([] if task.averaged is None else [task.averaged]))
+    session.compile(*task.running)
     result = session.train(run, task, opt.model)
     for line in describe_peers(result):
         print(f"{run.path}: {line}")

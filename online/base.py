@@ -86,6 +86,11 @@ class OnlineMethod(nn.Module):
         """Factor of the gradient that enters the shared stages."""
         return 1.0
 
+    @property
+    def views(self) -> int:
+        """How many augmented views of each image a batch has to have."""
+        return self.num_branches if self.own_views else 1
+
     def require_valid(self) -> None:
         """Refuse hyperparameters that make no sense, before anything is built.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 from collections.abc import Iterator
@@ -119,14 +120,17 @@ def test_a_network_without_stages_is_refused() -> None:
 
 @each_pair
 def test_every_part_learns(name: str, peers: str) -> None:
-    """All peers and all the method's own modules have a gradient after one step."""
+    """All peers and all the method's own modules have a gradient after one step; averaged peers have none."""
     task = make_task(name, **settings_of(peers))
     task.trained.train()
     scalars = task.step(Batch(images(), labels()), When(5, 10))
     scalars["loss"].backward()
     assert all(scalar.ndim == 0 for scalar in scalars.values())
-    for key, parameter in task.trained.named_parameters():
-        assert parameter.grad is not None, key
+    for module in (task.peers, task.method):
+        for key, parameter in module.named_parameters():
+            assert parameter.grad is not None, key
+    averaged = () if task.averaged is None else task.averaged.parameters()
+    assert not any(parameter.requires_grad for parameter in averaged)
 
 
 @each_pair
@@ -243,7 +247,8 @@ def test_detached_targets(name: str) -> None:
 
 def fake_outputs(logits: Tensor, vectors: Tensor | None = None) -> Outputs:
     vectors = torch.zeros(*logits.shape[:2], 8) if vectors is None else vectors
-    return Outputs(logits, tuple(vectors), ((),) * len(logits), torch.ones(logits.shape[1], 4, 2, 2))
+    maps = tuple((vector[:, :, None, None].expand(-1, -1, 2, 2),) for vector in vectors)
+    return Outputs(logits, tuple(vectors), maps, torch.ones(logits.shape[1], 4, 2, 2), averaged=2 * logits.detach())
 
 
 @each_method
@@ -256,12 +261,17 @@ def test_permuting_the_peers_permutes_the_losses(name: str) -> None:
     method.attach(fake_outputs(logits, vectors))
     plain = method.losses(fake_outputs(logits, vectors), labels())
     if name == "ONE":  # the gate's outputs belong to branches
-        method.gate.fc = permuted_linear(method.gate.fc, order)
-    permuted = method.losses(fake_outputs(logits[order], vectors[order]), labels())
+        method.gate.fc = permuted(method.gate.fc, order)
+    elif name == "PCL":
+        method.classifier = permuted(method.classifier, channels_of(order), inputs=True)
+    elif name == "FFL":
+        method.fusion.depthwise = permuted(method.fusion.depthwise, channels_of(order))
+        method.fusion.pointwise = permuted(method.fusion.pointwise, channels_of(order), inputs=True)
+    others = method.losses(fake_outputs(logits[order], vectors[order]), labels())
     for key, each in plain.items():
         assert len(each) >= 5
-        torch.testing.assert_close(permuted[key][:5], each[:5][order], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(permuted[key][5:], each[5:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(others[key][:5], each[:5][order], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(others[key][5:], each[5:], rtol=1e-4, atol=1e-5)
 
 
 def test_permuting_the_students_permutes_their_map_losses() -> None:
@@ -278,9 +288,17 @@ def test_permuting_the_students_permutes_their_map_losses() -> None:
     torch.testing.assert_close(method.map_losses(outputs), plain[order])
 
 
-def permuted_linear(layer: nn.Linear, order: Tensor) -> nn.Linear:
-    new = nn.Linear(layer.in_features, layer.out_features)
-    new.load_state_dict({key: value[order] for key, value in layer.state_dict().items()})
+def channels_of(order: Tensor, width: int = 8) -> Tensor:
+    """Where the channels of peers in this order stand in a concatenation."""
+    return (order[:, None] * width + torch.arange(width)).flatten()
+
+
+def permuted(layer: nn.Module, order: Tensor, inputs: bool = False) -> nn.Module:
+    """A copy whose outputs, or inputs, come in another order."""
+    new = copy.deepcopy(layer)
+    state = layer.state_dict()
+    changed = {"weight": state["weight"][:, order]} if inputs else {key: each[order] for key, each in state.items()}
+    new.load_state_dict({**state, **changed})
     return new
 
 
