@@ -78,10 +78,10 @@ class Peers(nn.Module):
         return len(self.networks)
 
     def forward(self, images: Tensor | Sequence[Tensor], trunk_gradient: float = 1.0) -> Outputs:
-        """Images ``[B, 3, H, W]``, or for each peer its own → outputs of every peer; the shared stages run once for
-        each of these.
+        """What the peers make of images; the shared stages run once for all peers that see the same ones.
 
         Args:
+            images: ``[B, 3, H, W]``, or one such for each peer.
             trunk_gradient: factor of the gradient that enters the shared stages.
         """
         seen = [images] if isinstance(images, Tensor) else list(images)
