@@ -7,7 +7,9 @@ python train_online.py --method OKDDip --model resnet32 --dataset cifar100
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import nn
 from dataset import dataset_dict, get_loaders, info_of
 from helper.batch import Batch, When
 from helper.cost import mac_count, parameter_count
+from helper.errors import UsageError
 from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of
 from helper.recipe import PUBLISHED, Recipe, add_recipe
@@ -26,7 +29,7 @@ from helper.task import Task
 from helper.teachers.files import TeacherFile, fingerprint
 from helper.weights import located
 from models import model_dict
-from online import OnlineMethod, Peers, online_dict
+from online import OnlineMethod, Peers, averaging, online_dict
 
 
 class PeerTraining(Task):
@@ -43,17 +46,31 @@ class PeerTraining(Task):
 
     def __init__(self, peers: Peers, method: OnlineMethod, example: torch.Tensor, recipe: Recipe = PUBLISHED) -> None:
         self.peers, self.method, self.recipe = peers, method, recipe
-        self.network = peers.networks[method.inference]
         with torch.no_grad():
             method.attach(peers.eval()(example))
         method.to(example.device)
+        self.averaged = None if method.average_decay is None else copy.deepcopy(peers).requires_grad_(False)
+        self.used = peers if self.averaged is None else self.averaged  # in the end
+        self.network = self.used.networks[method.inference]
         self.trained = nn.ModuleDict({"network": self.network, "peers": peers, "method": method})
+        if self.averaged is not None:
+            self.trained["averaged"] = self.averaged
         self.rates = {} if method.rate == 1 else {"method": method.rate}
+        self.decays = {} if method.weight_decay is None else {"method": method.weight_decay}
+
+    @property
+    def running(self) -> list[Peers]:
+        """What runs in a training step."""
+        return [self.peers] if self.averaged is None else [self.peers, self.averaged]
 
     def step(self, batch: Batch, when: When) -> Scalars:
         """A batch → ``loss`` and its parts, each a batch mean summed over the peers."""
-        target = batch.target
-        outputs = self.peers(batch.images, self.method.trunk_gradient)
+        target, images = batch.target, (batch.images, *batch.again) if batch.again else batch.images
+        outputs = self.peers(images, self.method.trunk_gradient)
+        if self.averaged is not None:
+            with torch.no_grad():
+                outputs.averaged = self.averaged(images).logits
+            self.done = (when.epoch - 1) * when.steps + when.step - 1
         losses = {name: each.sum() for name, each in self.method.losses(outputs, target).items()}
         if batch.other is not None and batch.share is not None:  # what does not look at the labels, stays what it is
             others = {name: each.sum() for name, each in self.method.losses(outputs, batch.other).items()}
@@ -64,7 +81,11 @@ class PeerTraining(Task):
         return {"loss": loss, **parts, "accuracy": accuracy(outputs.logits[self.method.inference], target)}
 
     def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return self.method.predictions(self.peers(images))
+        return self.method.predictions(self.used(images))
+
+    def after_step(self) -> None:
+        if self.averaged is not None and self.method.average_decay is not None:
+            self.averaged.follow(self.peers, averaging(self.method.average_decay, self.done))
 
 
 def options() -> Options:
@@ -97,6 +118,8 @@ def make_method(parser: Options, opt: argparse.Namespace, recipe: Recipe) -> Onl
     settings = {name: value for name, value in recipe.settings.items() if given[name] is None}
     method = online_dict[opt.method](**{**given, **settings})
     method.require_valid()
+    if opt.ema and method.average_decay is not None:
+        raise UsageError(f"--ema: {opt.ema:g}, but the peers of {opt.method} have averages of their own; leave it out")
     method.label_smoothing = opt.label_smoothing
     return method
 
@@ -127,7 +150,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = options()
     opt, recipe = parse(parser, arguments)
     method = make_method(parser, opt, recipe)
-    session = Session(opt, model_dict, get_loaders, info_of)
+    session = Session(opt, model_dict, partial(get_loaders, views=method.views), info_of)
     peers = method.make_peers(lambda widths=None: session.build(opt.model, widths=widths))
     if opt.evaluate:
         session.print_evaluation(peers.networks[method.inference], opt.model, opt.evaluate)
@@ -145,9 +168,9 @@ def main(arguments: Sequence[str]) -> None:
     task.notes = {
         "method": opt.method,
         "peers": costs(peers, session.example()),
-        "parameters": parameter_count(task.trained),
+        "parameters": parameter_count(nn.ModuleList([peers, method])),
     }
-    session.compile(peers)
+    session.compile(*task.running)
     result = session.train(run, task, opt.model)
     for line in describe_peers(result):
         print(f"{run.path}: {line}")

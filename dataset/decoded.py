@@ -56,7 +56,7 @@ class PictureTrainLoader(MemoryTrainLoader):
         made = []
         for place, _, _, mirrored, draw in rows.tolist():
             image = self.pictures.at(place).permute(2, 0, 1)
-            with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, self.epoch, draw)):
+            with drawing_from(derive_seed(self.augmentation_seed, Purpose.AUGMENT, self.epoch, draw)):
                 made.append(self.distortion(TF.horizontal_flip(image) if mirrored else image))
         return torch.stack(made).permute(0, 2, 3, 1).contiguous()
 

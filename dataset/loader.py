@@ -23,7 +23,7 @@ from dataset.base import (
 )
 from dataset.checking import damaged_among, listed
 from dataset.decoded import Decoder, PictureTrainLoader
-from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
+from dataset.memory import MemoryEvalLoader, MemoryTrainLoader, ViewsLoader
 from dataset.mix import MixedLoader
 from dataset.order import ALONE, Shard, hold_out
 from dataset.pictures import grey_pixels
@@ -115,6 +115,7 @@ def get_loaders(
     skip_damaged: bool = False,
     test_only: bool = False,
     images: ImageOptions = PLAIN,
+    views: int = 1,
 ) -> Loaders:
     """Make the loaders of a dataset, downloading it when it is not there.
 
@@ -131,6 +132,7 @@ def get_loaders(
         skip_damaged: leave out image files that cannot be read, instead of refusing.
         test_only: the other parts are not asked for, so that their image files need not be looked at.
         images: how they are wanted.
+        views: how many augmented views of each training image a batch has.
 
     Raises:
         UsageError: unknown name, missing or damaged files, ``batch_size`` or ``validation`` out of range.
@@ -146,10 +148,21 @@ def get_loaders(
     if isinstance(dataset, FileDataset):
         parts, notes = readable(dataset, skip_damaged, test_only)
         loaders = file_loaders(
-            dataset, parts, batch_size, device, seed, validation, num_workers, eval_batch_size, shard, notes, test_only
+            dataset,
+            parts,
+            batch_size,
+            device,
+            seed,
+            validation,
+            num_workers,
+            eval_batch_size,
+            shard,
+            notes,
+            test_only,
+            views,
         )
     elif isinstance(dataset, MemoryDataset):
-        loaders = memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard)
+        loaders = memory_loaders(dataset, batch_size, device, seed, validation, eval_batch_size, shard, views)
     else:
         raise TypeError(f"{type(dataset).__name__} must derive from MemoryDataset or FileDataset")
     if images.mixup or images.cutmix:
@@ -199,6 +212,7 @@ def memory_loaders(
     validation: float,
     eval_batch_size: int,
     shard: Shard,
+    views: int = 1,
 ) -> Loaders:
     """Loaders that hold the images on ``device``."""
     info = described(dataset)
@@ -206,11 +220,12 @@ def memory_loaders(
     if info.channels == 1:
         train, test = (replace(part, images=grey_pixels(part.images)) for part in (train, test))
     train = replace(train, whole=None)  # its views are numbered from 0, wherever it was cut from
-    views = view_space(train, info) if distortion(info) is None else None
+    space = view_space(train, info) if distortion(info) is None else None
     train, held_out = divide(train, validation, seed, batch_size)
+    loader = MemoryTrainLoader(train, info, batch_size, device, seed, space, shard, dataset.wanted.balanced)
     return Loaders(
         info=info,
-        train=MemoryTrainLoader(train, info, batch_size, device, seed, views, shard, dataset.wanted.balanced),
+        train=ViewsLoader(loader, views) if views > 1 else loader,
         validation=MemoryEvalLoader(part_of(held_out, shard), info, eval_batch_size, device) if held_out else None,
         test=MemoryEvalLoader(part_of(test, shard), info, eval_batch_size, device),
         sizes=sizes(info, train, held_out, "validation", test, "test"),
@@ -229,6 +244,7 @@ def file_loaders(
     shard: Shard,
     notes: tuple[str, ...],
     test_only: bool,
+    views: int,
 ) -> Loaders:
     """Loaders of image files: held in memory, or read by worker processes."""
     info, transform, balanced = described(dataset), whole(dataset), dataset.wanted.balanced
@@ -247,9 +263,10 @@ def file_loaders(
     in_order: Callable[[Files, str], Loader]
     if fits(info, parts, dataset.wanted) and not test_only:
         decoder = Decoder(dataset, info, num_workers)
-        pictures, held_out_pictures, views = decoder.to_train_on(parts.train, divided)
+        pictures, held_out_pictures, space = decoder.to_train_on(parts.train, divided)
         kind = PictureTrainLoader if isinstance(pictures, Pictures) else MemoryTrainLoader
-        train = kind(pictures, info, batch_size, device, seed, views, shard, balanced)
+        loader = kind(pictures, info, batch_size, device, seed, space, shard, balanced)
+        train = ViewsLoader(loader, views) if views > 1 else loader
 
         def in_order(files: Files, name: str) -> Loader:
             split = held_out_pictures if files is held_out else decoder.evaluated(files, name)
@@ -259,7 +276,17 @@ def file_loaders(
     else:
         decoder, augmentation = None, Augmentation(info, transform) if info.crop else dataset.train_transform()
         train = StreamLoader(
-            kept, info, augmentation, batch_size, device, seed, num_workers, train=True, shard=shard, balanced=balanced
+            kept,
+            info,
+            augmentation,
+            batch_size,
+            device,
+            seed,
+            num_workers,
+            train=True,
+            shard=shard,
+            balanced=balanced,
+            views=views,
         )
 
         def in_order(files: Files, name: str) -> Loader:

@@ -6,6 +6,7 @@ processes to do; on an accelerator no batch waits for the host.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,16 @@ from torch import Tensor
 
 from dataset.augment import distortion, drawing_from
 from dataset.base import DatasetInfo, Pictures, Split
-from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_draws
+from dataset.order import (
+    ALONE,
+    Purpose,
+    Shard,
+    augmentation_seed,
+    batches_of,
+    derive_seed,
+    epoch_crops,
+    epoch_draws,
+)
 from dataset.views import crops_of, numbers_of, views_per_image
 from helper.batch import Batch, ViewSpace
 
@@ -64,6 +74,7 @@ class MemoryTrainLoader:
     ) -> None:
         self.num_images = len(split.labels)
         self.batch_size, self.device, self.seed, self.shard = batch_size, device, seed, shard
+        self.augmentation_seed = seed
         self.epoch, self.start, self.balanced = 0, 0, balanced
         self.info, self.views = info, views
         self.size, self.black = info.image_size, self.num_images * info.image_size**2
@@ -74,6 +85,12 @@ class MemoryTrainLoader:
         self.range = torch.arange(self.size, device=device)  # [H]
         self.distortion = distortion(info)
         self.at_once = AT_ONCE if device.type == "cuda" else 1  # batches made together
+
+    def of_view(self, view: int) -> MemoryTrainLoader:
+        """A loader of the same batches, from the same pixels, that augments otherwise."""
+        twin = copy.copy(self)
+        twin.augmentation_seed = augmentation_seed(self.seed, view)
+        return twin
 
     def keep(self, split: Split | Pictures) -> None:
         """Bring the pixels to the device."""
@@ -90,7 +107,8 @@ class MemoryTrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         order, draws = epoch_draws(self.host_labels, self.seed, self.epoch, self.balanced)  # [N] each
-        crops = epoch_crops(self.num_images, self.info.padding, self.info.flip, self.seed, self.epoch)[draws]  # [N, 3]
+        padding, flip = self.info.padding, self.info.flip
+        crops = epoch_crops(self.num_images, padding, flip, self.augmentation_seed, self.epoch)[draws]  # [N, 3]
         numbers = None if self.distortion else numbers_of(self.positions[order], crops, self.info)  # [N]
         plan = torch.cat([order[:, None], crops], dim=1)  # [N, 4]
         rows = torch.cat([plan, draws[:, None]], dim=1) if self.distortion else plan
@@ -122,7 +140,7 @@ class MemoryTrainLoader:
             return pixels
         made = []
         for image, draw in zip(pixels.permute(0, 3, 1, 2).contiguous(), rows[:, 4].tolist(), strict=True):
-            with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, self.epoch, draw)):
+            with drawing_from(derive_seed(self.augmentation_seed, Purpose.AUGMENT, self.epoch, draw)):
                 made.append(self.distortion(image))
         return torch.stack(made).permute(0, 2, 3, 1).contiguous()
 
@@ -156,6 +174,33 @@ class MemoryTrainLoader:
     def inside(self, places: Tensor) -> Tensor:
         """Whether rows or columns lie within the image."""
         return (places >= 0) & (places < self.size)
+
+
+class ViewsLoader:
+    """The batches of a loader, each with further views of its images.
+
+    Args:
+        loader: of the first view.
+        count: how many views there are of each image.
+    """
+
+    views: ViewSpace | None = None
+
+    def __init__(self, loader: MemoryTrainLoader, count: int) -> None:
+        self.loaders = [loader, *(loader.of_view(view) for view in range(1, count))]
+        self.num_images, self.labels = loader.num_images, loader.labels
+
+    def __len__(self) -> int:
+        return len(self.loaders[0])
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch that the next iteration runs through, and how many of its first batches are left out."""
+        for loader in self.loaders:
+            loader.set_epoch(epoch, start)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch, *others in zip(*self.loaders, strict=True):
+            yield batch._replace(again=tuple(other.images for other in others))
 
 
 class MemoryEvalLoader:

@@ -5,8 +5,8 @@ What is drawn follows from the seed, the epoch and the step; partners come from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 from dataset.order import ALONE, Purpose, Shard, derive_seed
 from helper.batch import Batch, ViewSpace
 
+Rectangle: TypeAlias = "tuple[slice, slice]"
+
 
 class MixedLoader:
-    """The batches of another loader, mixed.
+    """The batches of another loader, mixed; all views of an image with those of the same partner.
 
     Args:
         loader: of training images.
@@ -54,35 +56,40 @@ class MixedLoader:
         if batch.images.device.type == "cuda":
             order = order.pin_memory()
         order = order.to(batch.images.device, non_blocking=True)
-        theirs = batch.images.index_select(0, order)
         cuts = bool(self.cutmix) and (not self.mixup or draws.random_sample() < 0.5)
         both = self.cutmix if cuts else self.mixup
         share = draws.beta(both, both)
-        if cuts:
-            images, share = cut_in(batch.images, theirs, share, draws)
-        else:
-            images = torch.lerp(theirs, batch.images, share)
+        where, left = rectangle(batch.images.shape[2:], share, draws) if cuts else (None, share)
+        images, *again = (paired(view, order, left, where) for view in (batch.images, *batch.again))
         places = None if batch.places is None else batch.places.index_select(0, order)
-        first, second = batch, Batch(theirs, batch.target.index_select(0, order), places=places)
-        if share < 0.5:
-            first, second, share = second, first, 1 - share
+        first, second = (batch.target, batch.places), (batch.target.index_select(0, order), places)
+        if left < 0.5:
+            first, second, left = second, first, 1 - left
         return Batch(
-            images.contiguous(memory_format=torch.channels_last),
-            first.target,
-            places=first.places,
-            other=second.target,
-            share=torch.full(batch.target.shape, share, device=images.device),
+            images,
+            first[0],
+            places=first[1],
+            other=second[0],
+            share=torch.full(batch.target.shape, left, device=images.device),
+            again=tuple(again),
         )
 
 
-def cut_in(images: Tensor, theirs: Tensor, share: float, draws: np.random.RandomState) -> tuple[Tensor, float]:
-    """A rectangle of area ``1 − share`` around any point, as far as it lies within, from the partner; what is left."""
-    height, width = images.shape[2:]
-    edges = []
-    for size in (height, width):
-        half, middle = round(size * (1 - share) ** 0.5) // 2, draws.randint(size)
-        edges.append(slice(max(middle - half, 0), min(middle + half, size)))
+def paired(images: Tensor, order: Tensor, share: float, where: Rectangle | None) -> Tensor:
+    """Each image [B, 3, H, W] with its partner's pixels in a rectangle, or blended with them where there is none."""
+    theirs = images.index_select(0, order)
+    if where is None:
+        return torch.lerp(theirs, images, share).contiguous(memory_format=torch.channels_last)
     mixed = images.clone()
-    mixed[:, :, edges[0], edges[1]] = theirs[:, :, edges[0], edges[1]]
+    mixed[:, :, where[0], where[1]] = theirs[:, :, where[0], where[1]]
+    return mixed.contiguous(memory_format=torch.channels_last)
+
+
+def rectangle(size: Sequence[int], share: float, draws: np.random.RandomState) -> tuple[Rectangle, float]:
+    """Rows and columns of area ``1 − share`` around any point, as far as they lie within; what share is left."""
+    edges = []
+    for length in size:
+        half, middle = round(length * (1 - share) ** 0.5) // 2, draws.randint(length)
+        edges.append(slice(max(middle - half, 0), min(middle + half, length)))
     (top, bottom), (left, right) = ((edge.start, edge.stop) for edge in edges)
-    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+    return (edges[0], edges[1]), 1 - (bottom - top) * (right - left) / (size[0] * size[1])

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     WORKERS = 3
     SPLIT = 4
     MIX = 5
+    AGAIN = 6
 
 
 def derive_seed(*key: int) -> int:
@@ -40,6 +41,11 @@ def derive_seed(*key: int) -> int:
 def generator(seed: int, purpose: Purpose, epoch: int = 0) -> torch.Generator:
     """A private generator on the host."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, epoch))
+
+
+def augmentation_seed(seed: int, view: int) -> int:
+    """What the augmentation of the n-th view of all images follows from; that of view 0 is the run's own seed."""
+    return derive_seed(seed, Purpose.AGAIN, view) if view else seed
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:

@@ -14,13 +14,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.utils.data
+from PIL import Image
 from torch import Tensor
 
 from dataset.augment import Augmentation, drawing_from
 from dataset.base import DatasetInfo, Files, Transform
 from dataset.files import one_line
 from dataset.memory import Normalise
-from dataset.order import ALONE, Purpose, Shard, batches_of, derive_seed, epoch_crops, epoch_draws, generator
+from dataset.order import (
+    ALONE,
+    Purpose,
+    Shard,
+    augmentation_seed,
+    batches_of,
+    derive_seed,
+    epoch_crops,
+    epoch_draws,
+    generator,
+)
 from dataset.pictures import grey_picture, read_picture
 from helper.batch import Batch, ViewSpace
 from helper.errors import InputError
@@ -28,7 +39,7 @@ from helper.machine import cores
 from helper.stopping import ReadersLost, in_readers, starting_readers
 
 Place = tuple[int, int, int]  # epoch, image, draw: the epoch travels with the index, since workers outlive epochs
-Sample = tuple[Tensor, int, int]  # pixels, label, and place among the images
+Sample = tuple[Tensor, int, int]  # pixels of one view or more, label, and place among the images
 Samples = tuple[Tensor, Tensor, Tensor]
 
 
@@ -41,14 +52,20 @@ class Unreadable:
 
 
 class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
-    """(epoch, image, what its random numbers follow from) → uint8 [H, W, 3], label and place."""
+    """(epoch, image, what its random numbers follow from) → uint8 [H, W, 3], label and place.
 
-    def __init__(self, files: Files, info: DatasetInfo, transform: Transform | Augmentation, seed: int) -> None:
+    Of several views of an image the pixels are [V, H, W, 3].
+    """
+
+    def __init__(
+        self, files: Files, info: DatasetInfo, transform: Transform | Augmentation, seed: int, views: int = 1
+    ) -> None:
         # an array of bytes rather than a tuple: it is not copied into each worker by reference counting
         self.paths = np.array([os.fsencode(path) for path in files.paths])
         self.labels = files.labels.numpy()
-        self.info, self.transform, self.seed = info, transform, seed
-        self._crops: tuple[int, Tensor] = (-1, torch.empty(0))  # of an epoch
+        self.info, self.transform = info, transform
+        self.seeds = [augmentation_seed(seed, view) for view in range(views)]
+        self._crops: tuple[int, list[Tensor]] = (-1, [])  # of an epoch
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,18 +78,22 @@ class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
             image = grey_picture(image) if self.info.channels == 1 else image
         except Exception as error:  # Pillow raises many kinds for damaged files
             return Unreadable(path, one_line(error))
-        # the transforms know no other generator than the global one
-        with drawing_from(derive_seed(self.seed, Purpose.AUGMENT, epoch, draw)):
-            if isinstance(self.transform, Augmentation):
-                pixels = self.transform(image, self.crops(epoch)[draw])
-            else:
-                pixels = torch.from_numpy(np.array(self.transform(image)))
-        return pixels, int(self.labels[index]), index
+        views = [self.view(image, epoch, draw, view) for view in range(len(self.seeds))]
+        return torch.stack(views) if len(views) > 1 else views[0], int(self.labels[index]), index
 
-    def crops(self, epoch: int) -> Tensor:
-        """Top, left and mirrored of every image in an epoch, int64 [N, 3]."""
+    def view(self, image: Image.Image, epoch: int, draw: int, view: int) -> Tensor:
+        """One view of an image, uint8 [H, W, 3]."""
+        # the transforms know no other generator than the global one
+        with drawing_from(derive_seed(self.seeds[view], Purpose.AUGMENT, epoch, draw)):
+            if isinstance(self.transform, Augmentation):
+                return self.transform(image, self.crops(epoch)[view][draw])
+            return torch.from_numpy(np.array(self.transform(image)))
+
+    def crops(self, epoch: int) -> list[Tensor]:
+        """Top, left and mirrored of every image in an epoch, int64 [N, 3] for each view."""
         if self._crops[0] != epoch:
-            self._crops = epoch, epoch_crops(len(self), self.info.padding, self.info.flip, self.seed, epoch)
+            padding, flip = self.info.padding, self.info.flip
+            self._crops = epoch, [epoch_crops(len(self), padding, flip, seed, epoch) for seed in self.seeds]
         return self._crops[1]
 
 
@@ -117,6 +138,7 @@ class StreamLoader:
         shard: this process's part of each training batch.
         collate: what makes a batch of samples, for :meth:`read`.
         balanced: see :func:`dataset.order.balanced_order`.
+        views: how many augmented views of each image a batch has.
 
     Raises:
         InputError: while iterating, when an image cannot be read.
@@ -138,13 +160,14 @@ class StreamLoader:
         shard: Shard = ALONE,
         collate: Callable[[list[Sample | Unreadable]], Any] | None = None,
         balanced: bool = False,
+        views: int = 1,
     ) -> None:
         self.num_images, self.device, self.labels = len(files.paths), device, files.labels
         self.sampler = EpochSampler(files.labels, seed, batch_size, train, shard, balanced)
         self.normalise = Normalise(info, device)
         workers = min(num_workers, cores())
         self.batches = torch.utils.data.DataLoader(
-            ImageFiles(files, info, transform, seed),
+            ImageFiles(files, info, transform, seed, views),
             batch_sampler=self.sampler,
             collate_fn=collate or stacked,
             num_workers=workers,
@@ -164,7 +187,8 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.read():
             images, target, places = (part.to(self.device, non_blocking=True) for part in batch)
-            yield Batch(self.normalise(images), target, places=places)
+            first, *again = map(self.normalise, images.unbind(1) if images.ndim == 5 else (images,))
+            yield Batch(first, target, places=places, again=tuple(again))
 
     def read(self) -> Iterator[Any]:
         """Batches as ``collate`` has made them, on the host."""

@@ -28,6 +28,7 @@ class Batch(NamedTuple):
         places: where each image stands among those that are trained on, int64 ``[B]``; None in evaluation.
         other, share: of images that are mixed in pairs, the label of the smaller part, int64 ``[B]``, and how large the
             part of ``target`` is, float32 ``[B]``, from 0.5 to 1; ``places`` are those of the larger part.
+        again: the same images augmented otherwise, each like ``images``, where more than one view was asked for.
     """
 
     images: Tensor
@@ -36,6 +37,7 @@ class Batch(NamedTuple):
     places: Tensor | None = None
     other: Tensor | None = None
     share: Tensor | None = None
+    again: tuple[Tensor, ...] = ()
 
     def split(self, parts: int) -> list[Batch]:
         """So many micro-batches of equal size."""
@@ -46,10 +48,8 @@ class Batch(NamedTuple):
 
     def part(self, start: int, stop: int) -> Batch:
         """The samples from ``start`` to before ``stop``."""
-        images, target, *rest = (None if each is None else each[start:stop] for each in self)
-        assert images is not None
-        assert target is not None
-        return Batch(images, target, *rest)
+        kept = {name: each[start:stop] for name, each in self._asdict().items() if isinstance(each, Tensor)}
+        return self._replace(**kept, again=tuple(each[start:stop] for each in self.again))
 
 
 @dataclass(frozen=True)

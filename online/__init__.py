@@ -4,11 +4,14 @@ from online import (
     boc,
     clilr,
     dml,
+    ffl,
     ind,
+    kdcl,
     okddip,
     one,
+    pcl,
 )
-from online.base import OnlineMethod, Structure, online_dict
+from online.base import OnlineMethod, Structure, averaging, online_dict
 from online.peers import Outputs, Peers
 
-__all__ = ["OnlineMethod", "Outputs", "Peers", "Structure", "online_dict"]
+__all__ = ["OnlineMethod", "Outputs", "Peers", "Structure", "averaging", "online_dict"]

@@ -33,6 +33,7 @@ Structure: TypeAlias = Annotated[
 PeerCount: TypeAlias = Annotated[int, "number of peers"]
 Alpha: TypeAlias = Annotated[float, "weight of the KL between the peers"]
 Temperature: TypeAlias = Annotated[float, "temperature of the softened KL"]
+OwnViews: TypeAlias = Annotated[bool, "each peer sees an augmentation of its own of every image, not all the same one"]
 DetachTargets: TypeAlias = Annotated[bool, "no gradient through the targets of the KL, as in the papers"]
 
 
@@ -49,6 +50,10 @@ class OnlineMethod(nn.Module):
         peers: ``branches`` or ``networks``.
         alpha: weight of the losses named ``kd``.
         kd_T: temperature T.
+        own_views: whether each peer sees an augmentation of its own of each image.
+        average_decay: share that stays, in a step, of the averaged peers' weights; None: there are none. Where there
+            are, ``Outputs.averaged`` has what they say in training, and they are what is evaluated and used in the end.
+        weight_decay: of the method's own modules; None: that of ``--weight_decay``.
     """
 
     recipe: ClassVar[Recipe] = OKDDIP_RECIPE
@@ -65,6 +70,9 @@ class OnlineMethod(nn.Module):
     """Factor of the learning rate of the method's own modules."""
     label_smoothing: float = 0.0
     """Of ``--label_smoothing``."""
+    own_views: bool = False
+    average_decay: float | None = None
+    weight_decay: float | None = None
 
     def __init__(self, num_branches: int, peers: str, alpha: float = 1.0, kd_T: float = 3.0) -> None:
         super().__init__()
@@ -79,6 +87,11 @@ class OnlineMethod(nn.Module):
     def trunk_gradient(self) -> float:
         """Factor of the gradient that enters the shared stages."""
         return 1.0
+
+    @property
+    def views(self) -> int:
+        """How many augmented views of each image a batch has to have."""
+        return self.num_branches if self.own_views else 1
 
     def require_valid(self) -> None:
         """Refuse hyperparameters that make no sense, before anything is built.
@@ -119,10 +132,14 @@ class OnlineMethod(nn.Module):
 
     def cross_entropies(self, logits: Tensor, target: Tensor) -> Tensor:
         """Logits ``[m, B, C]`` and labels ``[B]`` → the batch mean of each peer's cross-entropy ``[m]``."""
+        return self.sample_cross_entropies(logits, target).mean(1)
+
+    def sample_cross_entropies(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Logits ``[m, B, C]`` and labels ``[B]`` → each peer's cross-entropy on each sample ``[m, B]``."""
         peers, batch, _ = logits.shape
         logits, target = full_precision(logits).flatten(0, 1), target.repeat(peers)
         each = F.cross_entropy(logits, target, reduction="none", label_smoothing=self.label_smoothing)
-        return each.view(peers, batch).mean(1)
+        return each.view(peers, batch)
 
     def weights(self, epoch: int, epochs: int) -> dict[str, float]:
         """What the losses of each name are multiplied by in ``epoch``, counted from 1."""
@@ -155,6 +172,16 @@ def ramp_up(epoch: int, length: float) -> float:
     """
     passed = epoch - 1
     return math.exp(-5 * (1 - passed / length) ** 2) if passed < length else 1.0
+
+
+def averaging(decay: float, done: int) -> float:
+    """``min(1 − 1/(done + 1), decay)``: the true mean while that is shorter than the moving one (mean teacher).
+
+    Args:
+        decay: share of the average that stays in the end.
+        done: how many steps came before.
+    """
+    return min(1 - 1 / (done + 1), decay)
 
 
 def mean_kl(logits: Tensor, targets: Tensor, T: float, eps: float = EPS) -> Tensor:

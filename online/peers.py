@@ -23,13 +23,17 @@ class Outputs:
         logits: ``[m, B, C]``.
         vectors: for each peer the pooled vector ``[B, D_j]``.
         maps: for each peer the outputs of the stages that are its own, ``[B, C_j, H, W]`` each.
-        trunk: the output of the shared stages, ``[B, C, H, W]``; None where the peers share nothing.
+        trunk: the output of the shared stages, ``[B, C, H, W]``; None where the peers share nothing, or where each sees
+            images of its own.
+        averaged: the averaged peers' logits of the same images, ``[m, B, C]``, without a gradient; None where there are
+            no averaged peers.
     """
 
     logits: Tensor
     vectors: tuple[Tensor, ...]
     maps: tuple[tuple[Tensor, ...], ...]
     trunk: Tensor | None
+    averaged: Tensor | None = None
 
     @property
     def features(self) -> Tensor:
@@ -73,19 +77,27 @@ class Peers(nn.Module):
     def __len__(self) -> int:
         return len(self.networks)
 
-    def forward(self, images: Tensor, trunk_gradient: float = 1.0) -> Outputs:
-        """Images ``[B, 3, H, W]`` → outputs of every peer; the shared stages run once.
+    def forward(self, images: Tensor | Sequence[Tensor], trunk_gradient: float = 1.0) -> Outputs:
+        """What the peers make of images; the shared stages run once for all peers that see the same ones.
 
         Args:
+            images: ``[B, 3, H, W]``, or one such for each peer.
             trunk_gradient: factor of the gradient that enters the shared stages.
         """
-        trunk = self.run_trunk(images)
-        entry = images if trunk is None else trunk
-        if trunk is not None and trunk_gradient != 1 and trunk.requires_grad:
-            entry = _ScaledGradient.apply(trunk, trunk_gradient)
-        results = [self._run(network, entry) for network in self.networks]
+        seen = [images] if isinstance(images, Tensor) else list(images)
+        trunks = [self.run_trunk(each) for each in seen]
+        entries = [
+            each if trunk is None else _scaled(trunk, trunk_gradient) for each, trunk in zip(seen, trunks, strict=True)
+        ]
+        own = entries * len(self.networks) if len(entries) == 1 else entries
+        results = [self._run(network, entry) for network, entry in zip(self.networks, own, strict=True)]
         maps, vectors, logits = zip(*results, strict=True)
-        return Outputs(torch.stack(logits), vectors, maps, trunk)
+        return Outputs(torch.stack(logits), vectors, maps, trunks[0] if len(trunks) == 1 else None)
+
+    @torch.no_grad()
+    def follow(self, others: Peers, decay: float) -> None:
+        """Move each weight towards that of the same peers ``others``: ``a ← decay·a + (1 − decay)·w``; buffers stay."""
+        torch._foreach_lerp_(list(self.parameters()), list(others.parameters()), 1 - decay)
 
     def run_trunk(self, images: Tensor) -> Tensor | None:
         """Images ``[B, 3, H, W]`` → the output of the shared stages ``[B, C, H, W]``, if there are any."""
@@ -99,6 +111,14 @@ class Peers(nn.Module):
             maps.append(x)
         vector, logits = network.finish(x)
         return tuple(maps), vector, logits
+
+
+def _scaled(trunk: Tensor, factor: float) -> Tensor:
+    """The same, whose gradient is multiplied by ``factor``."""
+    if factor == 1 or not trunk.requires_grad:
+        return trunk
+    scaled: Tensor = _ScaledGradient.apply(trunk, factor)
+    return scaled
 
 
 class _ScaledGradient(torch.autograd.Function):

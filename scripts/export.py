@@ -52,7 +52,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, task: train_online.PeerTraining) -> None:
         super().__init__()
-        self.peers, self.method = task.peers, task.method
+        self.peers, self.method = task.used, task.method
 
     def forward(self, images: Tensor) -> Tensor:
         return self.method.predictions(self.peers(images))[self.method.ensemble]
@@ -149,9 +149,9 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
         return Ensemble(task).eval()
     if opt.student is None:
         return task.network
-    if opt.student >= len(task.peers):
-        raise UsageError(f"--student: the run has peers 0 to {len(task.peers) - 1}, got {opt.student}")
-    return task.peers.networks[opt.student]
+    if opt.student >= len(task.used):
+        raise UsageError(f"--student: the run has peers 0 to {len(task.used) - 1}, got {opt.student}")
+    return task.used.networks[opt.student]
 
 
 def about_images(opt: argparse.Namespace, parameters: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:

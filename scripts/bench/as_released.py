@@ -132,34 +132,45 @@ class ReleasedPeers:
         self.peers, self.method = plain(peers).train(), plain(method).train()
         self.weights = method.weights(epoch, epochs)
         self.optimizer = plain_sgd(nn.ModuleList([self.peers, self.method]))
+        self.averaged = None if method.average_decay is None else plain(peers).train().requires_grad_(False)
 
-    def step(self, images: Tensor, target: Tensor) -> dict[str, float]:
-        """Images ``[B, 3, H, W]`` in float32 and NCHW, labels ``[B]`` → what is logged."""
-        outputs = self.outputs(images)
+    def step(self, images: Tensor, target: Tensor, *again: Tensor) -> dict[str, float]:
+        """Images ``[B, 3, H, W]`` in float32 and NCHW, labels ``[B]``, further views → what is logged."""
+        outputs = self.outputs(self.peers, (images, *again))
+        if self.averaged is not None:
+            outputs.averaged = self.outputs(self.averaged, (images, *again)).logits
         parts = {name: each.sum() for name, each in self.method.losses(outputs, target).items()}
         loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        if self.averaged is not None and self.method.average_decay is not None:
+            for average, weight in zip(self.averaged.parameters(), self.peers.parameters(), strict=True):
+                average.data.mul_(self.method.average_decay).add_(weight.data, alpha=1 - self.method.average_decay)
         for j, logits in enumerate(outputs.logits):
             parts |= {f"accuracy_{j}": accuracy(logits, target), f"accuracy5_{j}": accuracy(logits, target, top=5)}
         return {name: value.item() for name, value in {"loss": loss, **parts}.items()}
 
-    def outputs(self, images: Tensor) -> Outputs:
-        """The shared stages once, then each peer's own."""
-        peers = self.peers
-        trunk = entry = images
-        if peers.shared:
-            trunk = peers.networks[0].run(images, peers.shared[0], peers.shared[-1])
-            entry = trunk.view_as(trunk)
-            entry.register_hook(lambda gradient: gradient * self.method.trunk_gradient)
-        maps, vectors, logits = zip(*(self.branch(network, entry) for network in peers.networks), strict=True)
-        return Outputs(torch.stack(logits), vectors, maps, trunk if peers.shared else None)
+    def outputs(self, peers: Any, views: Sequence[Tensor]) -> Outputs:
+        """The shared stages once for each view, then each peer's own."""
+        trunks = [self.trunk(peers, images) for images in views] if peers.shared else list(views)
+        entries = trunks if len(trunks) > 1 else trunks * len(peers)
+        each = (self.branch(peers, network, entry) for network, entry in zip(peers.networks, entries, strict=True))
+        maps, vectors, logits = zip(*each, strict=True)
+        return Outputs(torch.stack(logits), vectors, maps, trunks[0] if peers.shared and len(trunks) == 1 else None)
 
-    def branch(self, network: Any, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    def trunk(self, peers: Any, images: Tensor) -> Tensor:
+        """What the shared stages make of the images."""
+        entry: Tensor = peers.networks[0].run(images, peers.shared[0], peers.shared[-1])
+        if entry.requires_grad:
+            entry = entry.view_as(entry)
+            entry.register_hook(lambda gradient: gradient * self.method.trunk_gradient)
+        return entry
+
+    def branch(self, peers: Any, network: Any, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
         """One peer's maps, pooled vector and logits."""
         maps = []
-        for stage in self.peers.own:
+        for stage in peers.own:
             x = network.run(x, stage, stage)
             maps.append(x)
         return tuple(maps), *network.finish(x)

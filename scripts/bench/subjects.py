@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import train_online
 import train_student
@@ -29,7 +29,7 @@ from dataset.order import Shard
 from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
 from helper import checkpoint
-from helper.batch import When
+from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.loop import Fit
 from helper.machine import autocast
@@ -121,12 +121,13 @@ class RandomImages(MemoryDataset):
         return Split(pixels, torch.randint(0, self.info.num_classes, (images,), generator=source))
 
 
-def session_of(opt: argparse.Namespace) -> Session:
-    """As a training script makes it, but for the images."""
+def session_of(opt: argparse.Namespace, views: int = 1) -> Session:
+    """As a training script makes it, but for the images; ``views`` is how many of each image a batch has."""
 
     def loaders(name: str, *, batch_size: int, device: torch.device, seed: int, shard: Shard, **_: object) -> Loaders:
         images = RandomImages(POOL * batch_size)
-        return replace(memory_loaders(images, batch_size, device, seed, 0.0, batch_size, shard), sizes="")  # untold
+        made = memory_loaders(images, batch_size, device, seed, 0.0, batch_size, shard, views)
+        return replace(made, sizes="")  # untold
 
     return Session(opt, model_dict, loaders, info_of)
 
@@ -146,8 +147,13 @@ def step_of(fit: Fit) -> Step:
 
 def released_step(session: Session, task: ReleasedDistillation | ReleasedPeers) -> Step:
     """The same with a step as released, whose images are in NCHW."""
-    batches = cycle([(batch.images.contiguous(), batch.target) for batch in session.loaders.train])
+    batches = cycle([in_nchw(batch) for batch in session.loaders.train])
     return lambda: task.step(*next(batches))
+
+
+def in_nchw(batch: Batch) -> tuple[Tensor, ...]:
+    """Images, labels and further views, as the released codes have them in memory."""
+    return batch.images.contiguous(), batch.target, *(images.contiguous() for images in batch.again)
 
 
 def words(opt: argparse.Namespace, *more: str) -> list[str]:
@@ -281,13 +287,13 @@ class Online:
     def __init__(self, method: str, model: str, opt: argparse.Namespace) -> None:
         parser = train_online.options()
         self.opt, recipe = train_online.parse(parser, words(opt, "--method", method, "--model", model))
-        self.session = session_of(self.opt)
         made = train_online.make_method(parser, self.opt, recipe)
+        self.session = session_of(self.opt, made.views)
         peers = made.make_peers(lambda widths=None: self.session.build(model, widths=widths))
         self.task = train_online.PeerTraining(peers, made, self.session.example(), recipe)
         released = ReleasedPeers(peers, made, self.opt.epochs // 4, self.opt.epochs)
         self.released = released_step(self.session, released)
-        self.session.compile(peers)
+        self.session.compile(*self.task.running)
         self.step = step_of(fit_of(self.session, self.task, model))
 
 

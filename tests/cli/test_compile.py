@@ -74,6 +74,13 @@ def test_peers(tmp_path: Path, traced: list[nn.Module], peers: str) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+def test_averaged_peers(tmp_path: Path, traced: list[nn.Module]) -> None:
+    eager, compiled = (teach_each_other(tmp_path, f"{FULL} --method PCL {flag}").folder for flag in ("", "--compile"))
+    assert_alike(eager, compiled)
+    assert len(traced) == 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
 def test_resumed(tmp_path: Path, traced: list[nn.Module]) -> None:
     folder = teach(tmp_path, f"{FULL} --compile").folder
     teach(tmp_path, f"{FULL} --compile --epochs 2 --resume {folder}")

@@ -221,6 +221,16 @@ def test_one_as_okddip_compares_with_it(tmp_path: Path) -> None:
         assert (opt.weight_decay, opt.nesterov, opt.num_branches) == (5e-4, True, 4)
 
 
+def test_pcl_compares_three_peers_each_under_one_recipe(tmp_path: Path) -> None:
+    runs = jobs_of_preset("pcl", tmp_path)
+    peers = runs["train_online.py"]
+    assert {opt.method for opt in peers} == {"DML", "CLILR", "ONE", "FFL", "OKDDip", "KDCL", "PCL"}
+    for opt in (*peers, *runs["train_teacher.py"]):
+        assert (opt.epochs, opt.batch_size, opt.learning_rate) == (300, 128, 0.1)
+        assert (opt.weight_decay, opt.nesterov) == (5e-4, True)
+    assert {opt.num_branches for opt in peers} == {3}
+
+
 def test_ae_kds_teachers_have_nesterov_momentum(tmp_path: Path) -> None:
     runs = jobs_of_preset("ae_kd", tmp_path)
     assert all(opt.nesterov for script in runs.values() for opt in script)

@@ -38,10 +38,11 @@ def pixels(count: int, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, tor
 
 
 class Train:
-    """Each process's part of each batch."""
+    """Each process's part of each batch, and of so many views of its images."""
 
-    def __init__(self, dtype: torch.dtype, steps: int) -> None:
+    def __init__(self, dtype: torch.dtype, steps: int, views: int) -> None:
         self.images, self.target = pixels(BATCH * steps, 1, dtype)
+        self.again = [pixels(BATCH * steps, seed, dtype)[0] for seed in range(3, 2 + views)]
         self.num_images, self.start, self.places = len(self.target), 0, torch.arange(len(self.target))
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -53,7 +54,8 @@ class Train:
     def __iter__(self) -> Iterator[Batch]:
         shard = distributed.rank(), distributed.size()
         for part in batches_of(self.num_images, BATCH, shard, self.start):
-            yield Batch(self.images[part], self.target[part], places=self.places[part])
+            again = tuple(images[part] for images in self.again)
+            yield Batch(self.images[part], self.target[part], places=self.places[part], again=again)
 
 
 class Test:
@@ -126,7 +128,7 @@ def outcomes(folder: Path, dtype: torch.dtype, names: Sequence[str]) -> dict[str
         distributed.from_first(lambda run=run: run.open({}, overwrite=True))  # type: ignore[misc]
         fit = Fit(
             task=task,
-            train=Train(dtype, steps),
+            train=Train(dtype, steps, task.method.views if name in online_dict else 1),
             validation=None,
             test=Test(dtype),
             opt=opt,

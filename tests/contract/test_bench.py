@@ -16,7 +16,7 @@ from online import online_dict
 from scripts import benchmark
 from scripts.bench import timing
 from scripts.bench.as_released import ReleasedPeers, has_released_form
-from scripts.bench.subjects import Offline, Online, Pair, Setting
+from scripts.bench.subjects import Offline, Online, Pair, Setting, in_nchw
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_released_peers_have_the_same_loss(opt: Any, method: str) -> None:
     epoch, batch = bench.opt.epochs // 4, next(iter(bench.session.loaders.train))
     old = ReleasedPeers(bench.task.peers, bench.task.method, epoch, bench.opt.epochs)
     expected = bench.task.step(batch, When(epoch, bench.opt.epochs))["loss"]
-    assert old.step(batch.images.contiguous(), batch.target)["loss"] == pytest.approx(expected.item(), rel=1e-4)
+    assert old.step(*in_nchw(batch))["loss"] == pytest.approx(expected.item(), rel=1e-4)
     expected.backward()
     for (name, mine), theirs in zip(bench.task.peers.named_parameters(), old.peers.parameters(), strict=True):
         if mine.grad is not None:  # of eight images, a unit at the edge of its ReLU can be a hundredth

@@ -472,3 +472,44 @@ def test_mixtures_follow_from_seed_epoch_and_step(held: str, tree: Path) -> None
     assert torch.equal(targets[3:], labels)
     assert not torch.equal(epoch_of(load(tree, image_size=32).train, 2)[0], images)
     assert loader.views is None
+
+
+# several views of an image
+
+
+def views_of(loader: Any, epoch: int, start: int = 0) -> tuple[Tensor, Tensor]:
+    """All views [N, V, 3, H, W] and labels."""
+    loader.set_epoch(epoch, start)
+    batches = list(loader)
+    views = [torch.stack([batch.images, *batch.again], 1) for batch in batches]
+    return torch.cat(views), torch.cat([batch.target for batch in batches])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"image_size": 32}, {"augment": "randaugment"}, {"augment": "resized_crop"}, {"mixup": 0.4, "cutmix": 1.0}],
+    ids=str,
+)
+def test_views_are_drawn_apart(options: dict[str, Any], tree: Path) -> None:
+    """The first view is what it is alone; all follow from the seed, wherever the pixels are and whoever shares them."""
+    options = {"image_size": 48, **options, "in_memory": "always"}
+    images, targets = views_of(load(tree, views=3, **options).train, 2)
+    assert torch.equal(images[:, 0], epoch_of(load(tree, **options).train, 2)[0])
+    assert len(images.flatten(0, 1).flatten(1).unique(dim=0)) == images.shape[0] * 3
+    for other, start in (({"in_memory": "never"}, 0), ({}, 1)):
+        if options.get("augment") != "resized_crop" or start:  # what is kept in memory was made smaller first
+            same, labels = views_of(load(tree, views=3, **{**options, **other}).train, 2, start)
+            assert torch.equal(images[3 * start :], same)
+            assert torch.equal(targets[3 * start :], labels)
+    if "mixup" not in options:  # partners are those of a process
+        parts = [views_of(load(tree, views=3, shard=(rank, 3), **options).train, 2)[0] for rank in range(3)]
+        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), images)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.7, 0), (0, 1.0)])
+def test_views_of_an_image_are_mixed_alike(mixup: float, cutmix: float) -> None:
+    images = torch.arange(6.0)[:, None, None, None].expand(-1, 3, 16, 12).contiguous(memory_format=torch.channels_last)
+    batch = MixedLoader(NO_LOADER, mixup, cutmix, seed=1).mixed(Batch(images, torch.arange(6), again=(2 * images,)), 3)
+    torch.testing.assert_close(batch.again[0], 2 * batch.images)
+    half = batch.part(3, 6)
+    assert torch.equal(half.again[0], batch.again[0][3:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from helper.cost import mac_count, parameter_count
 from helper.errors import UsageError
 from helper.loop import Fit
 from helper.machine import autocast
+from helper.optimisation import parameter_groups
 from helper.recipe import lr_drops
 from models import StagedModel, model_dict
 from online import OnlineMethod, Outputs, Peers, online_dict
@@ -119,14 +121,17 @@ def test_a_network_without_stages_is_refused() -> None:
 
 @each_pair
 def test_every_part_learns(name: str, peers: str) -> None:
-    """All peers and all the method's own modules have a gradient after one step."""
+    """All peers and all the method's own modules have a gradient after one step; averaged peers have none."""
     task = make_task(name, **settings_of(peers))
     task.trained.train()
     scalars = task.step(Batch(images(), labels()), When(5, 10))
     scalars["loss"].backward()
     assert all(scalar.ndim == 0 for scalar in scalars.values())
-    for key, parameter in task.trained.named_parameters():
-        assert parameter.grad is not None, key
+    for module in (task.peers, task.method):
+        for key, parameter in module.named_parameters():
+            assert parameter.grad is not None, key
+    averaged = () if task.averaged is None else task.averaged.parameters()
+    assert not any(parameter.requires_grad for parameter in averaged)
 
 
 @each_pair
@@ -243,7 +248,8 @@ def test_detached_targets(name: str) -> None:
 
 def fake_outputs(logits: Tensor, vectors: Tensor | None = None) -> Outputs:
     vectors = torch.zeros(*logits.shape[:2], 8) if vectors is None else vectors
-    return Outputs(logits, tuple(vectors), ((),) * len(logits), torch.ones(logits.shape[1], 4, 2, 2))
+    maps = tuple((vector[:, :, None, None].expand(-1, -1, 2, 2),) for vector in vectors)
+    return Outputs(logits, tuple(vectors), maps, torch.ones(logits.shape[1], 4, 2, 2), averaged=2 * logits.detach())
 
 
 @each_method
@@ -256,12 +262,17 @@ def test_permuting_the_peers_permutes_the_losses(name: str) -> None:
     method.attach(fake_outputs(logits, vectors))
     plain = method.losses(fake_outputs(logits, vectors), labels())
     if name == "ONE":  # the gate's outputs belong to branches
-        method.gate.fc = permuted_linear(method.gate.fc, order)
-    permuted = method.losses(fake_outputs(logits[order], vectors[order]), labels())
+        method.gate.fc = permuted(method.gate.fc, order)
+    elif name == "PCL":
+        method.classifier = permuted(method.classifier, channels_of(order), inputs=True)
+    elif name == "FFL":
+        method.fusion.depthwise = permuted(method.fusion.depthwise, channels_of(order))
+        method.fusion.pointwise = permuted(method.fusion.pointwise, channels_of(order), inputs=True)
+    others = method.losses(fake_outputs(logits[order], vectors[order]), labels())
     for key, each in plain.items():
         assert len(each) >= 5
-        torch.testing.assert_close(permuted[key][:5], each[:5][order], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(permuted[key][5:], each[5:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(others[key][:5], each[:5][order], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(others[key][5:], each[5:], rtol=1e-4, atol=1e-5)
 
 
 def test_permuting_the_students_permutes_their_map_losses() -> None:
@@ -278,10 +289,120 @@ def test_permuting_the_students_permutes_their_map_losses() -> None:
     torch.testing.assert_close(method.map_losses(outputs), plain[order])
 
 
-def permuted_linear(layer: nn.Linear, order: Tensor) -> nn.Linear:
-    new = nn.Linear(layer.in_features, layer.out_features)
-    new.load_state_dict({key: value[order] for key, value in layer.state_dict().items()})
+def channels_of(order: Tensor, width: int = 8) -> Tensor:
+    """Where the channels of peers in this order stand in a concatenation."""
+    return (order[:, None] * width + torch.arange(width)).flatten()
+
+
+def permuted(layer: nn.Module, order: Tensor, inputs: bool = False) -> nn.Module:
+    """A copy whose outputs, or inputs, come in another order."""
+    new = copy.deepcopy(layer)
+    state = layer.state_dict()
+    changed = {"weight": state["weight"][:, order]} if inputs else {key: each[order] for key, each in state.items()}
+    new.load_state_dict({**state, **changed})
     return new
+
+
+# --- views and averages ---
+
+SEVERAL = [name for name, entry in online_dict.items() if entry().own_views]
+
+
+def views(count: int) -> Batch:
+    """One batch with so many views of its images."""
+    first, *again = torch.randn(count, 4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return Batch(first, labels(), again=tuple(again))
+
+
+@pytest.mark.parametrize("peers", ["branches", "networks"])
+def test_each_peer_sees_its_own_view(peers: str) -> None:
+    """Of a network of its own, and of a shared trunk; batch statistics are those of one view at a time."""
+    batch = views(3)
+    task = make_task("IND", peers=peers, num_branches=3)
+    task.trained.train()
+    outputs = task.peers((batch.images, *batch.again))
+    assert outputs.trunk is None
+    for network, images, logits in zip(task.peers.networks, (batch.images, *batch.again), outputs.logits, strict=True):
+        torch.testing.assert_close(network(images), logits)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_own_views_are_an_option(name: str) -> None:
+    assert online_dict[name](num_branches=3).views == 3
+    assert online_dict[name](num_branches=3, own_views=False).views == 1
+
+
+@pytest.mark.usefixtures("_few_digits")
+@pytest.mark.parametrize("name", SEVERAL)
+def test_peers_are_trained_on_views(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Batch] = []
+    step = train_online.PeerTraining.step
+
+    def watch(self: Any, batch: Batch, when: When) -> Any:
+        seen.append(batch)
+        return step(self, batch, when)
+
+    monkeypatch.setattr(train_online.PeerTraining, "step", watch)
+    arguments = ("--method", name, "--model", "resnet8", "--epochs", "1", "--num_branches", "3")
+    run(tmp_path, *arguments)
+    assert all(len(batch.again) == 2 for batch in seen)
+    assert not any(torch.equal(batch.images, images) for batch in seen for images in batch.again)
+    seen.clear()
+    run(tmp_path, *arguments, "--no-own_views")
+    assert seen
+    assert not any(batch.again for batch in seen)
+
+
+def test_averaged_peers_follow() -> None:
+    """In their weights, not in their batch statistics, and what is used in the end is averaged."""
+    task = make_task("PCL")
+    assert task.averaged is not None
+    assert any(task.network is network for network in task.averaged.networks)
+    task.trained.train()
+    optimizer = torch.optim.SGD(task.peers.parameters(), lr=0.1)
+    expected: dict[str, Tensor] = {}
+    for step in range(1, 4):
+        task.step(views(3), When(1, 10, step, 5))["loss"].backward()
+        optimizer.step()
+        task.after_step()
+        share = 1 / step  # the true mean, in the beginning
+        for key, weight in task.peers.named_parameters():
+            expected[key] = weight.detach().lerp(expected[key], 1 - share) if step > 1 else weight.detach().clone()
+    torch.testing.assert_close(dict(task.averaged.named_parameters()), expected)
+    statistics = [module.running_mean for module in task.averaged.modules() if isinstance(module, nn.BatchNorm2d)]
+    others = [module.running_mean for module in task.peers.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not any(torch.equal(mine, theirs) for mine, theirs in zip(statistics, others, strict=True))
+
+
+@pytest.mark.usefixtures("_few_digits")
+def test_averages_go_on_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off after the first step: as if nothing had been."""
+    monkeypatch.setattr("helper.loop.LOOK", 1)
+    arguments = ("--method", "PCL", "--model", "resnet8", "--epochs", "1", "--checkpoint_minutes", "1e-9")
+    straight = run(tmp_path / "a", *arguments)
+    save = Fit._save
+
+    def cut(self: Fit, seconds: float) -> None:
+        save(self, seconds)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fit, "_save", cut)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "b", *arguments)
+    (folder,) = (tmp_path / "b" / "online").iterdir()
+    assert checkpoint.load(folder / "last.pth")["position"]["step"] == 1
+    resumed = run(tmp_path / "b", *arguments, "--resume")
+    mine, theirs = (checkpoint.load(each / "last.pth")["trained"] for each in (straight, resumed))
+    assert any(key.startswith("averaged.") for key in mine)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_the_fusion_has_a_weight_decay_of_its_own() -> None:
+    task = make_task("FFL", fusion_weight_decay=0.5)
+    groups = parameter_groups(task.trained, 0.1, task.rates, task.decays)
+    assert [group.get("weight_decay") for group in groups] == [None, 0.5]
+    assert {*map(id, groups[1]["params"])} == {*map(id, task.method.parameters())}
 
 
 # --- formulas ---
@@ -311,6 +432,9 @@ SGD = (0.1, 1e-4, False, "sgd")
     [
         ("OKDDip", "resnet32", "cifar100", (300, (150, 225), 128, 0.1, 5e-4, True, "sgd")),
         ("ONE", "resnet32", "cifar10", (300, (151, 225), 128, *SGD)),
+        ("PCL", "resnet32", "cifar100", (300, (150, 225), 128, 0.1, 5e-4, True, "sgd")),
+        ("FFL", "resnet32", "cifar100", (300, (150, 225), 128, 0.1, 1e-4, True, "sgd")),
+        ("KDCL", "resnet32", "cifar100", (240, (150, 180, 210), 64, 0.05, 5e-4, False, "sgd")),
         ("BOC", "resnet32", "cifar100", (350, (200, 300), 128, *ADAM)),
         ("BOC", "resnet20", "cifar100", (400, (100, 180, 240, 350), 64, *ADAM)),
         ("BOC", "resnet20", "digits", (400, (100, 180, 240, 350), 64, *ADAM)),
@@ -327,7 +451,8 @@ def test_published_recipes_are_the_defaults(name: str, model: str, dataset: str,
     assert (opt.epochs, lr_drops(opt.epochs, None, recipe)) == (epochs, list(drops))
     assert [opt.batch_size, opt.learning_rate, opt.weight_decay, opt.nesterov, opt.optimizer] == rest
     assert opt.lr_decay_rate == (0.5 if dataset == "imagenet" else 0.1)
-    assert opt.num_branches == (3 if name == "ONE" else 4) if name != "BOC" else opt.num_students == 5
+    count = opt.num_students if name == "BOC" else opt.num_branches
+    assert count == {"BOC": 5, "OKDDip": 4, "ONE": 3, "PCL": 3, "FFL": 2, "KDCL": 2}[name]
     assert lr_drops(epochs // 10, None, recipe) == [round(drop / 10) for drop in drops]
 
 
@@ -556,7 +681,7 @@ def test_student_0_may_be_pretrained(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_few_digits")
-@pytest.mark.parametrize("name", ["OKDDip", "ONE", "BOC"])
+@pytest.mark.parametrize("name", ["OKDDip", "ONE", "BOC", "FFL", "PCL"])
 def test_half_precision(name: str, tmp_path: Path) -> None:
     folder = run(tmp_path, "--method", name, "--model", "resnet8", "--epochs", "1", "--precision", "bf16")
     assert json.loads((folder / "result.json").read_text())["last"]["test_loss"] < 100
@@ -599,6 +724,12 @@ def test_half_precision(name: str, tmp_path: Path) -> None:
         ("--method OKDDip --mix average", "--mix: .*'average'.*logits, probabilities"),
         ("--method OKDDip --peers trunks", "--peers: .*'trunks'.*branches, networks"),
         ("--method OKDDIP", "did you mean 'OKDDip'"),
+        ("--method KDCL --alpha 1.5", "--alpha: KDCL weighs the cross-entropy by 1 − α; expected at most 1, got 1.5"),
+        ("--method KDCL --target general", "--target: .*'general'.*minlogit, naive, mean"),
+        ("--method PCL --ema_decay 1", "--ema_decay: expected at least 0 and below 1, got 1"),
+        ("--method PCL --ramp_up none", "--ramp_up: .*'none'.*paper, released"),
+        ("--method FFL --fusion_weight_decay=-1", "--fusion_weight_decay: expected a number of at least 0, got -1"),
+        ("--method DML --own_views", "--own_views: belongs to --method"),
         ("--method BOC --start nowhere.pth", "--start: there is no checkpoint 'nowhere.pth'"),
     ],
 )
@@ -614,3 +745,10 @@ def test_every_method_says_where_it_comes_from() -> None:
     for entry in online_dict.values():
         assert issubclass(entry, OnlineMethod)
         assert (entry.__doc__ or "").strip().startswith("``")
+
+
+def test_one_average_is_enough() -> None:
+    parser = train_online.options()
+    opt, recipe = train_online.parse(parser, ["--method", "PCL", "--ema", "0.9"])
+    with pytest.raises(UsageError, match=r"--ema: 0.9, but the peers of PCL have averages of their own; leave it out"):
+        train_online.make_method(parser, opt, recipe)

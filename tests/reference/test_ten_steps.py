@@ -52,11 +52,13 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def batches() -> list[Batch]:
+def batches(views: int = 1) -> list[Batch]:
+    """Further views are the images, moved by so many times 4 pixels."""
     random = np.random.RandomState(0)
     images = torch.from_numpy(random.standard_normal((STEPS, BATCH, 3, 32, 32)))
     labels = torch.from_numpy(random.randint(CLASSES, size=(STEPS, BATCH)))
-    return [Batch(*each) for each in zip(images, labels, strict=True)]
+    again = [tuple(each.roll(4 * view, -1) for view in range(1, views)) for each in images]
+    return [Batch(*each, again=others) for *each, others in zip(images, labels, again, strict=True)]
 
 
 def session_of(opt: argparse.Namespace) -> Session:
@@ -93,6 +95,8 @@ def online(arguments: list[str]) -> Fit:
     task = train_online.PeerTraining(peers, method, session.example(), recipe)
     fill(peers)
     fill(method)
+    if task.averaged is not None:
+        task.averaged.load_state_dict(peers.state_dict())
     return fit_of(session, task, opt.model)
 
 
@@ -108,7 +112,7 @@ def test_ten_steps(name: str) -> None:
     record = RECORDS[name]
     fit = SCRIPTS[record["script"]]([*record["arguments"], "--device", "cpu", "--precision", "fp32"])
     fit.task.trained.train()
-    for number, (epoch, batch) in enumerate(zip(record["epochs"], batches(), strict=True)):
+    for number, (epoch, batch) in enumerate(zip(record["epochs"], batches(record.get("views", 1)), strict=True)):
         when = When(epoch, fit.opt.epochs)
         set_rate(fit.optimizer, fit.learning_rate * fit.schedule(when))
         scalars = fit.step(batch, when)
