@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_zoo import Distiller, Pair, distill_dict
-from distiller_zoo.maps import StagesDistiller
+from distiller_zoo.maps import StagesDistiller, pooled
 from distiller_zoo.reviewkd import context_loss
 from distiller_zoo.semckd import error
 from helper.batch import Batch, When
@@ -81,6 +81,14 @@ def test_the_scale_of_a_samples_maps(name: str) -> None:
     plain = value(name, student, teacher)
     torch.testing.assert_close(value(name, scaled(student), teacher), plain)
     torch.testing.assert_close(value(name, student, scaled(teacher)), plain)
+
+
+def test_catkd_without_normalising_is_the_error_of_pooled_maps() -> None:
+    student, teacher = pyramid(), pyramid(width=6, seed=1)
+    loss = make("catkd", student, teacher, cam_normalize=False)
+    cams = [observed(maps).cam for maps in (student, teacher)]
+    mine, theirs = (pooled(cam, (2, 2)) for cam in cams if cam is not None)
+    torch.testing.assert_close(compared(loss, student, teacher), (mine - theirs).square().mean((1, 2, 3)))
 
 
 def test_at_sees_neither_signs_nor_the_order_of_channels() -> None:
