@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, Pair, distill_dict
+from distiller_zoo.maps import product
 from helper import distributed
 from helper.batch import Batch, When
 from helper.errors import require_positive
@@ -45,7 +47,14 @@ class CC(Distiller):
 
     def compare(self, prepared: Tensor, teacher: Seen, batch: Batch, when: When) -> Tensor:
         gap = (full_precision(prepared) - full_precision(self.embed_teacher(teacher.vector))).abs()
-        gap = distributed.gathered(gap, gradient=True)  # [N, feat_dim]
-        pairs = (gap[1:] * gap[:-1]).sum(1)
-        shares = (F.pad(pairs, (0, 1)) + F.pad(pairs, (1, 0))) * (len(gap) / (2 * max(1, len(pairs))))
-        return shares.unflatten(0, (distributed.size(), -1))[distributed.rank()]
+        everyone = distributed.gathered(gap, gradient=True)  # [N, feat_dim]
+        mine = beside(len(everyone), gap.device, gap.dtype).unflatten(0, (distributed.size(), -1))[distributed.rank()]
+        return (gap * product(mine, everyone)).sum(1)
+
+
+@cache
+def beside(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """``[N, N]``: of two neighbours half of their pair, so that a mean over N samples is one over N − 1 pairs."""
+    with torch.inference_mode(False):
+        pairs = torch.ones(count - 1, device=device, dtype=dtype).diag(1)
+        return (pairs + pairs.T) * (count / (2 * max(1, count - 1)))

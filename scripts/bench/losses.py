@@ -1,4 +1,4 @@
-"""Every distillation loss by itself, beside the released way to compute it, and a step under AEKD beside the plain mean."""
+"""Every distillation loss by itself, beside the released way to compute it, and steps with it under AEKD."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distiller_zoo import distill_dict
-from ensemble import ensemble_dict
+from distiller_zoo import Distiller, distill_dict
 from helper.batch import When
 from helper.machine import autocast
-from helper.seen import Observed, Seen, observe
+from helper.seen import Seen, observe
 from scripts.bench.as_released import plain
 from scripts.bench.memory import peak_during
 from scripts.bench.released_losses import released_losses
-from scripts.bench.subjects import AVERAGE, SOLVED, Offline, Pair, Step, step_of
+from scripts.bench.subjects import AVERAGE, SOLVED, Offline, Pair, step_of
 from scripts.bench.timing import Rows, alternate, ratio
-from train_student import Term, make_losses
+from train_student import make_losses
 
 TITLE = "losses"
 OURS, THEN = "ours", "as released"
-IMAGES = 50_000
+IMAGES, QUICK_IMAGES = 50_000, 1_000
 """Training images that a memory has room for."""
 PART = 8
 """A loss gets so much less of the time than the other sections' groups of variants."""
@@ -59,56 +58,51 @@ def by_itself(distill: str, bench: Offline, opt: argparse.Namespace) -> dict[str
     return row
 
 
-def leaf(tensor: Tensor | None) -> Tensor | None:
-    """The same numbers, where a gradient ends."""
-    return None if tensor is None else tensor.detach().requires_grad_()
-
-
-def leaves(seen: Observed) -> Observed:
-    """What a network has made of a batch, as if gradients ended there."""
-    features, before = ([leaf(each) for each in maps] for maps in (seen.features, seen.before))
-    logits = seen.logits.detach().requires_grad_()
-    return seen._replace(logits=logits, features=features, before=before, cam=leaf(seen.cam))
-
-
 def as_released(seen: Seen) -> Seen:
     """In float32 and NCHW."""
     return seen.with_tensors([tensor.float().contiguous() for tensor in seen.tensors()])
 
 
-def ways_of(distill: str, bench: Offline) -> dict[str, Step]:
-    """What computes a loss and its gradients at each call, from the same tensors: ours, and the released way if known."""
+def ways_of(distill: str, bench: Offline) -> dict[str, Callable[[], Tensor]]:
+    """From the same tensors a loss and its gradients under all teachers: ours, and as released where that differs."""
     parser, opt = bench.options(Pair(distill, AVERAGE))
     student, teachers, batch = bench.session.build(bench.setting.student), bench.teachers, bench.batches[0]
-    labels = torch.arange(IMAGES, device=bench.device) % bench.session.info.num_classes
+    images = QUICK_IMAGES if bench.bench.quick else IMAGES
+    labels = torch.arange(images, device=bench.device) % bench.session.info.num_classes
     settings = parser.hyperparameters(opt, "distill", distill)
     classes, when = bench.session.info.num_classes, When(opt.epochs // 4, opt.epochs)
     losses = make_losses(
         distill_dict[distill], settings, student, teachers, batch.images, classes, labels, len(batch.target)
     )
     with autocast(bench.device, bench.session.precision), torch.no_grad():
-        of_student = observe(student, batch.images, losses[0].student)
         of_teachers, logits = teachers.observe(batch.images, [loss.teacher for loss in losses])
-    term = Term(losses, ensemble_dict[AVERAGE](), "released", "loss")
+        mine = observe(student, batch.images, losses[0].student).seen(losses[0].student)
+    theirs = [each.seen(loss.teacher) for each, loss in zip(of_teachers, losses, strict=True)]
 
-    def ours() -> Tensor:
-        start = leaves(of_student)
+    def ours(seen: Seen) -> list[Tensor]:
         with autocast(bench.device, bench.session.precision):
-            told, _ = term.describe(start, list(of_teachers), logits, batch, when)
-            total = told.losses.mean(1).sum()
+            if losses[0].broadcasts:
+                closed = type(losses[0]).slopes is not Distiller.slopes
+                start = seen if closed else Seen(logits=torch.stack([*seen.tensors()] * len(losses)))
+                return [losses[0](start, Seen(logits=logits), batch, when).mean(1)]
+            return [loss(seen, each, batch, when).mean() for loss, each in zip(losses, theirs, strict=True)]
+
+    ways = {OURS: differentiated(ours, mine)}
+    if distill in released_losses:
+        compute, copies, old = released_losses[distill], [plain(loss) for loss in losses], map(as_released, theirs)
+        pairs = list(zip(copies, old, strict=True))
+        then = lambda seen: [compute(loss, seen, each, batch) for loss, each in pairs]  # noqa: E731
+        ways[THEN] = differentiated(then, as_released(mine))
+    return ways
+
+
+def differentiated(losses: Callable[[Seen], list[Tensor]], student: Seen) -> Callable[[], Tensor]:
+    """What computes at each call the sum of losses and its gradients, and returns it."""
+
+    def call() -> Tensor:
+        start = student.with_tensors([tensor.detach().requires_grad_() for tensor in student.tensors()])
+        total = torch.stack(losses(start)).sum()
         total.backward()
         return total.detach()
 
-    if distill not in released_losses:
-        return {OURS: ours}
-    compute, copies = released_losses[distill], [plain(loss) for loss in losses]
-    mine = as_released(of_student.seen(losses[0].student))
-    theirs = [as_released(each.seen(loss.teacher)) for each, loss in zip(of_teachers, losses, strict=True)]
-
-    def then() -> Tensor:
-        seen = mine.with_tensors([tensor.detach().requires_grad_() for tensor in mine.tensors()])
-        total = sum(compute(loss, seen, each, batch) for loss, each in zip(copies, theirs, strict=True))
-        total.backward()
-        return total.detach()
-
-    return {OURS: ours, THEN: then}
+    return call

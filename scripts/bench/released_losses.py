@@ -1,8 +1,8 @@
 """Distillation losses as the released codes compute them, for comparison only: one teacher, the mean of the batch.
 
-Written from the papers and from what the released codes do with memory: which tensors they build, at which size, in which
-order. Only those that cost something else than ours: ``hint``, ``inter``, ``srrl``, ``ft``, ``simkd``, ``semckd`` and
-``catkd`` are the same layers and expressions there. Layers are those of our own loss, so that both have the same weights.
+Written from the papers and from what the released codes do with memory: which tensors they build, at which size and in
+which order. Only those that cost something else than ours: ``hint``, ``inter``, ``srrl``, ``ft``, ``simkd``, ``semckd``
+and ``catkd`` are the same layers and expressions there. Layers are those of our own loss.
 """
 
 from __future__ import annotations
@@ -38,18 +38,20 @@ def to_smaller(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @released_losses.register("kd")
-def kd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _kd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     return kl(student.logits, teacher.logits, loss.kl.T)
 
 
 @released_losses.register("ls")
-def ls(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
-    logits = (student.logits, teacher.logits)
-    return kl(*((each - each.mean(1, True)) / (1e-7 + each.std(1, keepdim=True)) for each in logits), loss.loss.kl.T)
+def _ls(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+    mine, theirs = (
+        (each - each.mean(1, True)) / (1e-7 + each.std(1, keepdim=True)) for each in (student.logits, teacher.logits)
+    )
+    return kl(mine, theirs, loss.loss.kl.T)
 
 
 @released_losses.register("dkd")
-def dkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _dkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """Probabilities times a mask and their logarithms; −1000 at the target."""
     T, mask = loss.T, F.one_hot(batch.target, student.logits.shape[1])
     two = []
@@ -62,7 +64,7 @@ def dkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("dist")
-def dist(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _dist(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     def lacking(a: Tensor, b: Tensor) -> Tensor:
         a, b = a - a.mean(1, True), b - b.mean(1, True)
         return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)).mean()
@@ -72,7 +74,7 @@ def dist(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("nkd")
-def nkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _nkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """The other classes are picked out by a mask of booleans."""
     s, t, target = student.logits, teacher.logits, batch.target[:, None]
     kept = torch.ones_like(s).scatter_(1, target, 0).bool()
@@ -82,21 +84,21 @@ def nkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("at")
-def at(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _at(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     pairs = [to_smaller(*maps) for maps in zip(student.maps, teacher.maps, strict=True)]
     energies = [[F.normalize(maps.pow(2).mean(1).flatten(1)) for maps in pair] for pair in pairs]
     return torch.stack([(mine - theirs).pow(2).mean() for mine, theirs in energies]).sum()
 
 
 @released_losses.register("sp")
-def sp(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _sp(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     flat = [each.maps[0].flatten(1) for each in (student, teacher)]
     mine, theirs = (F.normalize(each @ each.t()) for each in flat)
     return (theirs - mine).pow(2).sum() / len(mine) ** 2
 
 
 @released_losses.register("nst")
-def nst(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _nst(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """Every product of two channels, pixel by pixel: ``[B, C, C', H·W]``."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ def nst(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("fsp")
-def fsp(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _fsp(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """Likewise between neighbouring stages."""
 
     def flow(bottom: Tensor, top: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ def fsp(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("rkd")
-def rkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _rkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """All differences of vectors ``[B, B, D]``; distances over the mean of those that are picked out as positive."""
 
     def relations(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +141,7 @@ def rkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("pkt")
-def pkt(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _pkt(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     def neighbours(vectors: Tensor) -> Tensor:
         unit = vectors / (vectors.pow(2).sum(1, keepdim=True).sqrt() + 1e-7)
         likeness = (unit @ unit.t() + 1) / 2
@@ -150,7 +152,7 @@ def pkt(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("cc")
-def cc(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _cc(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     gaps = (loss.embed_student(student.vector) - loss.embed_teacher(teacher.vector)).abs()
     return (gaps[:-1] * gaps[1:]).sum(1).mean()
 
@@ -162,7 +164,7 @@ def others(labels: Tensor) -> list[Tensor]:
 
 
 @released_losses.register("crd")
-def crd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _crd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """The rows that each sample is compared with are copied out of the banks: ``[B, 1 + nce_k, feat_dim]``."""
     n, m = len(loss.labels), loss.negatives / len(loss.labels)
     drawn = []  # in the data loader there, one image after the other
@@ -188,7 +190,7 @@ def crd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("vid")
-def vid(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _vid(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """Divided by the variance at every pixel."""
     total = torch.zeros((), device=batch.target.device)
     for level, maps in enumerate(zip(student.maps, teacher.maps, strict=True)):
@@ -200,7 +202,7 @@ def vid(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("ab")
-def ab(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _ab(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """Both cases at every position, each times its mask."""
     total = torch.zeros((), device=batch.target.device)
     for connect, s, t in zip(loss.stages, student.before_relu, teacher.before_relu, strict=True):
@@ -211,7 +213,7 @@ def ab(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("ofd")
-def ofd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _ofd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """The squared error at every position, times its mask."""
     total = torch.zeros((), device=batch.target.device)
     maps = zip(loss.connectors, loss.margins, student.before_relu, teacher.before_relu, strict=True)
@@ -223,7 +225,7 @@ def ofd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 
 
 @released_losses.register("reviewkd")
-def reviewkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
+def _reviewkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     """Both maps are pooled to each size before they are compared."""
     total, residual = torch.zeros((), device=batch.target.device), None
     for fuse, s, theirs in zip(loss.levels, from_the_vector(student), from_the_vector(teacher), strict=True):
@@ -232,7 +234,7 @@ def reviewkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
         for side in (4, 2, 1):
             if side < mine.shape[2]:
                 weight /= 2
-                pooled = [F.adaptive_avg_pool2d(each, side) for each in (mine, theirs)]
-                value, weights = value + weight * F.mse_loss(*pooled), weights + weight
+                small = F.mse_loss(F.adaptive_avg_pool2d(mine, side), F.adaptive_avg_pool2d(theirs, side))
+                value, weights = value + weight * small, weights + weight
         total = total + value / weights
     return total
