@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Annotated
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, Pair, distill_dict
-from distiller_zoo.maps import product
 from helper import distributed
 from helper.batch import Batch, When
 from helper.errors import require_positive
@@ -47,14 +45,7 @@ class CC(Distiller):
 
     def compare(self, prepared: Tensor, teacher: Seen, batch: Batch, when: When) -> Tensor:
         gap = (full_precision(prepared) - full_precision(self.embed_teacher(teacher.vector))).abs()
-        everyone = distributed.gathered(gap, gradient=True)  # [N, feat_dim]
-        mine = beside(len(everyone), gap.device, gap.dtype).unflatten(0, (distributed.size(), -1))[distributed.rank()]
-        return (gap * product(mine, everyone)).sum(1)
-
-
-@cache
-def beside(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """``[N, N]``: of two neighbours half of their pair, so that a mean over N samples is one over N − 1 pairs."""
-    with torch.inference_mode(False):
-        pairs = torch.ones(count - 1, device=device, dtype=dtype).diag(1)
-        return (pairs + pairs.T) * (count / (2 * max(1, count - 1)))
+        gap = distributed.gathered(gap, gradient=True)  # [N, feat_dim]
+        pairs = (gap[1:] * gap[:-1]).sum(1)
+        shares = (F.pad(pairs, (0, 1)) + F.pad(pairs, (1, 0))) * (len(gap) / (2 * max(1, len(pairs))))
+        return distributed.own(shares)
