@@ -12,6 +12,7 @@ from distiller_zoo import Distiller, Pair, distill_dict
 from distiller_zoo.maps import StagesDistiller, pooled
 from distiller_zoo.reviewkd import context_loss
 from distiller_zoo.semckd import error
+from distiller_zoo.sp import gram
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.machine import autocast
@@ -103,6 +104,14 @@ def test_sp_does_not_see_rotations_and_scale_of_all_features() -> None:
     rotation, _ = torch.linalg.qr(torch.randn(last.shape[1], last.shape[1], dtype=torch.float64))
     turned = [*student[:-1], (7 * last @ rotation).view_as(student[-1])]
     torch.testing.assert_close(value("sp", turned, teacher), value("sp", student, teacher))
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_inner_products_however_maps_lie_in_memory(form: torch.memory_format) -> None:
+    maps = pyramid()[-1][:3, :2].to(memory_format=form).requires_grad_()
+    torch.testing.assert_close(gram(maps), torch.einsum("bchw,dchw->bd", maps, maps))
+    assert torch.autograd.gradcheck(gram, maps)
+    assert torch.autograd.gradgradcheck(gram, maps)
 
 
 @pytest.mark.parametrize("name", ["sp", "semckd"])
