@@ -71,10 +71,9 @@ def ways_of(distill: str, bench: Offline) -> dict[str, Callable[[], Tensor]]:
     labels = torch.arange(images, device=bench.device) % bench.session.info.num_classes
     settings = parser.hyperparameters(opt, "distill", distill)
     classes, when = bench.session.info.num_classes, When(opt.epochs // 4, opt.epochs)
-    losses = make_losses(
-        distill_dict[distill], settings, student, teachers, batch.images, classes, labels, len(batch.target)
-    )
+    kind, at_once = distill_dict[distill], len(batch.target)
     with autocast(bench.device, bench.session.precision), torch.no_grad():
+        losses = make_losses(kind, settings, student, teachers, batch.images, classes, labels, at_once)
         of_teachers, logits = teachers.observe(batch.images, [loss.teacher for loss in losses])
         mine = observe(student, batch.images, losses[0].student).seen(losses[0].student)
     theirs = [each.seen(loss.teacher) for each, loss in zip(of_teachers, losses, strict=True)]

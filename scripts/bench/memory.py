@@ -43,12 +43,12 @@ def peak_of(pair: Pair | None, setting: Setting, opt: argparse.Namespace) -> flo
             step()
             step()
 
+        gc.collect()
         return peak_during(train, bench.device)
 
 
 def peak_during(call: Callable[[], object], device: torch.device) -> float:
     """Peak memory of a call above what is in use before: in MB."""
-    gc.collect()
     if device.type != "cuda":
         return peak_on_cpu(call) / 1e6
     before = torch.cuda.memory_allocated(device)
