@@ -349,6 +349,18 @@ def test_every_line_of_a_preset_reaches_its_run_folder(
     assert max(map(len, names)) < 200
 
 
+def test_a_dry_run_lists_and_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DRY_RUN", "1")
+    monkeypatch.chdir(ROOT)
+    run_all.main(["TEACHER=resnet20 STUDENTS='vgg8,no-nesterov resnet8' METHODS=kd:AEKD"])
+    said = capsys.readouterr()
+    assert said.err == "7 runs\n"
+    assert len(said.out.splitlines()) == 7
+    assert [" --no-nesterov" in line for line in said.out.splitlines()] == [*[False] * 3, True, True, False, False]
+
+
 def test_a_table_from_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
