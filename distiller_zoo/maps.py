@@ -85,6 +85,8 @@ def energy(maps: Tensor) -> Tensor:
 
 def product(first: Tensor, second: Tensor) -> Tensor:
     """The (batched) matrix product in float32 or better, under autocast too."""
+    if not torch.is_autocast_enabled(first.device.type):
+        return full_precision(first) @ full_precision(second)
     with torch.autocast(first.device.type, enabled=False):
         return full_precision(first) @ full_precision(second)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, distill_dict, vectors_of
+from distiller_zoo.maps import product
 from helper.batch import Batch, When
 from helper.distributed import gathered
 from helper.seen import Reads, Seen
@@ -34,7 +36,5 @@ def _neighbours(vector: Tensor) -> Tensor:
     """Vectors ``[B, D]`` → how likely each of all is to be a sample's neighbour ``[B, N]``."""
     length = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
     unit = vector / torch.where(length > 0, length + EPS, torch.inf)
-    with torch.autocast(vector.device.type, enabled=False):
-        cosine = unit @ gathered(unit, gradient=True).T
-    likeness = (1 + cosine).clamp_min(0)
+    likeness = F.relu(1 + product(unit, gathered(unit, gradient=True).T))
     return likeness / likeness.sum(1, keepdim=True)

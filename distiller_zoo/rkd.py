@@ -61,7 +61,7 @@ def _relations(vector: Tensor) -> tuple[Tensor, Tensor]:
     """
     everyone = gathered(vector.double(), gradient=True)  # [N, D]
     inner = everyone @ everyone.T  # [N, N]
-    mine = inner.unflatten(0, (distributed.size(), -1))[distributed.rank()]  # [B, N]
+    mine = distributed.own(inner)  # [B, N]
     squares, own = inner.diagonal(), vector.double().square().sum(1, keepdim=True)  # [N], [B, 1]
     distance = own + squares - 2 * mine
     inverse = torch.where(distance > SAME**2 * squares.mean(), distance, torch.inf).rsqrt()  # [B, N]

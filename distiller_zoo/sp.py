@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, distill_dict
 from distiller_zoo.maps import product, unit
 from helper.batch import Batch, When
-from helper.distributed import gathered
+from helper.distributed import gathered, size
+from helper.kl import full_precision
 from helper.seen import Reads, Seen
 
 
@@ -33,5 +37,24 @@ def similarities(maps: Tensor) -> Tensor:
 
 def gram(maps: Tensor) -> Tensor:
     """Inner products of the maps ``[b, C, H, W]`` with those of all processes: ``[b, B]``."""
-    flat = maps.flatten(1)
-    return product(flat, gathered(flat, gradient=True).T)
+    last = maps.is_contiguous(memory_format=torch.channels_last)
+    flat = full_precision((maps.movedim(1, 3) if last else maps).flatten(1))  # in any order: without copying
+    if size() > 1:
+        return product(flat, gathered(flat, gradient=True).T)
+    with torch.autocast(flat.device.type, enabled=False):
+        found: Tensor = _Gram.apply(flat)
+        return found
+
+
+class _Gram(torch.autograd.Function):
+    """``x·xᵀ``, whose gradient is one product instead of one for each factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x @ x.T
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return product(slope + slope.T, x)

@@ -95,6 +95,11 @@ def gathered(tensor: Tensor, gradient: bool = False) -> Tensor:
     return tensor if size() == 1 else differentiable_stack(tensor).flatten(0, 1)
 
 
+def own(tensor: Tensor) -> Tensor:
+    """This process's part ``[b, …]`` of what :func:`gathered` has made of all of them, or what follows from it."""
+    return tensor if size() == 1 else tensor.unflatten(0, (size(), -1))[rank()]
+
+
 def differentiable_stack(tensor: Tensor) -> Tensor:
     """The tensors of all processes, stacked by rank; the gradient is summed over the processes."""
     if size() == 1:

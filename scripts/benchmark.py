@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast this collection is on this machine: input, training steps, peers, AEKD's solver, memory.
+"""How fast this collection is on this machine: input, training steps, losses, peers, AEKD's solver, memory.
 
 python -m scripts.benchmark --precision bf16 --json benchmark.json --plot benchmark.png
 python -m scripts.benchmark --settings resnet20x3:resnet8 --only steps --compile
@@ -29,14 +29,21 @@ from helper.machine import device_name
 from helper.options import Flatten, Options, one_of, positive_float, positive_int
 from helper.run_folder import write_atomically
 from helper.script import run_script
-from scripts.bench import input, memory, peers, plot, solver, steps
+from scripts.bench import input, losses, memory, peers, plot, solver, steps
 from scripts.bench.subjects import Setting, session_of, words
 from scripts.bench.timing import text_of
 
 PUBLISHED = ("resnet20x3:resnet8", "resnet32x4x3:vgg8", "wrn_40_2x3:ShuffleV1")
 QUICK = ("resnet8x2:resnet8",)
 
-SECTIONS: dict[str, ModuleType] = {"input": input, "steps": steps, "online": peers, "solver": solver, "memory": memory}
+SECTIONS: dict[str, ModuleType] = {
+    "input": input,
+    "steps": steps,
+    "losses": losses,
+    "online": peers,
+    "solver": solver,
+    "memory": memory,
+}
 
 
 def options() -> Options:

@@ -106,16 +106,17 @@ def teacher_jobs(values: Mapping[str, str]) -> Iterator[Job]:
 
 
 def student_jobs(values: Mapping[str, str], teachers: tuple[Job, ...], store: str | None) -> Iterator[Job]:
-    """Each student alone, then under each method, once per seed."""
+    """Each student alone, then under each method, once per seed; ``vgg8,no-nesterov`` gives it options of its own."""
     seeds = values["SEEDS"].split()
-    for student in values["STUDENTS"].split():
+    for entry in values["STUDENTS"].split():
+        student, *others = entry.split(",")
         for seed in seeds:
-            words = f"--model {student} --dataset {values['DATASET']} --nesterov"
+            words = f"--model {student} --dataset {values['DATASET']} --nesterov {typed(others)}"
             yield job("train_teacher.py", words, values, seed)
         for word in values["METHODS"].split():
             for seed in seeds:
                 words = f"--model_s {student} --dataset {values['DATASET']} {method_options(word, store, values)}"
-                yield job("train_student.py", words, values, seed, teachers)
+                yield job("train_student.py", f"{words} {typed(others)}", values, seed, teachers)
 
 
 def method_options(word: str, store: str | None, values: Mapping[str, str]) -> str:

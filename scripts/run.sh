@@ -9,14 +9,14 @@
 #   sh scripts/presets/ca_mkd.sh                                       the rows of a paper; EPOCHS=10 shortens them
 #
 #   DATASET    cifar100                          TEACHER    resnet32x4[,option=value…], of which TEACHER_NUM, 3
-#   STUDENTS   resnet8x4                         METHODS    LOSS:WEIGHTING[:b][,option=value…] …, CA-MKD's table
+#   STUDENTS   resnet8x4[,option=value…] …       METHODS    LOSS:WEIGHTING[:b][,option=value…] …, CA-MKD's table
 #   ONLINE     METHOD:MODEL[,option=value…] …    SEEDS      0
 #   EPOCHS     each recipe's own, 240 to 400     EXTRA      options for every run
 #   JOBS       runs at a time: one per GPU, or one per core of the CPU up to 4, which share its threads
 #   SAVE       save, for runs                    OUT        results/<DATASET>-<TEACHER>-<STUDENTS>, for the report
 #   DATA       data, for datasets                PROCESSES  each run in so many under torchrun, one run at a time
 #   CACHE      0 asks the teachers in each run anew instead of keeping their logits in SAVE/cache
-#   DRY_RUN    1 only lists the commands
+#   DRY_RUN    1 only lists the commands and says how many there are
 #
 # Arguments are rows of such variables, each in a word of its own, over those of the environment.
 set -eu

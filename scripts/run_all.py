@@ -95,7 +95,7 @@ def out_of(environment: dict[str, str], values: dict[str, str]) -> str:
     """The report's folder: OUT, or one named after the row."""
     if environment.get("OUT"):
         return environment["OUT"]
-    students = values["STUDENTS"].split()
+    students = [entry.partition(",")[0] for entry in values["STUDENTS"].split()]
     teacher = values["TEACHER"].partition(",")[0]
     name = "-".join([values["DATASET"], *([teacher, *students] if students else ["online"])])
     return f"results/{name.replace('/', '.')}"
@@ -122,6 +122,7 @@ def main(rows: Sequence[str]) -> None:
     os.chdir(ROOT)
     if environment.get("DRY_RUN"):
         print("\n".join(f"python {shlex.join([*launcher, *job.words])}" for job in jobs))
+        print(f"{len(jobs)} runs", file=sys.stderr)
         return
     runs = Table(slots_of(environment), jobs, Path(out), launcher)
     runs.say(f"{len(jobs)} runs, {runs.slots} at a time")

@@ -44,15 +44,20 @@ def peak_of(pair: Pair | None, setting: Setting, opt: argparse.Namespace) -> flo
             step()
 
         gc.collect()
-        if bench.device.type != "cuda":
-            return peak_on_cpu(train) / 1e6
-        before = torch.cuda.memory_allocated(bench.device)
-        torch.cuda.reset_peak_memory_stats(bench.device)
-        train()
-        return (torch.cuda.max_memory_allocated(bench.device) - before) / 1e6
+        return peak_during(train, bench.device)
 
 
-def peak_on_cpu(call: Callable[[], None]) -> int:
+def peak_during(call: Callable[[], object], device: torch.device) -> float:
+    """Peak memory of a call above what is in use before: in MB."""
+    if device.type != "cuda":
+        return peak_on_cpu(call) / 1e6
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+
+
+def peak_on_cpu(call: Callable[[], object]) -> int:
     """Bytes in use at most during a call: the largest sum of what was allocated and freed up to any moment."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         call()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import own_names
 from objectives import LOSSES, METHODS, pairs
 from tiny_runs import call
 
@@ -18,6 +19,7 @@ from ensemble import ensemble_dict
 from ensemble.qp_solvers import qp_solver_dict
 from online import online_dict
 from scripts import benchmark
+from scripts.bench.released_losses import released_losses
 
 ROOT = Path(__file__).parents[2]
 SETTING = "resnet8x2:resnet8"
@@ -49,6 +51,10 @@ def test_all_is_measured(quick: tuple[str, dict[str, Any], Path]) -> None:
     for method in METHODS:
         assert steps[f"{LOSSES[0]} {method}, as released"].keys() >= {"ms", "vs_ours"}
         assert f"{LOSSES[0]} {method}, cached" in steps
+    for distill, row in figures["losses"][SETTING].items():
+        beside = {"vs_released", "MB_vs_released"} if distill in released_losses else set()
+        assert row.keys() == {"ms", "MB", "AEKD_vs_average", *beside}
+    assert figures["losses"][SETTING].keys() >= own_names(distill_dict)
     (online,), (solver,) = (figures[name].values() for name in ("online", "solver"))
     assert online.keys() == {*online_dict, *(f"{method}, as released" for method in online_dict)}
     assert all(row.keys() == {"step", *qp_solver_dict, "exact/step"} for row in solver.values())

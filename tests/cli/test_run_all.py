@@ -12,21 +12,31 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkout import ROOT, own_files
+import torch
+from checkout import ROOT, own_files, own_names
 from tiny_runs import MAINS, call, ended, few_digits
 
 import train_online
+import train_student
+from distiller_zoo import distill_dict
+from ensemble import ensemble_dict
 from helper.errors import UsageError
 from helper.run_folder import RunFolder
 from helper.session import Session
+from helper.teachers import Teachers
+from models import model_dict
 from scripts import run_all
 from scripts.plan import DEFAULTS, Job, jobs_of, variables
-from scripts.reporting.runs import parser_of
+from scripts.reporting.published import published
+from scripts.reporting.runs import Group, Run, parser_of
 from scripts.runner import End, Runs, architecture
+from train_student import make_losses
 
 PRESETS = [path for path in own_files() if path.parent == ROOT / "scripts" / "presets"]
 
@@ -188,20 +198,26 @@ def options_of(job: Job) -> argparse.Namespace:
     return parser_of("alone" if script == "train_teacher.py" else "student").parse(words)
 
 
-def jobs_of_preset(name: str, tmp_path: Path) -> dict[str, list[argparse.Namespace]]:
-    """The published runs of a preset on CIFAR-100, by script."""
+def runs_of_preset(name: str, tmp_path: Path) -> dict[str, list[argparse.Namespace]]:
+    """The options of a preset's published runs on CIFAR-100, by script."""
+    jobs = jobs_of_preset(name, tmp_path)
+    return {script: [opt for opt, _ in each] for script, each in jobs.items()}
+
+
+def jobs_of_preset(name: str, tmp_path: Path) -> dict[str, list[tuple[argparse.Namespace, Job]]]:
+    """The same with what they are of."""
     (preset,) = [path for path in PRESETS if path.stem == name]
-    runs: dict[str, list[argparse.Namespace]] = {}
+    runs: dict[str, list[tuple[argparse.Namespace, Job]]] = {}
     for row in rows_of(preset, tmp_path):
         for job in jobs_of(variables(row, {}), None):
             opt = options_of(job)
             if opt.dataset == "cifar100":
-                runs.setdefault(job.words[0], []).append(opt)
+                runs.setdefault(job.words[0], []).append((opt, job))
     return runs
 
 
 def test_one_as_its_authors_train_it(tmp_path: Path) -> None:
-    runs = jobs_of_preset("one", tmp_path)
+    runs = runs_of_preset("one", tmp_path)
     for opt in (each for script in runs.values() for each in script):
         assert opt.model in ("resnet32", "resnet164_bottleneck")
         assert (opt.epochs, opt.batch_size, opt.learning_rate) == (300, 128, 0.1)
@@ -211,7 +227,7 @@ def test_one_as_its_authors_train_it(tmp_path: Path) -> None:
 
 
 def test_one_as_okddip_compares_with_it(tmp_path: Path) -> None:
-    peers = jobs_of_preset("okddip", tmp_path)["train_online.py"]
+    peers = runs_of_preset("okddip", tmp_path)["train_online.py"]
     theirs = [opt for opt in peers if opt.method == "ONE"]
     assert len(theirs) == 5
     for opt in theirs:
@@ -232,7 +248,7 @@ def test_pcl_compares_three_peers_each_under_one_recipe(tmp_path: Path) -> None:
 
 
 def test_ae_kds_teachers_have_nesterov_momentum(tmp_path: Path) -> None:
-    runs = jobs_of_preset("ae_kd", tmp_path)
+    runs = runs_of_preset("ae_kd", tmp_path)
     assert all(opt.nesterov for script in runs.values() for opt in script)
     assert {(opt.gamma, opt.alpha, opt.learning_rate, opt.C) for opt in runs["train_student.py"] if "C" in opt} == {
         (1, 0.9, 0.05, 0.6)
@@ -240,7 +256,7 @@ def test_ae_kds_teachers_have_nesterov_momentum(tmp_path: Path) -> None:
 
 
 def test_ca_mkds_pairs_and_settings(tmp_path: Path) -> None:
-    runs = jobs_of_preset("ca_mkd", tmp_path)
+    runs = runs_of_preset("ca_mkd", tmp_path)
     teachers = [opt for opt in runs["train_teacher.py"] if not opt.nesterov]  # students alone have it
     assert {(opt.model, opt.trial) for opt in teachers} == {
         (model, trial) for model in ("wrn_40_2", "resnet56", "vgg13", "resnet32x4") for trial in "012"
@@ -253,12 +269,56 @@ def test_ca_mkds_pairs_and_settings(tmp_path: Path) -> None:
 
 
 def test_bocs_students_together_and_alone(tmp_path: Path) -> None:
-    (peers,) = jobs_of_preset("boc", tmp_path).values()
+    (peers,) = runs_of_preset("boc", tmp_path).values()
     assert len(peers) == 6 * 6
     for opt in peers:
         shallow = opt.model == "resnet20"
         assert (opt.num_students, opt.num_blocks, opt.optimizer) == (5, 3, "adam")
         assert (opt.epochs, opt.batch_size) == ((400, 64) if shallow else (350, 128))
+
+
+def test_repdistillers_rows_are_held_against_its_table(tmp_path: Path) -> None:
+    students = jobs_of_preset("repdistiller", tmp_path)["train_student.py"]
+    assert len(students) == 13 * 12 + 6
+    for opt, job in students:
+        (script, *_), arch = job.words, architecture(job.teachers[0])
+        result = {"teachers": [{"arch": arch, "path": "0.pth"}], "precision": "fp32"}
+        found = published(Group("", [Run(Path(script), vars(opt), result, [])]))
+        if opt.distill in ("ab", "fsp"):
+            assert found is None, "published of another use of them"
+        else:
+            assert found is not None, opt
+            assert (found.source, found.of) == ("HobbitLong/RepDistiller README", "last")
+            assert (found.differing, opt.nesterov) == ([], False)
+
+
+def test_the_zoo_is_every_loss_under_every_weighting(tmp_path: Path) -> None:
+    found = [
+        (len(job.teachers), opt.distill, opt.ensemble_method)
+        for opt, job in jobs_of_preset("zoo", tmp_path)["train_student.py"]
+    ]
+    losses, weightings = own_names(distill_dict), own_names(ensemble_dict)
+    assert len(found) == len(set(found))
+    assert set(found) == {*product([1], losses, ["AVERAGE_LOSS"]), *product([3], losses, weightings)}
+
+
+@pytest.mark.parametrize("preset", ["repdistiller", "zoo"])
+def test_every_pair_of_a_preset_takes_its_losses(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks and losses without memory: nothing of them is computed, and each network is asked once."""
+    monkeypatch.setattr("train_student.feature_shapes", cache(train_student.feature_shapes))
+    asked = {
+        (architecture(job.teachers[0]), opt.model_s, opt.distill): opt
+        for opt, job in jobs_of_preset(preset, tmp_path)["train_student.py"]
+    }
+    labels, parser = torch.arange(100).repeat(2), train_student.options()
+    with torch.device("meta"):
+        images = torch.empty(8, 3, 32, 32)
+        networks = {arch: model_dict[arch](100).eval() for arch in {arch for pair in asked for arch in pair[:2]}}
+        for (teacher, student, distill), opt in asked.items():
+            settings = parser.hyperparameters(opt, "distill", distill)
+            of = Teachers([networks[teacher]])
+            (loss,) = make_losses(distill_dict[distill], settings, networks[student], of, images, 100, labels, 8)
+            assert isinstance(loss, distill_dict[distill])
 
 
 class Reached(Exception):
@@ -297,6 +357,18 @@ def test_every_line_of_a_preset_reaches_its_run_folder(
             MAINS[script](words)
     assert len(names) == len(jobs), "no two runs share a folder"
     assert max(map(len, names)) < 200
+
+
+def test_a_dry_run_lists_and_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DRY_RUN", "1")
+    monkeypatch.chdir(ROOT)
+    run_all.main(["TEACHER=resnet20 STUDENTS='vgg8,no-nesterov resnet8' METHODS=kd:AEKD"])
+    said = capsys.readouterr()
+    assert said.err == "7 runs\n"
+    assert len(said.out.splitlines()) == 7
+    assert [" --no-nesterov" in line for line in said.out.splitlines()] == [*[False] * 3, True, True, False, False]
 
 
 def test_a_table_from_nothing(

@@ -14,8 +14,9 @@ from ensemble import ensemble_dict
 from helper.batch import When
 from online import online_dict
 from scripts import benchmark
-from scripts.bench import timing
+from scripts.bench import losses, timing
 from scripts.bench.as_released import ReleasedPeers, has_released_form
+from scripts.bench.released_losses import released_losses
 from scripts.bench.subjects import Offline, Online, Pair, Setting, in_nchw
 
 
@@ -45,6 +46,13 @@ def test_released_step_has_the_same_loss(bench: Offline, pair: Pair) -> None:
     batch = bench.batches[0]
     expected = task.step(batch, When(task.opt.epochs, task.opt.epochs))["loss"].item()
     assert old.step(batch.images.contiguous(), batch.target)["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("distill", released_losses)
+def test_released_loss_has_the_same_value(bench: Offline, distill: str) -> None:
+    torch.manual_seed(0)
+    ways = losses.ways_of(distill, bench)
+    assert ways[losses.THEN]().item() == pytest.approx(ways[losses.OURS]().item(), rel=5e-3)  # crd draws its own
 
 
 @pytest.mark.parametrize("method", online_dict)

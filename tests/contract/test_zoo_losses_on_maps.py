@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from distiller_zoo import Distiller, Pair, distill_dict
-from distiller_zoo.maps import StagesDistiller
+from distiller_zoo.maps import StagesDistiller, pooled
 from distiller_zoo.reviewkd import context_loss
 from distiller_zoo.semckd import error
+from distiller_zoo.sp import gram
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.machine import autocast
@@ -83,6 +84,14 @@ def test_the_scale_of_a_samples_maps(name: str) -> None:
     torch.testing.assert_close(value(name, student, scaled(teacher)), plain)
 
 
+def test_catkd_without_normalising_is_the_error_of_pooled_maps() -> None:
+    student, teacher = pyramid(), pyramid(width=6, seed=1)
+    loss = make("catkd", student, teacher, cam_normalize=False)
+    cams = [observed(maps).cam for maps in (student, teacher)]
+    mine, theirs = (pooled(cam, (2, 2)) for cam in cams if cam is not None)
+    torch.testing.assert_close(compared(loss, student, teacher), (mine - theirs).square().mean((1, 2, 3)))
+
+
 def test_at_sees_neither_signs_nor_the_order_of_channels() -> None:
     student, teacher = pyramid(), pyramid(width=10, seed=1)
     turned = [-each.flip(1) for each in student]
@@ -95,6 +104,14 @@ def test_sp_does_not_see_rotations_and_scale_of_all_features() -> None:
     rotation, _ = torch.linalg.qr(torch.randn(last.shape[1], last.shape[1], dtype=torch.float64))
     turned = [*student[:-1], (7 * last @ rotation).view_as(student[-1])]
     torch.testing.assert_close(value("sp", turned, teacher), value("sp", student, teacher))
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_inner_products_however_maps_lie_in_memory(form: torch.memory_format) -> None:
+    maps = pyramid()[-1][:3, :2].to(memory_format=form).requires_grad_()
+    torch.testing.assert_close(gram(maps), torch.einsum("bchw,dchw->bd", maps, maps))
+    assert torch.autograd.gradcheck(gram, maps)
+    assert torch.autograd.gradgradcheck(gram, maps)
 
 
 @pytest.mark.parametrize("name", ["sp", "semckd"])
