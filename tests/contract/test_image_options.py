@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,6 +269,19 @@ def test_stale_and_damaged_files_are_made_anew(own_tree: Path) -> None:
     after = all_of(load(own_tree, image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3).test)
     torch.testing.assert_close(after[1], torch.full_like(after[1], 7 / 255))
     assert cached() == files
+
+
+def test_what_killed_runs_have_left_is_removed(own_tree: Path) -> None:
+    """Once nobody writes to it any more."""
+    folder = checking.cache_folder() / "decoded"
+    kept, old = folder / "tmpkept", folder / "tmpold"
+    for scratch in (kept, old):
+        scratch.mkdir(parents=True)
+        (scratch / "half.u8").touch()
+    for path in (kept, old, old / "half.u8"):
+        os.utime(path, (0, 0))
+    load(own_tree, image_size=32)
+    assert [path for path in folder.iterdir() if path.is_dir()] == [kept]
 
 
 def test_what_does_not_fit_is_read_or_refused(own_tree: Path) -> None:
