@@ -541,6 +541,8 @@ def attach_cache(opt: argparse.Namespace, teachers: Teachers, session: Session) 
 def report_teachers(session: Session, teachers: Teachers, files: Sequence[TeacherFile]) -> dict[str, object]:
     """Print the accuracy of every teacher, over the classes that it knows, and of their ensemble.
 
+    In float32, as it is published: bfloat16 turns a few images' answers.
+
     Returns:
         them for ``result.json``.
     """
@@ -550,7 +552,7 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
         logits = teachers.logits(images)
         return {**{str(k): each for k, each in enumerate(logits)}, "ensemble": ensemble_logits(logits)}
 
-    scores = session.test(predict, {str(k): knows for k, knows in known.items()})
+    scores = session.test(predict, {str(k): knows for k, knows in known.items()}, "fp32")
     for k, file in enumerate(files):
         over = f" over the {int(known[k].sum())} classes that it knows" if k in known else ""
         print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %{over}  {file.arch}  {file.path or 'its own weights'}")
@@ -642,7 +644,7 @@ def evaluate(parser: Options, opt: argparse.Namespace, session: Session) -> None
     except (OSError, checkpoint.Damaged) as error:
         raise UsageError(f"--evaluate: {str(path)!r} cannot be loaded: {error}") from None
     network = answering(parser, opt, state, session.build, session.example(), "--evaluate")
-    session.print_scores(network, opt.model_s, path)
+    session.print_scores(network, opt.model_s, path, state)
 
 
 def archs_of_teachers(opt: argparse.Namespace) -> list[str]:
@@ -710,10 +712,13 @@ def main(arguments: Sequence[str]) -> None:
     require_files(files, opt.dataset, source)
     # The student first: its initial weights depend on the seed alone, whoever teaches it.
     student = session.build(opt.model_s, pretrained=opt.pretrained)
-    teachers, notes = load_teachers(files, session.construct, session.around, session.precision)
-    task = distillation(parser, opt, session, student, teachers, methods)
+    teachers, notes = load_teachers(files, session.construct, session.around, "fp32")
     for note in notes:
         print(note)
+    scores = report_teachers(session, teachers, files)
+    teachers.lower(session.precision)
+    task = distillation(parser, opt, session, student, teachers, methods)
+    task.notes = scores
     for name, b in zip(on_features(opt), betas(opt), strict=False):
         if b == 0:
             print(f"-b 0: the feature loss of --distill {name} is left out")
@@ -723,7 +728,6 @@ def main(arguments: Sequence[str]) -> None:
         print(f"--teacher_cache: --distill {opt.distill} compares maps, which are not kept; going on without")
     # What the cache lacks comes in batches of all sizes, each of which would be compiled anew.
     session.compile(student, *(() if uses_cache(opt) else teachers.networks))
-    task.notes = report_teachers(session, teachers, files)
     session.train(run, task, opt.model_s)
 
 

@@ -92,7 +92,21 @@ def whole(dataset: FileDataset) -> Transform:
     size = dataset.wanted.image_size
     if size is None:
         return dataset.test_transform()
-    return v2.Compose([v2.Resize(size if size <= SMALL else round(size * 256 / 224)), v2.CenterCrop(size)])
+    return Middle(size)
+
+
+class Middle:
+    """PIL image → the middle of it, ``size``×``size``, once its shorter side has been brought to that or a bit more."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.shorter = size, size if size <= SMALL else round(size * 256 / 224)
+        self.cut = v2.Compose([v2.Resize(self.shorter), v2.CenterCrop(size)])
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.size == (self.shorter, self.shorter) == (self.size, self.size):
+            return image  # to ask the transforms takes as long as to decode a small one
+        cut: Image.Image = self.cut(image)
+        return cut
 
 
 def fits(info: DatasetInfo, parts: FileParts, wanted: ImageOptions) -> bool:

@@ -6,10 +6,11 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b, sha256
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +18,8 @@ from tqdm import tqdm
 from dataset.files import some_of
 from dataset.pictures import fault_of
 from helper import distributed
+
+T = TypeVar("T")
 
 THREADS = 16
 """They wait for the disk most of the time."""
@@ -49,16 +52,29 @@ def _search(paths: Sequence[str], tree: Path) -> Iterator[dict[str, str]]:
         with bar, ThreadPoolExecutor(THREADS) as pool:
             for first in range(0, len(paths), AT_ONCE):
                 some = paths[first : first + AT_ONCE]
-                shares = [some[thread::THREADS] for thread in range(THREADS)]
-                marks = {path: mark for share in pool.map(marks_of, shares) for path, mark in share.items()}
+                marks = _merged(pool.map(marks_of, _shares(some)))
                 new = [path for path in some if marks[path] not in known]
-                faults = dict(zip(new, pool.map(fault_of, new), strict=True))
+                faults = _merged(pool.map(faults_of, _shares(new)))
                 known.update(mark for path in new if faults[path] is None and (mark := marks[path]) is not None)
                 bar.update(len(some))
-                yield {path: fault for path, fault in faults.items() if fault is not None}
+                yield {path: fault for path in new if (fault := faults[path]) is not None}
     finally:
         if len(known) > before:
             _remember(known, memory)
+
+
+def _shares(paths: Sequence[str]) -> list[Sequence[str]]:
+    """A part for each thread: to hand over files one by one takes longer than to look at small ones."""
+    return [paths[thread::THREADS] for thread in range(THREADS)]
+
+
+def _merged(parts: Iterable[dict[str, T]]) -> dict[str, T]:
+    return {path: value for part in parts for path, value in part.items()}
+
+
+def faults_of(paths: Sequence[str]) -> dict[str, str | None]:
+    """:func:`dataset.pictures.fault_of` each."""
+    return {path: fault_of(path) for path in paths}
 
 
 def marks_of(paths: Sequence[str]) -> dict[str, int | None]:

@@ -6,10 +6,13 @@ after the other. It is made anew when an image was changed, added or removed, or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -42,6 +45,9 @@ FORMAT = 1
 HEADER = 4096
 AT_ONCE = 64
 """Pictures that a worker hands over together."""
+
+ABANDONED = 3600
+"""Seconds after which nobody writes any more to what was not finished."""
 
 
 class PictureTrainLoader(MemoryTrainLoader):
@@ -144,6 +150,7 @@ class Decoder:
         )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            clear_up(path.parent)
             with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
                 partial, check = Path(scratch) / path.name, 0
                 shapes = np.zeros((len(files.paths), 2), np.int32)
@@ -162,6 +169,15 @@ class Decoder:
                 os.replace(partial, path)
         except OSError as error:
             raise UsageError(f"--in_memory: {path.parent} cannot be written ({error.strerror}); choose never") from None
+
+
+def clear_up(folder: Path) -> None:
+    """Remove what killed runs have left half written."""
+    for scratch in folder.glob(f"{tempfile.gettempprefix()}*"):
+        with contextlib.suppress(OSError):  # another run is clearing up too, or has just finished
+            newest = max(path.stat().st_mtime for path in (scratch, *scratch.iterdir()))
+            if time.time() - newest > ABANDONED:
+                shutil.rmtree(scratch)
 
 
 def joined(samples: list[Sample | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:

@@ -6,6 +6,7 @@ of an image depend on (seed, epoch, image) alone, so the number of workers does 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,16 +55,17 @@ class Unreadable:
 class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
     """(epoch, image, what its random numbers follow from) → uint8 [H, W, 3], label and place.
 
-    Of several views of an image the pixels are [V, H, W, 3].
+    Of several views of an image the pixels are [V, H, W, 3]. Without ``draws`` nothing is drawn, so that nothing has to
+    be seeded.
     """
 
     def __init__(
-        self, files: Files, info: DatasetInfo, transform: Transform | Augmentation, seed: int, views: int = 1
+        self, files: Files, info: DatasetInfo, transform: Transform | Augmentation, seed: int, views: int, draws: bool
     ) -> None:
         # an array of bytes rather than a tuple: it is not copied into each worker by reference counting
         self.paths = np.array([os.fsencode(path) for path in files.paths])
         self.labels = files.labels.numpy()
-        self.info, self.transform = info, transform
+        self.info, self.transform, self.draws = info, transform, draws
         self.seeds = [augmentation_seed(seed, view) for view in range(views)]
         self._crops: tuple[int, list[Tensor]] = (-1, [])  # of an epoch
 
@@ -83,8 +85,9 @@ class ImageFiles(torch.utils.data.Dataset[Sample | Unreadable]):
 
     def view(self, image: Image.Image, epoch: int, draw: int, view: int) -> Tensor:
         """One view of an image, uint8 [H, W, 3]."""
+        seed = derive_seed(self.seeds[view], Purpose.AUGMENT, epoch, draw) if self.draws else None
         # the transforms know no other generator than the global one
-        with drawing_from(derive_seed(self.seeds[view], Purpose.AUGMENT, epoch, draw)):
+        with contextlib.nullcontext() if seed is None else drawing_from(seed):
             if isinstance(self.transform, Augmentation):
                 return self.transform(image, self.crops(epoch)[view][draw])
             return torch.from_numpy(np.array(self.transform(image)))
@@ -167,7 +170,7 @@ class StreamLoader:
         self.normalise = Normalise(info, device)
         workers = min(num_workers, cores())
         self.batches = torch.utils.data.DataLoader(
-            ImageFiles(files, info, transform, seed, views),
+            ImageFiles(files, info, transform, seed, views, draws=train),
             batch_sampler=self.sampler,
             collate_fn=collate or stacked,
             num_workers=workers,

@@ -34,9 +34,10 @@ from helper.resuming import Progress, seed_everything
 from helper.run_folder import RunFolder, parameters_of
 from helper.seen import logits_shape, other_classes
 from helper.task import Task
-from helper.teachers.loading import Around
+from helper.teachers.conversion import conversion_for
+from helper.teachers.loading import Around, eyes_of
 from helper.teachers.record import Eyes
-from helper.weights import Labels, load_network, located, publishes
+from helper.weights import Labels, Loaded, load_network, located, publishes
 
 DEFAULT_RATE = 0.05
 """Of models that do not ask for another one with an attribute ``learning_rate``."""
@@ -118,7 +119,8 @@ class Session:
     def around(self) -> Around:
         """What teachers are asked about."""
         info = self.info
-        return Around(self.labels, Eyes(info.mean, info.std, info.image_size, "RGB").checked(info.name), self.example())
+        shown = Eyes(info.mean, info.std, info.image_size, 1 if info.channels == 1 else "RGB").checked(info.name)
+        return Around(self.labels, shown, self.example())
 
     def build(
         self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None, whole: bool = False
@@ -251,26 +253,38 @@ class Session:
         self,
         predict: Callable[[torch.Tensor], dict[str, torch.Tensor]],
         known: Mapping[str, torch.Tensor] = MappingProxyType({}),
+        precision: str | None = None,
     ) -> dict[str, dict[str, float]]:
         """Scores of named predictions on the test set, see :func:`helper.evaluation.evaluate`."""
         with uncompiled(self.opt.compile):
-            return evaluate(predict, self.loaders.test, self.device, self.precision, known)
+            return evaluate(predict, self.loaders.test, self.device, precision or self.precision, known)
 
-    def load(self, network: nn.Module, given: Path, arch: str, option: str) -> Path:
-        """Load the checkpoint ``PATH[@KEY]`` into ``network`` and print what is to be said of it; returns its path."""
+    def load(self, network: nn.Module, given: Path, arch: str, option: str) -> Loaded:
+        """Load the checkpoint ``PATH[@KEY]`` into ``network`` and print what is to be said of it."""
         path, key = located(given)
-        for note in load_network(network, path, arch, self.labels, option, key).notes:
+        loaded = load_network(network, path, arch, self.labels, option, key)
+        for note in loaded.notes:
             print(note)
-        return path
+        return loaded
 
     def print_evaluation(self, network: nn.Module, arch: str, given: Path) -> None:
         """Load the checkpoint ``PATH[@KEY]`` into ``network`` and print its test accuracy."""
-        self.print_scores(network, arch, self.load(network, given, arch, "--evaluate"))
+        loaded = self.load(network, given, arch, "--evaluate")
+        self.print_scores(network, arch, located(given)[0], loaded.about if loaded.ours else {})
 
-    def print_scores(self, network: nn.Module, arch: str, path: Path) -> None:
-        """Print the test accuracy of a network that was read from ``path``."""
+    def print_scores(self, network: nn.Module, arch: str, path: Path, about: Mapping[str, Any]) -> None:
+        """Print a network's test accuracy on images as in its training.
+
+        Args:
+            network: as it was read from ``path``.
+            about: what that says of it, if it is a checkpoint of ours.
+        """
         network.eval()
-        scores = self.test(lambda images: {"network": network(images)})["network"]
+        what, (_, shown, images) = f"--evaluate: {str(path)!r}", self.around
+        sees = conversion_for(network, eyes_of(about, what), shown, images, what)
+        if sees is not None:
+            print(f"{path}: sees {sees.wanted}, as in its training")
+        scores = self.test(lambda images: {"network": network(sees(images) if sees else images)})["network"]
         print(
             f"{path}: {arch} on {self.opt.dataset}, {self.loaders.test_name}: accuracy {scores['accuracy']:.2f} %, "
             f"top-5 {scores['accuracy5']:.2f} %, cross-entropy {scores['loss']:.4f}"

@@ -216,6 +216,10 @@ def _obey(master: int, _: int) -> None:
     Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined]
         lambda error, item: None if isinstance(error, BrokenPipeError) else said(error, item)
     )
+    hook = sys.excepthook  # which the thread that hands tensors over tells the same
+    sys.excepthook = lambda kind, error, trace: (
+        None if isinstance(error, (ConnectionError, EOFError)) else hook(kind, error, trace)
+    )
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != master:

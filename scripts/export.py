@@ -125,7 +125,7 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
     """The network to write, in evaluation mode.
 
     Raises:
-        UsageError: the run has no such peer.
+        UsageError: the run has no such peer, or its weights are not those of ``--arch``.
     """
     through = not online and state.get("answers") == HEADS
     if not through:
@@ -141,7 +141,10 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
             build = partial(build_network, num_classes=state["num_classes"])
             return train_student.answering(parser, run, state, build, example, str(opt.run)).alone()
         network = build_network(arch, state["num_classes"])
-        network.load_state_dict(state["model"])
+        try:
+            network.load_state_dict(state["model"])
+        except RuntimeError:
+            raise UsageError(f"{opt.run}: its weights are of {state['arch']} and do not fit {arch} as it is") from None
         return network.eval().alone()
     task = rebuild_peers(opt.run, state, example)
     task.trained.eval()

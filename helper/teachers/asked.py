@@ -12,6 +12,7 @@ from helper.seen import Observed, Reads, observe
 from helper.teachers.cache import Compute, TeacherCache
 from helper.teachers.classes import Chosen, Known
 from helper.teachers.conversion import Conversion
+from helper.teachers.frozen import lowered
 
 
 class Teachers:
@@ -43,6 +44,11 @@ class Teachers:
 
     def __len__(self) -> int:
         return len(self.networks)
+
+    def lower(self, precision: str) -> None:
+        """From float32 to what ``--precision`` says, see :func:`helper.teachers.frozen.freeze`."""
+        for network in self.networks:
+            lowered(network, precision)
 
     @property
     def usual(self) -> bool:

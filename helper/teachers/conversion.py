@@ -98,13 +98,13 @@ def conversion_for(network: nn.Module, wanted: Eyes, shown: Eyes, images: Tensor
         complete = wanted.over(replace(shown, mean=shown.mean[::-1], std=shown.std[::-1]))
     else:
         complete = wanted.over(shown)
-    if complete == shown:
-        return None
     channels = 3
     if complete.channels == 1 and takes_one_channel(network, images):
         channels = 1
         if any(len(set(each)) > 1 for each in (complete.mean, complete.std) if isinstance(each, tuple)):
             raise UsageError(f"{what}: channels: it takes one; say its mean and std, a number each")
+    if complete == shown and channels == 3:
+        return None
     return Conversion(complete, shown, images.device, channels)
 
 

@@ -30,6 +30,11 @@ def freeze(network: nn.Module, images: Tensor, precision: str) -> nn.Module:
     """
     network.eval().requires_grad_(False)
     fold_batch_norms(network, images)
+    return lowered(network, precision)
+
+
+def lowered(network: nn.Module, precision: str) -> nn.Module:
+    """With ``bf16`` the weights that autocast would convert at every call are converted once; in place."""
     if precision == "bf16":
         for module in network.modules():
             if isinstance(module, WEIGHTED):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ def _load(file: TeacherFile, build: Callable[..., nn.Module], data: Around, prec
     classes = None if file.classes is None else class_map(file.classes, data.labels, what)
     network, loaded = _built(file, build, data.labels, classes, what)
     wants = (getattr(network, "wants", None) or Eyes()).checked(file.arch)
-    eyes = file.eyes.over(_eyes_of(loaded, what)).over(wants)
+    eyes = file.eyes.over(eyes_of(loaded.about if loaded.ours else {}, what)).over(wants)
     conversion = conversion_for(network, eyes, data.shown, data.images, what)
     images = conversion(data.images) if conversion else data.images
     shape = logits_shape(network, images, file.arch, data.labels.dataset)
@@ -152,9 +152,8 @@ def _with_weights(network: nn.Module, file: TeacherFile, path: Path, labels: Lab
     return load_network(network, path, file.arch, labels, SOURCE, file.key)
 
 
-def _eyes_of(loaded: Loaded, what: str) -> Eyes:
-    """How a network saw its images in training, as far as a checkpoint of ours says it."""
-    about = loaded.about if loaded.ours else {}
+def eyes_of(about: Mapping[str, Any], what: str) -> Eyes:
+    """How a network saw its images in training, as far as what a checkpoint of ours says of it tells."""
     size, channels = about.get("image_size"), about.get("channels")
     return Eyes(about.get("mean"), about.get("std"), size, channels).checked(what)
 

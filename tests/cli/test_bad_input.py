@@ -54,6 +54,8 @@ def save_dir(tmp_path: Path) -> Path:
         ("--lr_decay_epochs 1,x", ("--lr_decay_epochs", "'x'")),
         ("--lr_decay_epochs ,", ("--lr_decay_epochs", "','")),
         ("--seed -1", ("--seed",)),
+        ("--ema 1", ("--ema", "from 0 to below 1", "'1'")),
+        ("--label_smoothing -0.1", ("--label_smoothing", "from 0 to below 1", "'-0.1'")),
         ("--trial ../up", ("--trial", "'../up'")),
         ("--precision fp8", ("--precision", "fp32, bf16")),
         ("--device tpu", ("--device", "'tpu'")),

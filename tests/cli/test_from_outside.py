@@ -48,6 +48,8 @@ def test_a_persons_network_from_training_to_export(tmp_path: Path, own: str, tea
     assert as_theirs.partition(": ")[2] == scores.partition(": ")[2]
     with pytest.raises(UsageError, match=r"says that its network is .*net.py:Net; --arch .*net.py:Net uses that"):
         export.main([str(run)])
+    with pytest.raises(UsageError, match=r"its weights are of .*net.py:Net and do not fit resnet8 as it is"):
+        export.main([str(run), "--arch", "resnet8"])
     export.main([str(run), "--arch", own])
     exported = f"{run}/last_network.pt2"
     student = distil(tmp_path, f"--teachers {run}/last.pth:{own} {exported} --distill kd").folder

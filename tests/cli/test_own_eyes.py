@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_runs import Outcome, call, distil, first_digits, metrics, result, weights
+from tiny_runs import Outcome, call, distil, first_digits, metrics, result, teach, weights
 from torch import Tensor, nn
 
 from dataset.base import Split
@@ -33,10 +34,12 @@ def pixels(part: Split) -> Tensor:
     return part.images.permute(0, 3, 1, 2).float() / 255
 
 
-def trained(images: Tensor, labels: Tensor, classes: int = 10, epochs: int = 3) -> nn.Module:
-    """A resnet8 that has learnt something of images as it wants them."""
+def trained(
+    images: Tensor, labels: Tensor, classes: int = 10, epochs: int = 3, network: nn.Module | None = None
+) -> nn.Module:
+    """A network, or a resnet8, that has learnt something of images as it wants them."""
     torch.manual_seed(0)
-    network = model_dict["resnet8"](num_classes=classes)
+    network = network or model_dict["resnet8"](num_classes=classes)
     if images.shape[1] == 1:
         network.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
     optimizer = torch.optim.SGD(network.parameters(), 0.05, 0.9)
@@ -119,6 +122,103 @@ def test_without_a_word_they_are_blind(
     own = distil(tmp_path, "")
     assert own.folder != other.folder  # another name
     assert printed(own) == [pytest.approx(alone, abs=0.005)]
+
+
+def test_teachers_are_reported_in_full_precision(
+    tmp_path: Path, own_ways: dict[str, tuple[Teacher, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As their authors have measured them, whatever a run computes in."""
+    lists(monkeypatch, *(teacher for teacher, _ in own_ways.values()))
+    runs = [distil(tmp_path, f"--precision {precision}").folder for precision in ("fp32", "bf16")]
+    full, low = (result(run) for run in runs)
+    assert low["teachers"] == full["teachers"]
+    assert low["teacher_ensemble"] == full["teacher_ensemble"]
+    assert not torch.equal(*(weights(run)["conv1.weight"] for run in runs))
+
+
+@pytest.mark.parametrize("said", ["--mean 0.1,0.2,0.3 --std 0.5", "--channels 1 --mean 0.5"])
+def test_a_checkpoint_is_evaluated_on_images_as_in_its_training(tmp_path: Path, said: str) -> None:
+    run = teach(tmp_path, said).folder
+    expected = f"accuracy {result(run)['last']['test_accuracy']:.2f} %"
+    plain, same = (teach(tmp_path, f"--evaluate {run} {words}").out for words in ("", said))
+    assert expected in plain
+    assert expected in same
+    assert f"{run / 'last.pth'}: sees 32×32 pixels, " in plain
+    assert "sees" not in same
+
+
+CIFAR_RESNET = """
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class LambdaLayer(nn.Module):
+    def __init__(self, lambd):
+        super().__init__()
+        self.lambd = lambd
+
+    def forward(self, x):
+        return self.lambd(x)
+
+
+class Block(nn.Module):
+    def __init__(self, before, planes, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shortcut = nn.Sequential()
+        if before != planes:
+            more = (planes - before) // 2
+            self.shortcut = LambdaLayer(lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, more, more)))
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        out += self.shortcut(x)
+        return F.relu(out)
+
+
+class ResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(Block(16, 16, 1))
+        self.layer2 = nn.Sequential(Block(16, 32, 2))
+        self.layer3 = nn.Sequential(Block(32, 64, 2))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        out = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        out = F.avg_pool2d(out, out.size()[3])
+        return self.linear(out.view(out.size(0), -1))
+"""
+MINE = "from cifar_resnet import ResNet\n\n\ndef resnet8():\n    return ResNet()\n"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_public_network_of_option_a_is_as_accurate_as_published(
+    tmp_path: Path, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code beside a person's file, trained on ImageNet's mean and std, saved from several devices."""
+    (tmp_path / "cifar_resnet.py").write_text(CIFAR_RESNET)
+    (tmp_path / "mine.py").write_text(MINE)
+    eyes = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    train, test = (
+        (pixels(part) - torch.tensor(eyes["mean"]).view(3, 1, 1)) / torch.tensor(eyes["std"]).view(3, 1, 1)
+        for part in first_digits()
+    )
+    arch = f"{tmp_path}/mine.py:resnet8"
+    network = trained(train, first_digits()[0].labels, network=model_dict[arch](num_classes=10))
+    alone = accuracy(network, test, first_digits()[1].labels)
+    state = {f"module.{name}": value for name, value in network.state_dict().items()}
+    about = {"state_dict": state, "best_prec1": torch.tensor(alone), "args": argparse.Namespace(lr=0.1)}
+    torch.save(about, tmp_path / "model.th", _use_new_zipfile_serialization=not legacy)
+    typed = distil(tmp_path / "s", f"--teachers '{tmp_path}/model.th:{arch} {json.dumps(eyes)}'")
+    assert printed(typed) == [pytest.approx(alone, abs=0.005)]
+    lists(monkeypatch, Teacher(arch, tmp_path / "model.th", **eyes))  # type: ignore[arg-type]
+    assert f"{typed.folder} is finished" in distil(tmp_path / "s", "").out
 
 
 # ---- specialists

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiny_runs import Outcome, distil, metrics, result, same, teach, teach_each_
 from helper import loop
 from helper.seen import Reads
 from helper.teachers.asked import Teachers
+from models import model_dict
 from scripts import report
 
 TINY = "--model resnet8 --dataset folder --batch_size 4 --num_workers 0 --precision fp32"
@@ -40,14 +42,24 @@ def train(tree: Path, save_dir: Path, words: str = "") -> Outcome:
     return teach(save_dir, f"{TINY} --data_dir {tree} {words}")
 
 
+def train_student(tree: Path, save_dir: Path, words: str = "") -> Outcome:
+    return distil(save_dir, f"{TINY.replace('--model', '--model_s')} --data_dir {tree} {words}")
+
+
 class Killed(Exception):
     """Stands for SIGKILL."""
 
 
-def assert_goes_on(tree: Path, tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+def assert_goes_on(
+    tree: Path,
+    tmp_path: Path,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[[Path, Path, str], Outcome] = train,
+) -> Outcome:
     """A run that is killed in its second epoch, after the checkpoint of a step, ends as one that is left alone."""
     words = f"{words} --epochs 3 --checkpoint_minutes 0.0000001"
-    whole = train(tree, tmp_path / "whole", words)
+    whole = run(tree, tmp_path / "whole", words)
     monkeypatch.setattr(loop, "LOOK", 1)
     updated = loop.Fit._updated
 
@@ -58,9 +70,9 @@ def assert_goes_on(tree: Path, tmp_path: Path, words: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(loop.Fit, "_updated", die)
     with pytest.raises(Killed):
-        train(tree, tmp_path / "cut", words)
+        run(tree, tmp_path / "cut", words)
     monkeypatch.undo()
-    resumed = train(tree, tmp_path / "cut", f"{words} --resume")
+    resumed = run(tree, tmp_path / "cut", f"{words} --resume")
     assert "resuming after step 2 of epoch 2" in resumed.out
     assert same(weights(whole.folder), weights(resumed.folder))
     assert without_times(metrics(whole.folder)) == without_times(metrics(resumed.folder))
@@ -133,14 +145,27 @@ def test_in_memory_and_from_files_are_one_run(tree: Path, tmp_path: Path) -> Non
 
 def test_teachers_are_cached_for_images_in_memory(tree: Path, tmp_path: Path) -> None:
     teacher = train(tree, tmp_path / "teacher", "--image_size 16").folder / "last.pth"
-    words = f"{TINY.replace('--model', '--model_s')} --data_dir {tree} --image_size 16 --teachers {teacher}"
+    words = f"--image_size 16 --teachers {teacher}"
     cache = f"--teacher_cache {tmp_path / 'cache'}"
-    cached = distil(tmp_path / "cached", f"{words} {cache}")
+    cached = train_student(tree, tmp_path / "cached", f"{words} {cache}")
     assert cached.code == 0, cached.err
     assert len([*(tmp_path / "cache").iterdir()]) == 1
-    read = distil(tmp_path / "read", f"{words} {cache} --in_memory never")
+    read = train_student(tree, tmp_path / "read", f"{words} {cache} --in_memory never")
     assert read.code == 2
     assert "--teacher_cache" in read.err
+
+
+def test_a_student_of_teachers_with_eyes_and_classes_goes_on(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = train(tree, tmp_path / "teacher", "--image_size 24 --mean 0.2 --std 0.3").folder / "last.pth"
+    torch.save(model_dict["resnet8"](num_classes=10).state_dict(), tmp_path / "many.pth")
+    said = '{"channels": 1, "classes": {"cat": 5, "dog": 0}}'
+    words = f"--image_size 16 --teachers {own} '{tmp_path}/many.pth:resnet8 {said}'"
+    objective = "--distill inter -b 1 --ensemble_method AEKD"
+    whole = assert_goes_on(tree, tmp_path, f"{words} {objective}", monkeypatch, train_student)
+    assert f"{own}: sees 24×24 pixels, RGB, mean 0.2, std 0.3" in whole.out
+    assert "pixels in memory" in whole.out
 
 
 def test_one_part_is_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

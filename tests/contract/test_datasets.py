@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import urllib.error
 import urllib.request
@@ -35,7 +36,7 @@ from dataset.order import epoch_crops, epoch_order, hold_out
 from dataset.stl10 import Labelled
 from dataset.stream import tells_of_a_loss
 from helper.errors import UsageError
-from helper.stopping import SIGNALS, ReadersLost
+from helper.stopping import SIGNALS, ReadersLost, in_readers
 
 CPU = torch.device("cpu")
 REAL_DATA = Path(__file__).parents[2] / "data"
@@ -739,3 +740,21 @@ def test_an_epoch_can_begin_in_its_middle(workers: int, image_tree: Path) -> Non
             assert torch.equal(batch.target, same.target)
         loader.set_epoch(3, start=len(loader))
         assert not list(loader)
+
+
+class Faulty(torch.utils.data.Dataset[int]):
+    """Reports what a thread of a worker may meet."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, place: int) -> int:
+        for error in (ConnectionResetError("nobody takes it"), EOFError(), ValueError("a fault of its own")):
+            sys.excepthook(type(error), error, None)
+        return place
+
+
+def test_readers_are_quiet_about_a_run_that_has_ended(capfd: pytest.CaptureFixture[str]) -> None:
+    """Their tensors have no taker then; what else goes wrong is said."""
+    list(torch.utils.data.DataLoader(Faulty(), num_workers=1, worker_init_fn=in_readers()))
+    assert capfd.readouterr().err == "ValueError: a fault of its own\n"

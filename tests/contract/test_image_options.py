@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from dataset import checking, get_loaders, info_of
+from dataset.augment import Middle
 from dataset.decoded import PictureTrainLoader
 from dataset.digits import Digits
 from dataset.memory import MemoryTrainLoader
@@ -270,6 +273,19 @@ def test_stale_and_damaged_files_are_made_anew(own_tree: Path) -> None:
     assert cached() == files
 
 
+def test_what_killed_runs_have_left_is_removed(own_tree: Path) -> None:
+    """Once nobody writes to it any more."""
+    folder = checking.cache_folder() / "decoded"
+    kept, old = folder / "tmpkept", folder / "tmpold"
+    for scratch in (kept, old):
+        scratch.mkdir(parents=True)
+        (scratch / "half.u8").touch()
+    for path in (kept, old, old / "half.u8"):
+        os.utime(path, (0, 0))
+    load(own_tree, image_size=32)
+    assert [path for path in folder.iterdir() if path.is_dir()] == [kept]
+
+
 def test_what_does_not_fit_is_read_or_refused(own_tree: Path) -> None:
     assert isinstance(load(own_tree, image_size=32, memory_gb=1e-5).train, StreamLoader)
     with pytest.raises(UsageError, match=r"--in_memory: always needs about .* GB, and --memory_gb is 1e-05"):
@@ -288,6 +304,14 @@ def test_where_nothing_can_be_kept(own_tree: Path, tmp_path: Path, monkeypatch: 
 def test_evaluation_alone_decodes_nothing(own_tree: Path) -> None:
     assert isinstance(load(own_tree, image_size=32, test_only=True).test, StreamLoader)
     assert not cached()
+
+
+@pytest.mark.parametrize("size", [32, 112])
+@pytest.mark.parametrize("shape", [(32, 32), (32, 40), (128, 128), (112, 112), (112, 128)])
+def test_the_middle_is_what_torchvision_makes_of_it(size: int, shape: tuple[int, int]) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(*shape, 3), dtype=np.uint8))
+    middle = v2.Compose([v2.Resize(size if size == 32 else 128), v2.CenterCrop(size)])
+    assert np.array_equal(np.array(Middle(size)(image)), np.array(middle(image)))
 
 
 # parts
