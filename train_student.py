@@ -702,9 +702,8 @@ def main(arguments: Sequence[str]) -> None:
     source = "--teachers" if opt.teachers else "setting.py"
     opt.teachers = [str(file) for file in files]  # on record, whatever setting.py says later
     settings = parser.hyperparameters(opt, "ensemble_method")
-    methods = [
-        ensemble_dict[opt.ensemble_method](**settings) for _ in chosen_losses(opt, parser.get_default("distill"))
-    ]
+    losses = chosen_losses(opt, parser.get_default("distill"))
+    methods = [ensemble_dict[opt.ensemble_method](**settings) for _ in losses]
     require_sound_objective(opt, methods[0], len(files))
     run = session.run_folder("students", run_name(parser, opt, files, session.dataset))
     if run is None:
@@ -722,6 +721,9 @@ def main(arguments: Sequence[str]) -> None:
     for name, b in zip(on_features(opt), betas(opt), strict=False):
         if b == 0:
             print(f"-b 0: the feature loss of --distill {name} is left out")
+    read = [settings, *(parser.hyperparameters(opt, "distill", name) for name in losses)]
+    if opt.kd_T != parser.get_default("kd_T") and not any("kd_T" in each for each in read):
+        print(f"--kd_T {opt.kd_T:g}: nothing in --distill {opt.distill} reads it")
     if uses_cache(opt):
         attach_cache(opt, teachers, session)
     elif opt.teacher_cache:

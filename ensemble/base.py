@@ -158,12 +158,15 @@ def weigh(method: EnsembleMethod, teachers: TeacherLosses, kd_scale: str) -> tor
         ``[K]`` or ``[K, B]``; ones for a single teacher, whatever the method.
 
     Raises:
-        TypeError: the method says that its weights are constant, and they are not.
+        TypeError: the method says that its weights are constant, and they are not; or they have another shape.
     """
     teacher_num = teachers.losses.shape[0]
     if teacher_num == 1:
         return torch.ones_like(teachers.losses[:, 0])
     weights = method.weights(teachers)
+    if weights.shape not in (teachers.losses.shape, teachers.losses.shape[:1]):
+        shapes = f"{list(weights.shape)}, which is neither [K] nor [K, B] of {list(teachers.losses.shape)}"
+        raise TypeError(f"{type(method).__name__}.weights: {shapes}")
     if method.constant and (weights.ndim != 1 or weights.requires_grad):
         raise TypeError(f"{type(method).__name__}.constant is True, but its weights are per sample or have a gradient")
     if kd_scale == "unit":

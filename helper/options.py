@@ -285,7 +285,11 @@ def _defaults_text(defaults: Mapping[str, Any]) -> str:
 
 def _hyperparameters(entry: Any) -> list[inspect.Parameter]:
     parameters = inspect.signature(entry).parameters.values()
-    return [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    found = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    for each in found:
+        if inspect.Parameter.empty in (each.default, each.annotation):
+            raise TypeError(f"{entry.__qualname__}: its argument {each.name} needs a type and a default, as an option")
+    return found
 
 
 def _annotation(entry: Any, name: str) -> tuple[Any, str]:

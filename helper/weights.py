@@ -340,8 +340,10 @@ def _compare_labels(what: str, state: Mapping[str, Any], labels: Labels) -> list
     if is_ours(state):
         count, classes = state["num_classes"], state.get("classes")
         if count != labels.num_classes:
+            known = f"; was --dataset {dataset} meant?" if dataset and dataset != labels.dataset else ""
             raise UsageError(
                 f"{what} was trained on {dataset!r} for {count} classes, the dataset has {labels.num_classes} classes"
+                f"{known}"
             )
         if labels.classes and isinstance(classes, list) and len(classes) == count:
             _require_same(what, repr(dataset), [str(name) for name in classes], labels.dataset, labels.classes)

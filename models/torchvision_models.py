@@ -20,7 +20,7 @@ from helper.errors import UsageError, nearest
 from helper.teachers.record import Eyes
 from models.base import TORCHVISION, Builder, StagedModel, checked_widths, model_dict, source_dict
 from models.torchvision_efficientnet import with_channels
-from models.wrapped import Wrapped
+from models.wrapped import Wrapped, first_line
 
 IMAGENET_CLASSES = 1000
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
@@ -226,7 +226,7 @@ def torchvision_model(
         widths: channels that each stage returns, the published ones unless given.
 
     Raises:
-        UsageError: the family has no other widths, or no weights for them.
+        UsageError: the family has no other widths, or no weights for them, or they cannot be fetched.
     """
     if widths is not None:
         if pretrained or whole:
@@ -238,7 +238,12 @@ def torchvision_model(
     if name in ("googlenet", "inception_v3") and not published:
         # torchvision's defaults but for the heads; not to spell out the initialisation makes it warn
         config |= {"aux_logits": False, "init_weights": True}
-    net = torchvision.models.get_model(name, **config)
+    try:
+        net = torchvision.models.get_model(name, **config)
+    except OSError as error:  # no connection, no space
+        if not published:
+            raise
+        raise UsageError(f"{TORCHVISION}{name}: its published weights cannot be had: {first_line(error)}") from None
     if published and num_classes != IMAGENET_CLASSES:
         replace_last_layer(net, num_classes)
     anatomy, label = ANATOMY.get(type(net).__name__), TORCHVISION + name

@@ -153,7 +153,7 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
     if opt.student is None:
         return task.network
     if opt.student >= len(task.used):
-        raise UsageError(f"--student: the run has peers 0 to {len(task.used) - 1}, got {opt.student}")
+        raise UsageError(f"--student, --branch: the run has peers 0 to {len(task.used) - 1}, got {opt.student}")
     return task.used.networks[opt.student]
 
 

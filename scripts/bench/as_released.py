@@ -87,9 +87,9 @@ class ReleasedDistillation:
         return {name: value.item() for name, value in parts.items()}
 
     def feature_loss(
-        self, features: Sequence[Tensor], teacher_features: Sequence[Sequence[Tensor]], logits: Tensor, target: Tensor
+        self, features: Sequence[Tensor], teacher_features: Sequence[Sequence[Tensor]], own: Tensor, target: Tensor
     ) -> Tensor:
-        """Stage outputs of the student and of each teacher → the weighted distance of the maps."""
+        """Stage outputs of the student and of teachers whose logits are ``own`` → the weighted distance of the maps."""
         adapters: list[Any] = list(self.adapters)
         (layer,) = adapters[0].student.maps
         adapted = [adapter.adapt(features[layer]) for adapter in adapters]
@@ -97,19 +97,22 @@ class ReleasedDistillation:
             adapter.distance(mine, theirs[layer])
             for adapter, mine, theirs in zip(adapters, adapted, teacher_features, strict=True)
         ]
+        logits = own
         if adapters[0].as_teacher_reads(adapted[0]) is not None:
             readers: list[Any] = self.teachers
             logits = torch.stack([teacher.classify(maps) for teacher, maps in zip(readers, adapted, strict=True)])
-        return self.weighted(torch.stack(distances), target, "feature", features[layer], logits)
+        return self.weighted(torch.stack(distances), target, "feature", features[layer], logits, own)
 
-    def weighted(self, losses: Tensor, target: Tensor, level: Any, place: Tensor, logits: Tensor) -> Tensor:
+    def weighted(
+        self, losses: Tensor, target: Tensor, level: Any, place: Tensor, logits: Tensor, own: Tensor | None = None
+    ) -> Tensor:
         """Losses ``[K, B]`` → their weighted sum; ``place`` is the student's tensor that gradients are wanted of."""
 
         def gradients() -> Tensor:
             place.retain_grad()
             return torch.stack([self.gradient(loss, place) for loss in losses.mean(1)])
 
-        described = TeacherLosses(losses, target, level, lambda: logits, gradients)
+        described = TeacherLosses(losses, target, level, lambda: logits, gradients, own_logits=own)
         return combine(weigh(self.method, described, "released"), losses)
 
     def gradient(self, loss: Tensor, place: Tensor) -> Tensor:

@@ -143,6 +143,15 @@ def test_aekd_logs_its_gradients(tmp_path: Path, teachers: str) -> None:
 # ---- every pair of loss and method
 
 
+@pytest.mark.parametrize(
+    ("words", "unread"),
+    [("nkd", True), ("nkd,hint -b 1", True), ("nkd --ensemble_method MTKDRL", False), ("hint -b 1", False)],
+)
+def test_a_temperature_that_nothing_reads_is_said(tmp_path: Path, teachers: str, words: str, unread: bool) -> None:
+    said = distil(tmp_path, f"{teachers} --distill {words} --kd_T 3").out
+    assert (f"--kd_T 3: nothing in --distill {words.split()[0]} reads it" in said) == unread
+
+
 @pytest.mark.parametrize(("distill", "method"), few_pairs())
 def test_three_teachers_of_different_families(
     tmp_path: Path, teacher_files: list[Path], distill: str, method: str

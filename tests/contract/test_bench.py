@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from objectives import pairs
+from torch import Tensor
 
 from distiller_zoo import distill_dict
-from ensemble import ensemble_dict
+from ensemble import EnsembleMethod, TeacherLosses, ensemble_dict
 from helper.batch import When
 from online import online_dict
 from scripts import benchmark
@@ -53,6 +54,32 @@ def test_released_loss_has_the_same_value(bench: Offline, distill: str) -> None:
     torch.manual_seed(0)
     ways = losses.ways_of(distill, bench)
     assert ways[losses.THEN]().item() == pytest.approx(ways[losses.OURS]().item(), rel=5e-3)  # crd draws its own
+
+
+class Listening(EnsembleMethod):
+    """Remembers what it is told of the teachers' own logits."""
+
+    def __init__(self) -> None:
+        self.told: list[Tensor] = []
+
+    def weights(self, teachers: TeacherLosses) -> Tensor:
+        self.told.append(teachers.teacher_logits)
+        return torch.ones(len(teachers.losses))
+
+
+def test_released_weightings_are_told_the_same(bench: Offline) -> None:
+    """Of maps that a teacher's classifier can read, too, what it says itself."""
+    task, old = bench.both(Pair("inter", "AVERAGE_LOSS"))
+    ours, theirs = Listening(), Listening()
+    old.method = theirs
+    for term in task.terms:
+        term.method = ours
+    batch = bench.batches[0]
+    task.step(batch, When(task.opt.epochs, task.opt.epochs))
+    old.step(batch.images.contiguous(), batch.target)
+    assert len(ours.told) == 2
+    for mine, released in zip(ours.told, theirs.told, strict=True):
+        torch.testing.assert_close(mine, released, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", online_dict)

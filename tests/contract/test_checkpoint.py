@@ -338,7 +338,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "another class count": (lambda: {"model": network(num_classes=7).state_dict()}, "4 classes: 'fc.*7"),
     "another class count, declared": (
         lambda: ours(network(num_classes=7), num_classes=7),
-        "7 classes, the dataset has 4",
+        "7 classes, the dataset has 4 classes$",
     ),
     "no weights": ({"epoch": 3}, "holds no weights"),
     "nothing": ({}, "holds no weights"),

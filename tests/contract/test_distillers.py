@@ -114,6 +114,8 @@ def test_every_loss_gets_what_it_declares(name: str, sizes: tuple[Size, Size], w
     assert values.isfinite().all()
     slopes = torch.autograd.grad(values.mean(), seen.tensors(), allow_unused=True, materialize_grads=True)
     assert all(slope.isfinite().all() for slope in slopes)
+    if teacher_width == 1 and not any(slope.any() for slope in slopes):
+        return  # a cosine of single numbers is constant
     assert any(slope.any() for slope in slopes)
     # else a weighting would look at rounding errors
     assert loss.sums_to_zero == all(slope.sum(0).norm() <= 1e-5 * slope.norm() for slope in slopes)

@@ -139,6 +139,8 @@ def test_extreme_logits(name: str, level: Level, dtype: torch.dtype, size: float
     teachers = random_teachers(K, level, dtype)
     teachers = changed(teachers, logits=(teachers.logits.sign() * size).to(dtype))
     method = made(name, teachers)
+    owned = method.parameters() if isinstance(method, torch.nn.Module) else ()
+    assert all(each.dtype != torch.bfloat16 for each in owned)  # small steps would be lost
     for scale in scales_of(method, K):
         weights = weigh(method, teachers, scale)
         assert_usable(method, weights, K)
@@ -149,11 +151,12 @@ def test_extreme_logits(name: str, level: Level, dtype: torch.dtype, size: float
 def test_half_precision_logits_are_weighed_in_full(name: str) -> None:
     half = random_teachers(4, dtype=torch.bfloat16)
     full = changed(half, logits=half.logits.double())
-    expected = ensemble_dict[name]().weights(full)
-    torch.testing.assert_close(ensemble_dict[name]().weights(half), expected, check_dtype=False, rtol=1e-2, atol=1e-3)
+    method = made(name, full)
+    expected, weights = method.weights(full), method.weights(half)
+    torch.testing.assert_close(weights, expected, check_dtype=False, rtol=1e-2, atol=1e-3)
     if name in ("EBKD", "CAMKD"):  # whose weights are made from the logits alone
-        assert ensemble_dict[name]().weights(half).dtype == torch.float32
-        torch.testing.assert_close(ensemble_dict[name]().weights(half).double(), expected, rtol=1e-5, atol=1e-6)
+        assert weights.dtype == torch.float32
+        torch.testing.assert_close(weights.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def assert_equal_parts(method: EnsembleMethod, teachers: TeacherLosses) -> None:
@@ -165,7 +168,7 @@ def assert_equal_parts(method: EnsembleMethod, teachers: TeacherLosses) -> None:
 @each_level
 def test_equal_teachers_count_equally(name: str, level: Level) -> None:
     teachers = random_teachers(5, level)
-    assert_equal_parts(ensemble_dict[name](), changed(teachers, order=torch.zeros(5, dtype=torch.long)))
+    assert_equal_parts(made(name, teachers), changed(teachers, order=torch.zeros(5, dtype=torch.long)))
 
 
 @each_symmetric
@@ -174,7 +177,7 @@ def test_all_teachers_perfectly_certain(name: str, sign: float) -> None:
     """Without any entropy to share out, and all right or all wrong: equal parts."""
     teachers = changed(random_teachers(4), order=torch.zeros(4, dtype=torch.long))
     certain = sign * 1e4 * torch.nn.functional.one_hot(teachers.target, C).double().expand(4, -1, -1)
-    assert_equal_parts(ensemble_dict[name](), changed(teachers, certain, torch.ones(4, N)))
+    assert_equal_parts(made(name, teachers), changed(teachers, certain, torch.ones(4, N)))
 
 
 def test_certain_and_right_teachers_count_more() -> None:
@@ -185,6 +188,14 @@ def test_certain_and_right_teachers_count_more() -> None:
         weights = ensemble_dict[name]().weights(changed(teachers, sure))
         assert weights.shape == (3, B)  # each sample has its own
         assert (weights[1] >= weights).all()
+
+
+@pytest.mark.parametrize("shape", [(B, 3), (3, 1), (B,), ()])
+def test_weights_of_another_shape_are_refused(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    method = EnsembleMethod()
+    monkeypatch.setattr(method, "weights", lambda _: torch.ones(shape))
+    with pytest.raises(TypeError, match=r"^EnsembleMethod\.weights: .* neither \[K\] nor \[K, B\]"):
+        weigh(method, random_teachers(3), "released")
 
 
 def test_average_has_one_weight_per_teacher() -> None:

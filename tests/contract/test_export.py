@@ -151,7 +151,7 @@ def test_a_network_that_differs_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("BOC", ["--student", "5"], "--student: the run has peers 0 to 4, got 5"),
+        ("BOC", ["--student", "5"], "--student, --branch: the run has peers 0 to 4, got 5"),
         ("student", ["--student", "0"], "trained a single network"),
         ("teacher", ["--ensemble"], "trained a single network"),
         ("nowhere", [], "no run with parameters.json"),

@@ -563,7 +563,7 @@ def test_a_checkpoint_for_other_classes_is_refused(path: Path) -> None:
     torch.save(ours(weights(), classes=list("badc")), path)
     assert "in another order" in refusal(path)
     torch.save(ours(weights(num_classes=7), num_classes=7, classes=list("abcdefg"), dataset="letters"), path)
-    assert "was trained on 'letters' for 7 classes, the dataset has 4" in refusal(path)
+    assert refusal(path).endswith("on 'letters' for 7 classes, the dataset has 4 classes; was --dataset letters meant?")
 
 
 def test_the_same_classes_under_another_name_are_fine(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -427,6 +428,15 @@ def test_pretrained_weights_are_loaded(name: str, monkeypatch: pytest.MonkeyPatc
     kept = {key: value for key, value in few.state_dict().items() if value.shape == theirs.state_dict()[key].shape}
     assert len(few.state_dict()) - len(kept) == 2
     torch.testing.assert_close(kept, {key: theirs.state_dict()[key] for key in kept})
+
+
+def test_pretrained_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", refuse)
+    with pytest.raises(UsageError, match=r"^torchvision/resnet18: its published weights cannot be had: .*no route"):
+        build("torchvision/resnet18", pretrained=True)
 
 
 def test_published_checkpoints_with_auxiliary_heads_load() -> None:

@@ -32,7 +32,7 @@ CLASSES, B = 7, 8
 READS = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__")
 TORCH = str(Path(torch.__file__).parent)
 # Operations that read values or shapes back from a GPU, or copy numbers of the host's to it.
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "lift_fresh", "is_nonzero"}
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero"}
 PEERS = [
     (name, peers)
     for name, entry in online_dict.items()
@@ -52,6 +52,7 @@ class NoWaiting(TorchDispatchMode):
         picks = name in ("index", "index_put", "index_put_") and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
+        assert name != "lift_fresh", "torch.tensor(…) waits for the device: use numbers of Python's, or a buffer"
         assert name not in WAITING, f"{func} waits for the device"
         assert not picks, f"{func} with a mask waits for the device"
         return func(*args, **(kwargs or {}))

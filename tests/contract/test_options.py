@@ -289,6 +289,8 @@ CHANGING: dict[str, tuple[list[str], list[str]]] = {
     "mixup": (["--mixup", "1"], []),
     "cutmix": (["--cutmix", "1"], []),
     "channels": (["--channels", "1"], []),
+    "ema": (["--ema", "0.9"], []),
+    "label_smoothing": (["--label_smoothing", "0.1"], []),
     "validation": (["--validation", "0.1"], []),
     "epochs": (["--epochs", "239"], []),
     "learning_rate": (["--lr", "0.1"], []),
@@ -522,6 +524,18 @@ def test_methods_may_share_an_argument() -> None:
     opt = parser.parse(["--kind", "two", "--no-deep"])
     assert parser.hyperparameters(opt, "kind") == {"width": 5, "deep": False}
     assert parser.changed(opt) == ["kind=two", "deep=False"]
+
+
+def test_a_hyperparameter_without_type_or_default() -> None:
+    class Untyped:
+        def __init__(self, *, width=3) -> None: ...  # type: ignore[no-untyped-def]
+
+    class Required:
+        def __init__(self, *, width: int) -> None: ...
+
+    for kind in (Untyped, Required):
+        with pytest.raises(TypeError, match=rf"{kind.__name__}: its argument width needs a type and a default"):
+            Options("").add_methods("", "kind", {"one": kind}, "one", "")
 
 
 @pytest.mark.parametrize(("able", "expected"), [(True, "bf16"), (False, "fp32")])

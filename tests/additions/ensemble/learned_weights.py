@@ -26,8 +26,7 @@ class LearnedWeights(nn.Module, EnsembleMethod):
 
     def attach(self, teachers: TeacherLosses) -> None:
         assert teachers.student_logits is not None
-        width = teachers.student_logits.shape[1]
-        self.net = nn.Linear(width, len(teachers.losses), dtype=teachers.student_logits.dtype)
+        self.net = nn.Linear(teachers.student_logits.shape[1], len(teachers.losses))
 
     def weights(self, teachers: TeacherLosses) -> Tensor:
         assert teachers.student_logits is not None
