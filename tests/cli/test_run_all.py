@@ -29,7 +29,7 @@ from ensemble import ensemble_dict
 from helper.errors import UsageError
 from helper.run_folder import RunFolder
 from helper.session import Session
-from helper.teachers import Teachers
+from helper.teachers.asked import Teachers
 from models import model_dict
 from scripts import run_all
 from scripts.plan import DEFAULTS, Job, jobs_of, variables
@@ -238,7 +238,7 @@ def test_one_as_okddip_compares_with_it(tmp_path: Path) -> None:
 
 
 def test_pcl_compares_three_peers_each_under_one_recipe(tmp_path: Path) -> None:
-    runs = jobs_of_preset("pcl", tmp_path)
+    runs = runs_of_preset("pcl", tmp_path)
     peers = runs["train_online.py"]
     assert {opt.method for opt in peers} == {"DML", "CLILR", "ONE", "FFL", "OKDDip", "KDCL", "PCL"}
     for opt in (*peers, *runs["train_teacher.py"]):
@@ -306,6 +306,7 @@ def test_the_zoo_is_every_loss_under_every_weighting(tmp_path: Path) -> None:
 def test_every_pair_of_a_preset_takes_its_losses(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and losses without memory: nothing of them is computed, and each network is asked once."""
     monkeypatch.setattr("train_student.feature_shapes", cache(train_student.feature_shapes))
+    monkeypatch.setattr("helper.teachers.asked.as_autocast", lambda images: images)  # which knows no such device
     asked = {
         (architecture(job.teachers[0]), opt.model_s, opt.distill): opt
         for opt, job in jobs_of_preset(preset, tmp_path)["train_student.py"]
