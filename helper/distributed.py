@@ -18,6 +18,9 @@ from helper.errors import UsageError
 
 Result = TypeVar("Result")
 
+SMALL = 1 << 16
+"""Numbers in a tensor that is cheaper to copy beside others than to send by itself."""
+
 
 def start(device: torch.device) -> None:
     """Join the other processes, where ``torchrun`` has started this one: nccl between GPUs, gloo between CPUs."""
@@ -138,10 +141,20 @@ def gather(item: Result) -> list[Result]:
     return items
 
 
+@torch.no_grad()
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Overwrite the tensors with those of the first process."""
+    """Overwrite the tensors with those of the first process; small ones of a type travel together."""
+    small: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors if size() > 1 else ():
-        dist.broadcast(tensor, 0)
+        if tensor.numel() > SMALL:
+            dist.broadcast(tensor, 0)
+        else:
+            small.setdefault(tensor.dtype, []).append(tensor)
+    for alike in small.values():
+        together = torch.cat([tensor.flatten() for tensor in alike])
+        dist.broadcast(together, 0)
+        for tensor, part in zip(alike, together.split([tensor.numel() for tensor in alike]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def per_process(option: str, number: int, accumulate: int) -> int:

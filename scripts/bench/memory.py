@@ -6,14 +6,14 @@ import argparse
 import gc
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from scripts.bench.subjects import AVERAGE, Offline, Pair, Setting, step_of
+from scripts.bench.subjects import AVERAGE, LOSSES, METHODS, Offline, Pair, Setting, step_of
 from scripts.bench.timing import Rows
 
 TITLE = "peak memory"
@@ -26,12 +26,17 @@ def measure(opt: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Ro
     for setting in opt.settings:
         say(str(setting))
         with Offline(setting, opt) as bench:
-            pairs = bench.pairs()
+            pairs = few(bench.pairs()) if opt.quick else bench.pairs()
         rows: Rows = {str(pair or ALONE): {"MB": peak_of(pair, setting, opt)} for pair in (None, *pairs)}
         for pair in pairs:
             rows[str(pair)]["vs_average"] = rows[str(pair)]["MB"] / rows[str(Pair(pair.distill, AVERAGE))]["MB"]
         tables[str(setting)] = rows
     return tables
+
+
+def few(pairs: Sequence[Pair]) -> list[Pair]:
+    """For a look at whether all runs."""
+    return [pair for pair in pairs if pair.distill in LOSSES and pair.ensemble in METHODS]
 
 
 def peak_of(pair: Pair | None, setting: Setting, opt: argparse.Namespace) -> float:
