@@ -46,7 +46,8 @@ def save(state: Mapping[str, Any], path: Path) -> None:
         if kept:
             os.replace(kept, previous(path))
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch's writer makes RuntimeErrors of some
-        reason = getattr(error, "strerror", None) or "the disk may be full"
+        reasons = [getattr(each, "strerror", None) for each in (error, error.__context__)]
+        reason = next(filter(None, reasons), "the disk may be full")
         raise UsageError(f"{path} cannot be written ({reason}); the one before is kept, --resume goes on") from None
 
 
@@ -68,7 +69,7 @@ def _kept(path: Path) -> Path | None:
     So two checkpoints with bytes of their own are there at any moment. None: the file system has no hard links, and it
     is the previous one already.
     """
-    link = previous(path).with_name(previous(path).name + ".partial")
+    link = _link(path)
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
@@ -76,6 +77,21 @@ def _kept(path: Path) -> Path | None:
         os.replace(path, previous(path))
         return None
     return link
+
+
+def _link(path: Path) -> Path:
+    return previous(path).with_name(previous(path).name + ".partial")
+
+
+def tidy(path: Path) -> None:
+    """Finish what a :func:`save` has left that was killed: its second name takes its place, if the new file stands."""
+    link = _link(path)
+    if not link.exists():
+        return
+    if path.exists() and link.samefile(path):
+        link.unlink()
+    else:
+        os.replace(link, previous(path))
 
 
 def previous(path: Path) -> Path:

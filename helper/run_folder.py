@@ -111,6 +111,8 @@ class RunFolder:
             for source in (path for path in (earlier.metrics, earlier.best, earlier.last) if path.exists()):
                 with checkpoint.written_beside(self.path / source.name) as partial:
                     shutil.copyfile(source, partial)
+        for path in (self.last, self.best):
+            checkpoint.tidy(path)
         state, notes = checkpoint.load_newest(self.last)
         for note in notes:
             print(f"{note}; the one before it is used", flush=True)

@@ -18,7 +18,7 @@ import torchvision
 from torch import nn
 
 from helper import checkpoint, foreign
-from helper.checkpoint import Damaged, load, load_newest, previous, save
+from helper.checkpoint import Damaged, load, load_newest, previous, save, tidy
 from helper.errors import UsageError
 from helper.run_folder import RunFolder
 from helper.teachers.files import TeacherFile, chosen_teachers
@@ -401,3 +401,39 @@ def test_unfinished_teachers_are_named(tmp_path: Path) -> None:
     save({"model": network().state_dict(), "epoch": 3, "epochs": 10}, path)
     _, notes = load_teachers([TeacherFile("resnet8", path)], network, AROUND, "fp32")
     assert notes == [f"{path}: trained for 3 of 10 epochs only"]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["before the new one stands", "after it"])
+def test_a_save_that_was_killed_is_finished(which: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace, done = tmp_path / "last.pth", os.replace, []
+    for number in (1, 2):
+        save(small(number), path)
+
+    def killed(*names: Path) -> None:
+        if len(done) == which:
+            raise PowerCut
+        done.append(names)
+        replace(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(PowerCut):
+            save(small(3), path)
+    assert (tmp_path / "last.pth.previous.partial").exists()
+    tidy(path)
+    assert (value_of(load(path)), value_of(load(previous(path)))) == ((2, 1), (3, 2))[which]
+    assert {file.name for file in tmp_path.iterdir()} == {"last.pth", "last.pth.previous"}
+
+
+def test_what_torch_makes_of_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writer raises a RuntimeError because of the OSError."""
+
+    def fails(*_: object) -> None:
+        try:
+            raise OSError(27, "File too large")
+        finally:
+            raise RuntimeError("unexpected pos 1")
+
+    monkeypatch.setattr("torch.save", fails)
+    with pytest.raises(UsageError, match=r"cannot be written \(File too large\)"):
+        save({}, tmp_path / "last.pth")
