@@ -29,10 +29,10 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
     ``stopped`` is said of a script that is stopped outside of training.
     """
     print_any_name()
-    signals.hear(stopped)
-    if distributed.launched() > 1:
-        signals.watch(leave_at_once)
     try:
+        signals.hear(stopped)  # inside, since one may come at once
+        if distributed.launched() > 1:
+            signals.watch(leave_at_once)
         with losses_said("the same command goes on"):
             main(sys.argv[1:])
     except KeyboardInterrupt:
@@ -52,6 +52,7 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
 
 def leave_to_go_on(reason: Stopped) -> None:
     """Exit with the code for it, and the file."""
+    signals.ignore()  # of a process that goes because of another, which was told first
     leave_word()
     if isinstance(reason, Asked) and not distributed.is_first():  # which says so too, or that it has lost this one
         sys.exit(RESUME_ME)
@@ -74,6 +75,7 @@ def leave_word() -> None:
 
 def leave(message: str, code: int) -> None:
     """Say why, once for all processes, and exit."""
+    signals.ignore()
     if not distributed.is_first():
         signal.signal(signal.SIGTERM, lambda *_: os._exit(code))  # torchrun's, since the first one has ended
         time.sleep(HOLD_BACK)

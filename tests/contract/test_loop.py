@@ -399,3 +399,13 @@ def test_means_go_on_in_fewer_or_more_processes() -> None:
     first.add({"a": torch.tensor(5.0)}, 10)
     assert first.read() == {"a": 3.5}
     assert other.state() == ([], [], 0)
+
+
+def test_a_process_that_leaves_is_told_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(_: object) -> None:
+        raise Stopped("another process of this run has ended")
+
+    monkeypatch.setattr("helper.script.leave_word", lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        run_script(main)
+    assert left.value.code == RESUME_ME
