@@ -122,22 +122,19 @@ class Session:
         shown = Eyes(info.mean, info.std, info.image_size, 1 if info.channels == 1 else "RGB").checked(info.name)
         return Around(self.labels, shown, self.example())
 
-    def build(
-        self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None, whole: bool = False
-    ) -> Any:
+    def build(self, arch: str, pretrained: bool = False, widths: Sequence[int] | None = None) -> Any:
         """A network for the dataset's classes, on the device; UsageError where no weights are published for it.
 
         Args:
             arch: its name.
             pretrained: start from the published weights, with a new last layer where the classes are others.
             widths: the channels of its stages, the published ones unless given.
-            whole: take the published weights as they are.
         """
         if pretrained and not publishes(self.models[arch], "pretrained"):
             raise UsageError(
                 f"--pretrained: there are no published weights for {arch}, only for torchvision/…, timm/… and hf/…"
             )
-        settings: dict[str, Any] = {"pretrained": True} if pretrained else {"whole": True} if whole else {}
+        settings: dict[str, Any] = {"pretrained": True} if pretrained else {}
         if widths is not None:
             settings["widths"] = widths
         network = self.construct(arch, **settings)

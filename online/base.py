@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helper.errors import UsageError
+from helper.errors import UsageError, require_not_negative, require_positive
 from helper.kl import full_precision, softened_kl
 from helper.recipe import Recipe
 from helper.registry import Registry
@@ -104,10 +104,8 @@ class OnlineMethod(nn.Module):
             raise UsageError(f"--num_branches: {name} needs at least {self.fewest}, got {self.num_branches}")
         if self.peers not in self.structures:
             raise UsageError(f"--peers: {name} works on a shared trunk; choose {'|'.join(self.structures)}")
-        if not 0 < self.kd_T < math.inf:
-            raise UsageError(f"--kd_T: expected a number above 0, got {self.kd_T:g}")
-        if not 0 <= self.alpha < math.inf:
-            raise UsageError(f"--alpha: expected a number of at least 0, got {self.alpha:g}")
+        require_positive(kd_T=self.kd_T)
+        require_not_negative(alpha=self.alpha)
 
     def make_peers(self, build: Callable[..., Network]) -> Peers:
         """The peers; ``build(widths=…)`` constructs one network of the chosen architecture."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helper.errors import UsageError
+from helper.errors import require_not_negative
 from helper.kl import full_precision
 from online.base import (
     OKDDIP_RECIPE,
@@ -75,8 +74,7 @@ class FFL(OnlineMethod):
 
     def require_valid(self) -> None:
         super().require_valid()
-        if not 0 <= self.weight_decay < math.inf:
-            raise UsageError(f"--fusion_weight_decay: expected a number of at least 0, got {self.weight_decay:g}")
+        require_not_negative(fusion_weight_decay=self.weight_decay)
 
     def attach(self, outputs: Outputs) -> None:
         self.fusion = Fusion(outputs.maps[0][-1].shape[1], self.num_branches, outputs.logits.shape[-1])
