@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from helper import checkpoint, distributed
+from helper import distributed
 from helper.batch import When
 from helper.contents import Contents
 from helper.errors import InputError, UsageError
 from helper.evaluation import evaluate, named_scores
-from helper.logger import Logger
 from helper.machine import autocast, uncompiled
 from helper.meters import FirstBad, Means, PerClass
 from helper.optimisation import optimizer_dict, parameter_groups, schedule_of, set_rate
 from helper.outcome import result_of
 from helper.pointwise import subsample_first
-from helper.progress import epoch_line, progress
+from helper.progress import progress
 from helper.recipe import lr_drops, seed_of
+from helper.record import Record
 from helper.resuming import Progress, seed_everything
 from helper.run_folder import RunFolder, provenance
 from helper.stopping import Asked, Looks, ReadersLost, interruptible, losses_said, signals
@@ -83,7 +81,8 @@ class Fit:
         about = {**self.about, "precision": self.precision, "epochs": opt.epochs}
         self.contents = Contents(self.task, self.optimizer, self.progress, opt.ema, about, self.state)
         self.step = Update(self.task, self.optimizer, opt, self.device, self.precision)
-        self.logger: Logger | None = None
+        minutes = opt.checkpoint_minutes
+        self.record = Record(self.run, self.contents, opt.epochs, minutes, self.chosen_on, self.chosen_name)
         self.looks = Looks(LOOK)
         self.per_class: dict[str, Any] = {}  # of the last evaluation
 
@@ -96,11 +95,9 @@ class Fit:
             Stopped: a signal asked for it, or a process is lost.
         """
         signals.hold()
-        if distributed.is_first():
-            self.logger = Logger(self.run.path / "tensorboard", self.progress.epoch + 1)
-        self.saved_at = time.monotonic()
+        advice = f"{self.run.path}: --resume goes on"
         try:
-            with losses_said(f"{self.run.path}: --resume goes on"):
+            with self.record.opened(self.progress.epoch + 1), losses_said(advice):
                 self._before()
                 while self.progress.epoch < self.opt.epochs:
                     self._epoch(self.progress.epoch + 1)
@@ -108,16 +105,12 @@ class Fit:
                     if asked and self.progress.epoch < self.opt.epochs:
                         raise asked
                 result = result_of(self)
-                if distributed.is_first():
-                    self.run.write_json("result.json", result)
+                self.record.result(result)
                 return result
         except (Asked, ReadersLost) as reason:
             raise type(reason)(self._said(reason)) from None
         except InputError as error:
             raise UsageError(self._said(error)) from None
-        finally:
-            if self.logger:
-                self.logger.close()
 
     def _before(self) -> None:
         """What the task learns before the first epoch, of a run that has no checkpoint yet."""
@@ -165,7 +158,9 @@ class Fit:
             "images_per_second": speed,
             "seconds": self.progress.seconds,
         }
-        self._save_epoch(epoch, row)
+        per_class = self.per_class if self.validation is None else {}
+        is_best = self.progress.take(epoch, row[f"{self.chosen_on}_accuracy"], per_class)
+        self.record.epoch(row, is_best)
 
     def _when(self, epoch: int, step: int) -> When:
         return When(epoch, self.opt.epochs, step, len(self.train))
@@ -217,8 +212,7 @@ class Fit:
         """Stop at a loss that is not finite or where a signal asks for it; save where it is time to."""
         self._refuse(bad, epoch)
         asked = self.looks.asked()
-        due = time.monotonic() - self.saved_at > self.opt.checkpoint_minutes * 60
-        if asked or any(distributed.gather(due)):
+        if asked or self.record.due():
             self._save_position(step, means)
         if asked:
             raise asked
@@ -247,27 +241,7 @@ class Fit:
         scores[main]["balanced_accuracy"], self.per_class = per_class.read()
         return named_scores(scores, main)
 
-    def _save_epoch(self, epoch: int, row: dict[str, Any]) -> None:
-        """Record an epoch that is done; the checkpoint last, so that a run that is cut off here repeats the epoch."""
-        per_class = self.per_class if self.validation is None else {}
-        is_best = self.progress.take(epoch, row[f"{self.chosen_on}_accuracy"], per_class)
-        if not distributed.is_first():
-            return
-        assert self.logger is not None
-        self.run.append_metrics(row)  # first: what TensorBoard cannot write, it says at length
-        self.logger.log_row(row)
-        tqdm.write(epoch_line(row, self.opt.epochs, self.chosen_on, self.chosen_name))
-        sys.stdout.flush()
-        if is_best:
-            checkpoint.save(self.contents.best(), self.run.best)
-        self._save(self.progress.seconds)
-
     def _save_position(self, step: int, means: Means, speed: float | None = None) -> None:
         """Save in the middle of an epoch; ``speed`` in images per second, up to now unless given."""
         self.progress.stand(step, means, self.device, self._speed(step) if speed is None else speed)
-        if distributed.is_first():
-            self._save(self.progress.seconds + time.perf_counter() - self.epoch_started)
-
-    def _save(self, seconds: float) -> None:
-        checkpoint.save(self.contents.last(seconds), self.run.last)
-        self.saved_at = time.monotonic()
+        self.record.save(self.progress.seconds + time.perf_counter() - self.epoch_started)

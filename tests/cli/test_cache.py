@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_runs import call, distil, metrics, same, weights, without_times
 from torch import nn
 
-from helper.loop import Fit
+from helper.record import Record
 from scripts import fill_cache
 
 pytestmark = pytest.mark.usefixtures("little_data")
@@ -49,15 +49,15 @@ def test_filling_replaying_and_resuming_are_bitwise_the_same_run(
     filled = distil(tmp_path / "a", f"{words} {cache_of(tmp_path / 'a')}").folder
     replayed = distil(tmp_path / "b", f"{words} {cache_of(tmp_path / 'a')}").folder
 
-    save = Fit._save
+    save = Record.save
 
-    def stop(self: Fit, seconds: float) -> None:
-        if self.progress.epoch == 2:
+    def stop(self: Record, seconds: float) -> None:
+        if self.contents.progress.epoch == 2:
             raise KeyboardInterrupt
         save(self, seconds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fit, "_save", stop)
+        patch.setattr(Record, "save", stop)
         assert distil(tmp_path / "c", f"{words} {cache_of(tmp_path / 'c')}").code != 0
     resumed = distil(tmp_path / "c", f"{words} {cache_of(tmp_path / 'c')} --resume").folder
     for other in (replayed, resumed):

@@ -12,7 +12,7 @@ from tiny_runs import distil, distil_under, metrics, result, teach, teach_each_o
 
 from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
-from helper.loop import Fit
+from helper.record import Record
 from online import online_dict
 
 pytestmark = [
@@ -75,16 +75,16 @@ def test_resuming(tmp_path: Path, teachers: str, ends_on: str, monkeypatch: pyte
     """Also on a machine without a GPU."""
     words = f"{GPU} {teachers} {AEKD} --epochs 3 --precision fp32"
     undisturbed = distil(tmp_path / "a", words).folder
-    save = Fit._save
+    save = Record.save
 
-    def stop(self: Fit, seconds: float) -> None:
-        if self.progress.epoch == 3:
+    def stop(self: Record, seconds: float) -> None:
+        if self.contents.progress.epoch == 3:
             raise KeyboardInterrupt
         save(self, seconds)
 
-    monkeypatch.setattr(Fit, "_save", stop)
+    monkeypatch.setattr(Record, "save", stop)
     assert distil(tmp_path / "b", words).code == 130
-    monkeypatch.setattr(Fit, "_save", save)
+    monkeypatch.setattr(Record, "save", save)
     outcome = distil(tmp_path / "b", f"{words} --resume --device {ends_on}")
     assert "resuming after epoch 2" in outcome.out
     (before, after) = metrics(undisturbed)[-1], metrics(outcome.folder)[-1]

@@ -31,8 +31,8 @@ from distiller_zoo import distill_dict
 from ensemble import ensemble_dict
 from ensemble.qp_solvers import qp_solver_dict
 from helper import checkpoint
-from helper.loop import Fit
 from helper.options import Options
+from helper.record import Record
 
 pytestmark = pytest.mark.usefixtures("little_data")
 
@@ -53,14 +53,14 @@ def dests(parser: Options) -> set[str]:
 
 def interrupt(patch: pytest.MonkeyPatch, epoch: int) -> None:
     """Break off after the epoch's metrics are written, before its checkpoint."""
-    save = Fit._save
+    save = Record.save
 
-    def stop(self: Fit, seconds: float) -> None:
-        if self.progress.epoch == epoch:
+    def stop(self: Record, seconds: float) -> None:
+        if self.contents.progress.epoch == epoch:
             raise KeyboardInterrupt
         save(self, seconds)
 
-    patch.setattr(Fit, "_save", stop)
+    patch.setattr(Record, "save", stop)
 
 
 # ---- what a run leaves behind
@@ -407,7 +407,7 @@ def test_going_on_from_within_the_first_epoch(tmp_path: Path, monkeypatch: pytes
     """Such a run has no best checkpoint yet, nor a line of metrics."""
     monkeypatch.setattr("helper.loop.LOOK", 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Fit, "_save_epoch", interrupted)
+        patch.setattr(Record, "epoch", interrupted)
         teach(tmp_path, "--epochs 1 --checkpoint_minutes 1e-9")
     (cut,) = (tmp_path / "teachers").iterdir()
     assert not (cut / "best.pth").exists()

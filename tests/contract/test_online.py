@@ -22,10 +22,10 @@ from helper import checkpoint
 from helper.batch import Batch, When
 from helper.cost import mac_count, parameter_count
 from helper.errors import UsageError
-from helper.loop import Fit
 from helper.machine import autocast
 from helper.optimisation import parameter_groups
 from helper.recipe import lr_drops
+from helper.record import Record
 from models import StagedModel, model_dict
 from online import OnlineMethod, Outputs, Peers, online_dict
 from online.base import diversity, ramp_up
@@ -380,14 +380,14 @@ def test_averages_go_on_within_an_epoch(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("helper.loop.LOOK", 1)
     arguments = ("--method", "PCL", "--model", "resnet8", "--epochs", "1", "--checkpoint_minutes", "1e-9")
     straight = run(tmp_path / "a", *arguments)
-    save = Fit._save
+    save = Record.save
 
-    def cut(self: Fit, seconds: float) -> None:
+    def cut(self: Record, seconds: float) -> None:
         save(self, seconds)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fit, "_save", cut)
+        patch.setattr(Record, "save", cut)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "b", *arguments)
     (folder,) = (tmp_path / "b" / "online").iterdir()
@@ -611,14 +611,14 @@ def test_resuming_is_bitwise(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     """A run cut off after epoch 1 goes on as if nothing had been; its checkpoint holds everything that is trained."""
     arguments = ("--method", name, "--model", "resnet8", "--epochs", "2")
     straight = run(tmp_path / "a", *arguments)
-    save = Fit._save
+    save = Record.save
 
-    def cut(self: Fit, seconds: float) -> None:
+    def cut(self: Record, seconds: float) -> None:
         save(self, seconds)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fit, "_save", cut)
+        patch.setattr(Record, "save", cut)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "b", *arguments)
     resumed = run(tmp_path / "b", *arguments, "--resume")
