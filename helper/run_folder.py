@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -245,6 +246,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@functools.cache  # of a process: later, files may be others than those that were read
 def _git_revision() -> str | None:
     """The commit of this collection, with ``+`` where files differ from it; None outside a checkout."""
     here = Path(__file__).parent
