@@ -43,6 +43,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dataset", help="only runs on this dataset")
     parser.add_argument(
+        "--against", metavar="METHOD", help="the row that others are compared with, by its name in the table"
+    )
+    parser.add_argument(
         "--readme", action="store_true", help="write the tables in README.md, docs/*.md and results/*.md anew"
     )
     opt = parser.parse_args(words)
@@ -71,17 +74,24 @@ def find_runs(opt: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def write_tables(groups: Sequence[Group], out: Path) -> str:
+def require_row(label: str | None, groups: Sequence[Group]) -> None:
+    """Refuse to compare with what is not there."""
+    labels = [each.label for each in groups]
+    if label is not None and label not in labels:
+        refuse(f"--against: {label!r} is none of the rows: {'; '.join(labels)}")
+
+
+def write_tables(groups: Sequence[Group], out: Path, against: str | None = None) -> str:
     """What is quickly made: the runs and their tables, into ``out``; returns the Markdown."""
     out.mkdir(parents=True, exist_ok=True)
     write_records(tables.runs_of(groups), out)
     tables.write_runs(groups, out / "runs.csv")
-    text = tables.markdown(groups)
+    text = tables.markdown(groups, against)
     (out / "table.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     return text
 
 
-def write_figures(groups: Sequence[Group], out: Path) -> None:
+def write_figures(groups: Sequence[Group], out: Path, against: str | None = None) -> None:
     """The figures, and the page that holds them and the tables."""
     for name, (_, draw) in FIGURES.items():
         path, figure = out / f"{name}.png", draw(groups)
@@ -90,7 +100,7 @@ def write_figures(groups: Sequence[Group], out: Path) -> None:
             figure.savefig(path, dpi=130)
             plt.close(figure)
     commands = {each.label: each.first.command for each in groups}
-    html = page(out.resolve().name, tables.all_tables(groups), tables.notes(groups), commands, out)
+    html = page(out.resolve().name, tables.all_tables(groups, against), tables.notes(groups), commands, out)
     (out / "index.html").write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
@@ -102,8 +112,9 @@ def main(words: Sequence[str] | None = None) -> None:
             path.write_text(filled_in(path.read_text(encoding="utf-8"), ROOT / "results"), encoding="utf-8")
     if opt.out is not None:
         groups = group(find_runs(opt))
-        text = write_tables(groups, opt.out)
-        write_figures(groups, opt.out)
+        require_row(opt.against, groups)
+        text = write_tables(groups, opt.out, opt.against)
+        write_figures(groups, opt.out, opt.against)
         print(f"{text}\nwritten to {opt.out}/: {', '.join(sorted(path.name for path in opt.out.iterdir()))}")
 
 

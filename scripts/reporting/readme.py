@@ -10,7 +10,9 @@ from statistics import mean, stdev
 from scripts.reporting.runs import group, runs_in
 from scripts.reporting.tables import Table, all_tables, spread
 
-MARKS = re.compile(r"(<!-- results/([\w.-]+)(?:: ([\w ]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- results/([\w.-]+)(?:: (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+TO = "Differences to "
 
 
 def texts(root: Path) -> list[Path]:
@@ -22,7 +24,8 @@ def texts(root: Path) -> list[Path]:
 def filled_in(text: str, results: Path) -> str:
     """The text with what lies between ``<!-- results/NAME -->`` and ``<!-- end -->`` made anew.
 
-    ``<!-- results/NAME: TITLE -->`` stands for the table of that title in its ``table.md``.
+    ``<!-- results/NAME: TITLE -->`` stands for the table of that title in its ``table.md``, ``Differences to METHOD``
+    for that of the row that is called so.
 
     Raises:
         LookupError: there is no such table.
@@ -37,7 +40,8 @@ def filled_in(text: str, results: Path) -> str:
 
 def table_of(folder: Path, title: str) -> str:
     """One of the report's tables, from the runs that it has kept."""
-    tables = {table.title: table for table in all_tables(group(runs_in(folder)))}
+    against = title.removeprefix(TO) if title.startswith(TO) else None
+    tables = {table.title: table for table in all_tables(group(runs_in(folder)), against)}
     if title not in tables:
         raise LookupError(f"{folder}: no table {title!r} among {', '.join(tables)}")
     return f"{tables[title].words}\n\n{tables[title].markdown()}\n"

@@ -16,11 +16,12 @@ LEVEL = 0.95
 
 @dataclass
 class Difference:
-    """Mean of paired differences, and half the width of its interval (None for a single pair)."""
+    """Mean of paired differences, half the width of its interval and p of its t-test (None for a single pair)."""
 
     mean: float
     half: float | None
     pairs: int
+    p: float | None = None
 
     def __str__(self) -> str:
         if self.half is None:
@@ -34,6 +35,26 @@ def half_width(values: Sequence[float]) -> float | None:
         return None
     quantile = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
     return float(quantile * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def p_value(values: Sequence[float]) -> float | None:
+    """Of the t-test that the mean is 0, two-sided; None for a single value."""
+    if len(values) < 2:
+        return None
+    deviation = statistics.stdev(values)
+    if deviation == 0:
+        return float(statistics.mean(values) == 0)
+    t = statistics.mean(values) / deviation * math.sqrt(len(values))
+    return float(2 * stats.t.sf(abs(t), len(values) - 1))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p of several tests → p corrected for how many they are (Holm, 1979), in their order."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for done, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, values[index] * (len(values) - done)))
+        corrected[index] = largest
+    return corrected
 
 
 def baseline_name() -> str:
@@ -68,4 +89,4 @@ def paired(each: Group, other: Group, which: str = "last") -> Difference | None:
     """``each`` minus ``other`` in accuracy over the seeds that both have; None where they share none."""
     mine, theirs = ({run.seed: run.accuracy(which) for run in one.runs} for one in (each, other))
     gaps = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
-    return Difference(statistics.mean(gaps), half_width(gaps), len(gaps)) if gaps else None
+    return Difference(statistics.mean(gaps), half_width(gaps), len(gaps), p_value(gaps)) if gaps else None

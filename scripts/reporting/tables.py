@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.reporting.published import OF, published
 from scripts.reporting.runs import Group, Run, family
-from scripts.reporting.statistics import baseline_name, baseline_of, paired
+from scripts.reporting.statistics import Difference, baseline_name, baseline_of, holm, paired
 
 BEYOND = {
     "NLL (nats)": "test_loss",
@@ -93,9 +93,13 @@ def spread(mean: float, std: float | None, digits: int = 2) -> str:
     return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
-def all_tables(groups: Sequence[Group]) -> list[Table]:
-    """Those that have rows."""
-    makers = (accuracy_table, options_table, beyond_table, class_table, weights_table, peer_table, published_table)
+def all_tables(groups: Sequence[Group], against: str | None = None) -> list[Table]:
+    """Those that have rows; ``against``: see :func:`differences_table`."""
+    makers = (
+        accuracy_table,
+        partial(differences_table, against=against),
+        *(options_table, beyond_table, class_table, weights_table, peer_table, published_table),
+    )
     return [table for make in makers if (table := make(groups)).rows]
 
 
@@ -121,6 +125,35 @@ def accuracy_table(groups: Sequence[Group]) -> Table:
             "with Student's 95 % interval where there are two seeds or more."
         )
     return table
+
+
+def differences_table(groups: Sequence[Group], against: str | None = None) -> Table:
+    """Each row against the one that is called so, or against the default weighting, corrected for how many they are."""
+    named = next((each for each in groups if each.label == against), None)
+    told: list[tuple[Group, Difference, Difference]] = []
+    for each in groups:
+        other = named if against else baseline_of(each, groups)
+        if other is None or other is each:
+            continue
+        last, best = (paired(each, other, which) for which in ("last", "best"))
+        if last and best and last.p is not None:
+            told.append((each, last, best))
+    minus = against or f"{baseline_name()} of the same student and teachers"
+    words = (
+        f"Each row minus {minus}, in points of {reported_on(groups)} accuracy over the seeds that both have: mean, "
+        "Student's 95 % interval of that comparison alone, and p of the paired t-test on the last epoch, alone and "
+        f"corrected for the {len(told)} rows of this table (Holm)."
+    )
+    title = f"Differences to {against}" if against else "Differences"
+    table = Table(title, words, ["method", "last epoch", "best epoch", "p", "p (Holm)", "seeds"])
+    for (each, last, best), p in zip(told, holm([last.p or 0.0 for _, last, _ in told]), strict=True):
+        table.rows.append([each.label, str(last), str(best), shown(last.p or 0.0), shown(p), str(last.pairs)])
+    return table
+
+
+def shown(p: float) -> str:
+    """Three decimals, which never say 0."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def reported_on(groups: Sequence[Group]) -> str:
@@ -296,9 +329,9 @@ def machine_lines(runs: Sequence[Run]) -> list[str]:
     return [f"{words}; revision{'s' * (len(each) > 1)} {', '.join(each)}." for words, each in made.items()]
 
 
-def markdown(groups: Sequence[Group]) -> str:
-    """All tables, with the commands below."""
-    first, *others = all_tables(groups)
+def markdown(groups: Sequence[Group], against: str | None = None) -> str:
+    """All tables, with the commands below; ``against``: see :func:`differences_table`."""
+    first, *others = all_tables(groups, against)
     runs = runs_of(groups)
     teachers = "\n\n".join(teacher_lines(runs))
     parts = [first.words, "", first.markdown(), "", *([teachers, ""] if teachers else [])]

@@ -20,7 +20,7 @@ from scripts.reporting.page import page
 from scripts.reporting.published import OF, lines, published
 from scripts.reporting.readme import filled_in, texts
 from scripts.reporting.runs import Group, Run, group, read_run
-from scripts.reporting.statistics import baseline_of, half_width, paired
+from scripts.reporting.statistics import baseline_of, half_width, holm, p_value, paired
 
 PNG = b"\x89PNG"
 
@@ -133,6 +133,47 @@ def test_rows_of_other_options_are_compared(runs: Path) -> None:
     exact, svm = (f"AEKD, kd, qp_solver {solver}" for solver in ("exact", "svm"))
     expected = [str(paired(by_label[svm], by_label[exact], which)) for which in ("last", "best")]
     assert tables.options_table(groups).rows == [[svm, exact, *expected, "2"]]
+
+
+def test_differences_are_corrected_for_their_number(runs: Path, tmp_path: Path) -> None:
+    report.main(
+        ["--folders", *map(str, sorted(runs.glob("*/*"))), "--out", str(tmp_path), "--against", "resnet8 alone"]
+    )
+    groups = group([run for run in map(read_run, sorted(runs.glob("*/*"))) if run])
+    table = tables.differences_table(groups, "resnet8 alone")
+    assert table.title == "Differences to resnet8 alone"
+    assert {row[0] for row in table.rows} == {each.label for each in groups if len(each.runs) > 1} - {"resnet8 alone"}
+    assert table.markdown() in (tmp_path / "table.md").read_text()
+    default = tables.differences_table(groups)
+    assert "AEKD, kd, qp_solver exact" in {row[0] for row in default.rows}
+    (tmp_path / "x").mkdir()
+    (tmp_path / "records.jsonl").rename(tmp_path / "x" / "records.jsonl")
+    marks = "<!-- results/x: Differences to {} -->\n<!-- end -->"
+    assert table.markdown() in filled_in(marks.format("resnet8 alone"), tmp_path)
+    with pytest.raises(LookupError, match="no table 'Differences to nobody'"):
+        filled_in(marks.format("nobody"), tmp_path)
+
+
+def test_p_values_are_scipys() -> None:
+    values = [0.3, 0.5, -0.1, 0.4]
+    assert p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert (p_value([1.0]), p_value([1.0, 1.0]), p_value([0.0, 0.0])) == (None, 0.0, 1.0)
+
+
+def test_holms_correction() -> None:
+    """By hand: 3 · 0.01, then 2 · 0.03 and 0.04, which may not be smaller than what comes before it."""
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_row_to_compare_with_has_to_be_there(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as end:
+        report.main(["--save_dir", str(runs), "--out", str(out), "--against", "nobody"])
+    assert end.value.code == 2
+    assert "report: error: --against: 'nobody' is none of the rows: " in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_weights_of_the_teachers_are_told(runs: Path) -> None:
@@ -290,7 +331,7 @@ def test_page_holds_everything(runs: Path, tmp_path: Path) -> None:
     assert len(images) == len(figures.FIGURES) == len(list(tmp_path.glob("*.png")))
     assert all(str(each["src"]).startswith("data:image/png;base64,") for each in images)
     assert all(each["alt"] for each in images)
-    assert structure.count("table") == (tmp_path / "table.md").read_text().count("\n|---|") == 6
+    assert structure.count("table") == (tmp_path / "table.md").read_text().count("\n|---|") == 7
     assert "python train_student.py" in text
     assert not re.search(r"(src|href)=.(?!data:)", text), "nothing outside the file"
 
