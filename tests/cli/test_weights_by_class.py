@@ -1,0 +1,67 @@
+"""``python -m scripts.weights``: whom finished students listen to."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_runs import few_digits, metrics
+
+from helper.errors import UsageError
+from scripts import weights
+
+CLASSES = 10
+
+
+@pytest.fixture(autouse=True)
+def _few() -> Iterator[None]:
+    with few_digits():
+        yield
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "classes.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_weights_of_each_class(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    students = sorted((runs / "students").glob("*trial=*"))
+    before = {path: path.read_bytes() for folder in students for path in folder.iterdir() if path.is_file()}
+    weights.main([*map(str, students), "--out", str(tmp_path / "out")])
+    assert before == {path: path.read_bytes() for folder in students for path in folder.iterdir() if path.is_file()}
+    assert (tmp_path / "out" / "classes.png").read_bytes().startswith(b"\x89PNG")
+    found = rows(tmp_path / "out")
+    assert len(found) == (4 + 1) * CLASSES, "CAMKD weighs on two levels"
+    told = capsys.readouterr().out
+    by_row: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in found:
+        by_row.setdefault((row["method"], row["losses"]), []).append(row)
+    for (label, level), each in by_row.items():
+        assert f"{label}, {level}, teacher 1: " in told
+        sums = [float(row["weight_0"]) + float(row["weight_1"]) for row in each]
+        expected = 0.5 if label.startswith("CAMKD") else 1  # as released, 1/K
+        assert sums == pytest.approx([expected] * CLASSES, abs=1e-4)
+    assert {row["weight_0"] for row in by_row["AVERAGE_LOSS, kd", "logit"]} == {"0.50000"}
+    assert len({row["weight_0"] for row in by_row["CAMKD, inter, b 50", "logit"]}) > 1
+
+
+def test_weights_are_about_those_of_the_last_epoch(runs: Path, tmp_path: Path) -> None:
+    (folder,) = (runs / "students").glob("*CAMKD*")
+    weights.main([str(folder), "--out", str(tmp_path)])
+    last = metrics(folder)[-1]
+    for level, name in (("logit", "train_weight_0"), ("feature", "train_feature_weight_0")):
+        each = [row for row in rows(tmp_path) if row["losses"] == level]
+        mean = sum(float(row["weight_0"]) * int(row["images"]) for row in each) / sum(
+            int(row["images"]) for row in each
+        )
+        assert mean == pytest.approx(last[name], rel=0.2)
+
+
+@pytest.mark.parametrize("which", ["teachers/*trial=0", "students/unfinished"])
+def test_what_has_no_weights_is_refused(which: str, runs: Path, tmp_path: Path) -> None:
+    (folder,) = runs.glob(which)
+    with pytest.raises(UsageError, match="is no finished student of several teachers"):
+        weights.main([str(folder), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
