@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, Pair, distill_dict
@@ -47,5 +48,12 @@ class CC(Distiller):
         gap = (full_precision(prepared) - full_precision(self.embed_teacher(teacher.vector))).abs()
         gap = distributed.gathered(gap, gradient=True)  # [N, feat_dim]
         pairs = (gap[1:] * gap[:-1]).sum(1)
-        shares = (F.pad(pairs, (0, 1)) + F.pad(pairs, (1, 0))) * (len(gap) / (2 * max(1, len(pairs))))
-        return distributed.own(shares)
+        return distributed.own(halves(len(gap), pairs.dtype, pairs.device) @ pairs)
+
+
+@functools.cache
+def halves(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[N, N − 1]``: what each sample has of each pair of neighbours, so that the means of both are the same."""
+    between = torch.zeros(count, count - 1, dtype=dtype, device=device)
+    between.fill_diagonal_(1)[1:].fill_diagonal_(1)
+    return between * (count / max(1, 2 * (count - 1)))
