@@ -62,7 +62,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """In ``root``, as if this were no test."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    environment = {**outside, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(root)}
+    environment = {**outside, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     return subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True)
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import train_teacher
-from helper import checkpoint, loop
+from helper import checkpoint, distributed, loop
 from helper.batch import Batch, When
 from helper.errors import InputError, UsageError
 from helper.loop import Fit
@@ -157,6 +157,19 @@ def test_time_passes_and_the_middle_of_an_epoch_is_saved(tmp_path: Path, monkeyp
     assert saved == [1, 3, 5, 2, 4], "the first step shows how long one takes"
     fit_of(tmp_path / "b", Linear())()
     assert len(saved) == 5
+
+
+def test_processes_that_write_nothing_count_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would ask for a checkpoint at every look, once the first interval has passed."""
+    record = fit_of(tmp_path, Linear(), "--checkpoint_minutes", "10").record
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    with record.opened(1):
+        record.saved_at -= 3600
+        assert record.due()
+        record.save(seconds=1.0)
+        assert not record.due()
+    assert not (tmp_path / "last.pth").exists()
+    assert not (tmp_path / "tensorboard").exists()
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
