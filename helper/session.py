@@ -23,6 +23,7 @@ from helper.machine import (
     autocast,
     compile_in_place,
     device_of,
+    keep_memory,
     precision_of,
     require_compiler,
     require_right_code,
@@ -69,6 +70,7 @@ class Session:
     ) -> None:
         require_sound_recipe(opt)
         self.device = device_of(opt)
+        keep_memory(self.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         distributed.start(self.device)
