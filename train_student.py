@@ -283,9 +283,7 @@ class Distillation(Task):
         """A batch → ``loss`` and its parts, each a batch mean."""
         r, *shares = self.loss_weights(when.epoch)
         terms = [(term, share) for term, share in zip(self.terms, shares, strict=True) if self.counts(term, share)]
-        of_student, of_teachers = self.reads([term for term, _ in terms])
-        teachers, teacher_logits = self.teachers.observe(batch.images, of_teachers, batch.views)
-        student = observe(self.student, batch.images, of_student)
+        student, teachers, teacher_logits = self.observed([term for term, _ in terms], batch)
 
         logits = full_precision(student.logits)
         cross_entropy = label_loss(logits, batch, smoothing=self.opt.label_smoothing)
@@ -303,6 +301,12 @@ class Distillation(Task):
             own = r * label_loss(logits.detach(), batch, "none", self.opt.label_smoothing)
             self.sample_losses.append(sum((share * each() for share, each in parts), own))
         return {"loss": loss, **scalars}
+
+    def observed(self, terms: Sequence[Term], batch: Batch) -> tuple[Observed, list[Observed], torch.Tensor]:
+        """What the terms read of the student and of each teacher, and all teachers' logits ``[K, B, C]``."""
+        of_student, of_teachers = self.reads(terms)
+        teachers, logits = self.teachers.observe(batch.images, of_teachers, batch.views)
+        return observe(self.student, batch.images, of_student), teachers, logits
 
     @staticmethod
     def reads(terms: Sequence[Term]) -> tuple[Reads, list[Reads]]:
@@ -603,6 +607,12 @@ def require_sound_objective(opt: argparse.Namespace, method: EnsembleMethod, tea
         raise UsageError("-r, -a, -b: all are 0, so that there is no loss")
 
 
+def weightings(parser: Options, opt: argparse.Namespace) -> list[EnsembleMethod]:
+    """An instance of the chosen ensemble method for each loss."""
+    settings = parser.hyperparameters(opt, "ensemble_method")
+    return [ensemble_dict[opt.ensemble_method](**settings) for _ in chosen_losses(opt, parser.get_default("distill"))]
+
+
 def distillation(
     parser: Options,
     opt: argparse.Namespace,
@@ -703,7 +713,7 @@ def main(arguments: Sequence[str]) -> None:
     opt.teachers = [str(file) for file in files]  # on record, whatever setting.py says later
     settings = parser.hyperparameters(opt, "ensemble_method")
     losses = chosen_losses(opt, parser.get_default("distill"))
-    methods = [ensemble_dict[opt.ensemble_method](**settings) for _ in losses]
+    methods = weightings(parser, opt)
     require_sound_objective(opt, methods[0], len(files))
     run = session.run_folder("students", run_name(parser, opt, files, session.dataset))
     if run is None:

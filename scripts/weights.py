@@ -19,14 +19,13 @@ from matplotlib.figure import Figure
 
 import train_student
 from dataset import get_loaders, info_of
-from ensemble import ensemble_dict, weigh
+from ensemble import weigh
 from helper import checkpoint
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.machine import autocast
 from helper.options import Parser
 from helper.script import run_script
-from helper.seen import observe
 from helper.session import Session
 from helper.teachers.files import chosen_teachers
 from helper.teachers.loading import load_teachers
@@ -74,9 +73,7 @@ def trained(words: Sequence[str], folder: Path) -> tuple[Distillation, Session]:
     opt = parser.parse(["--config", str(folder / "parameters.json"), *words])
     session = Session(opt, model_dict, get_loaders, info_of)
     files = chosen_teachers([], opt.teachers, None, opt.dataset, model_dict)
-    settings = parser.hyperparameters(opt, "ensemble_method")
-    losses = train_student.chosen_losses(opt, parser.get_default("distill"))
-    methods = [ensemble_dict[opt.ensemble_method](**settings) for _ in losses]
+    methods = train_student.weightings(parser, opt)
     student = session.build(opt.model_s)
     teachers, _ = load_teachers(files, session.construct, session.around, session.precision)
     task = train_student.distillation(parser, opt, session, student, teachers, methods)
@@ -91,9 +88,7 @@ def weights_of(task: Distillation, batch: Batch, when: When) -> Iterator[tuple[s
     """What losses on a batch are weighted with: the name of the level and ``[K]`` or ``[K, B]``."""
     shares = task.loss_weights(when.epoch)[1:]
     terms = [term for term, share in zip(task.terms, shares, strict=True) if task.counts(term, share)]
-    of_student, of_teachers = task.reads(terms)
-    teachers, logits = task.teachers.observe(batch.images, of_teachers, batch.views)
-    student = observe(task.student, batch.images, of_student)
+    student, teachers, logits = task.observed(terms, batch)
     for term in terms:
         told, _ = term.describe(student, list(teachers), logits, batch, when)
         yield term.name, weigh(term.method, told, term.kd_scale).detach()
