@@ -2,7 +2,7 @@
 
 The first --teacher_num of the list are used. What is listed below is what these commands write:
     python train_teacher.py --model resnet32x4 --dataset cifar100 --trial 0    (likewise 1 and 2)
-    sh scripts/quickstart.sh                                                   (digits)
+    sh scripts/quickstart.sh                                       (digits, --image_size 16)
 Teachers may be of different architectures; `python train_student.py --teachers PATH[:ARCH] …` overrides the list.
 One with a mean, std, size or channels of its own, or that knows some of the classes, see docs/teachers.md:
     from helper.teachers.record import Teacher
@@ -27,8 +27,8 @@ TEACHERS: dict[str, list[tuple[str, str | None]]] = {
         ("resnet32x4", "save/teachers/resnet32x4-tinyimagenet-trial=2/last.pth"),
     ],
     "digits": [
-        ("resnet14", "save/teachers/resnet14-digits-epochs=8-trial=0/last.pth"),
-        ("resnet14", "save/teachers/resnet14-digits-epochs=8-trial=1/last.pth"),
-        ("resnet14", "save/teachers/resnet14-digits-epochs=8-trial=2/last.pth"),
+        ("resnet14", "save/teachers/resnet14-digits@76f69b-image_size=16-epochs=8-trial=0/last.pth"),
+        ("resnet14", "save/teachers/resnet14-digits@76f69b-image_size=16-epochs=8-trial=1/last.pth"),
+        ("resnet14", "save/teachers/resnet14-digits@76f69b-image_size=16-epochs=8-trial=2/last.pth"),
     ],
 }

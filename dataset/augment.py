@@ -46,7 +46,7 @@ def described(dataset: Dataset) -> DatasetInfo:
         UsageError: it cannot be.
     """
     info, wanted, from_files = dataset.info, dataset.wanted, isinstance(dataset, FileDataset)
-    if wanted.image_size and not from_files:
+    if wanted.image_size and not from_files and not getattr(dataset, "scales", False):
         raise UsageError(
             f"--image_size: --dataset {info.name} is no set of image files; its images are of {info.image_size} pixels"
         )

@@ -16,11 +16,11 @@ OUT = Path("results/quickstart")
 
 # A fixed choice, however many methods there are, and whatever setting.py says; at its end FitNet-MKD and CA-MKD itself.
 OFFLINE = """
-DATASET=digits TEACHER=resnet14,epochs=8 TEACHER_NUM=3 STUDENTS=resnet8 EPOCHS=6
+DATASET=digits TEACHER=resnet14,epochs=8 TEACHER_NUM=3 STUDENTS=resnet8 EPOCHS=4 EXTRA="--image_size 16"
 METHODS="kd:AVERAGE_LOSS kd:EBKD kd:CAMKD kd:AEKD hint:AVERAGE_LOSS:100 inter:CAMKD:50"
 """
 ONLINE = """
-DATASET=digits STUDENTS= EPOCHS=6 EXTRA="--batch_size 64"
+DATASET=digits STUDENTS= EPOCHS=4 EXTRA="--image_size 16 --batch_size 64"
 ONLINE="alone:resnet8 IND:resnet8 CLILR:resnet8 DML:resnet8 ONE:resnet8 OKDDip:resnet8 BOC:resnet8"
 """
 

@@ -130,16 +130,17 @@ def test_quick_starts_runs_keep_their_folders(monkeypatch: pytest.MonkeyPatch) -
         MAINS[job.words[0]](job.words[1:])
     pairs = ("kd-AVERAGE_LOSS", "kd-EBKD", "kd-CAMKD", "kd-AEKD", "hint-AVERAGE_LOSS", "inter-CAMKD")
     strengths = (0, 0, 0, 0, 100, 50)
+    digits, size = "digits@76f69b", "image_size=16"
     assert names == [
-        *(f"teachers/resnet14-digits-epochs=8-trial={trial}" for trial in range(3)),
-        "teachers/resnet8-digits-epochs=6-nesterov-trial=0",
+        *(f"teachers/resnet14-{digits}-{size}-epochs=8-trial={trial}" for trial in range(3)),
+        f"teachers/resnet8-{digits}-{size}-epochs=4-nesterov-trial=0",
         *(
-            f"students/resnet8-digits-{pair}-3xresnet14-r=1-a=1-b={b}-epochs=6-nesterov-trial=0"
+            f"students/resnet8-{digits}-{pair}-3xresnet14-r=1-a=1-b={b}-{size}-epochs=4-nesterov-trial=0"
             for pair, b in zip(pairs, strengths, strict=True)
         ),
-        "teachers/resnet8-digits-epochs=6-learning_rate=0.1-lr_decay_epochs=3,4-nesterov-trial=0",
+        f"teachers/resnet8-{digits}-{size}-epochs=4-learning_rate=0.1-lr_decay_epochs=2,3-nesterov-trial=0",
         *(
-            f"online/{method}-resnet8-digits-batch_size=64-epochs=6-trial=0"
+            f"online/{method}-resnet8-{digits}-batch_size=64-{size}-epochs=4-trial=0"
             for method in ("IND", "CLILR", "DML", "ONE", "OKDDip", "BOC")
         ),
     ]

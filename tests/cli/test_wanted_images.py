@@ -100,7 +100,7 @@ def assert_goes_on(
         ("--test_split 0.2", ("--test_split", "parts already")),
         ("--mixup -1", ("--mixup", "at least 0")),
         ("--cutmix x", ("--cutmix", "'x'")),
-        ("--dataset digits --image_size 16", ("--image_size", "digits", "32 pixels")),
+        ("--dataset cifar10 --image_size 16", ("--image_size", "cifar10", "32 pixels")),
     ],
 )
 def test_bad_values(tree: Path, tmp_path: Path, words: str, expected: tuple[str, ...]) -> None:

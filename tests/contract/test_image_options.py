@@ -129,8 +129,25 @@ def test_other_images_of_the_same_files_have_another_identity(tree: Path) -> Non
 
 
 def test_images_in_memory_keep_their_size() -> None:
-    with pytest.raises(UsageError, match=r"--image_size: --dataset digits is no set of image files.*32 pixels"):
-        info_of("digits", images=ImageOptions(image_size=16))
+    with pytest.raises(UsageError, match=r"--image_size: --dataset cifar10 is no set of image files.*32 pixels"):
+        info_of("cifar10", images=ImageOptions(image_size=16))
+
+
+def test_digits_come_in_any_size() -> None:
+    """Their pixels are squares of 4 at 32×32, of 2 at 16×16 and one at 8×8; what is cropped and named goes with it."""
+    sizes = {size: get_loaders("digits", images=ImageOptions(image_size=size)) for size in (8, 16, 32)}
+    plain = get_loaders("digits")
+    assert torch.equal(all_of(sizes[32].test), all_of(plain.test))
+    for size, loaders in sizes.items():
+        assert next(iter(loaders.train)).images.shape[1:] == (3, size, size)
+        assert (loaders.info.image_size, loaders.info.padding, loaders.info.flip) == (size, size // 8, False)
+        assert torch.equal(loaders.train.labels, plain.train.labels)
+        assert abs(all_of(loaders.test).mean() - all_of(plain.test).mean()) < 0.05
+    identities = {loaders.info.identity for loaders in sizes.values()}
+    assert len(identities) == 3
+    assert plain.info.identity == "" not in identities
+
+
 
 
 # augmentation
