@@ -25,7 +25,7 @@ from dataset.checking import damaged_among, listed
 from dataset.decoded import Decoder, PictureTrainLoader
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader, ViewsLoader
 from dataset.mix import MixedLoader
-from dataset.order import ALONE, Shard, hold_out
+from dataset.order import ALONE, Shard, hold_out, mislabelled, of_specialist
 from dataset.pictures import grey_pixels
 from dataset.stream import StreamLoader
 from dataset.views import view_space
@@ -221,7 +221,7 @@ def memory_loaders(
         train, test = (replace(part, images=grey_pixels(part.images)) for part in (train, test))
     train = replace(train, whole=None)  # its views are numbered from 0, wherever it was cut from
     space = view_space(train, info) if distortion(info) is None else None
-    train, held_out = divide(train, validation, seed, batch_size)
+    train, held_out = divide(train, validation, seed, batch_size, info, dataset.wanted)
     loader = MemoryTrainLoader(train, info, batch_size, device, seed, space, shard, dataset.wanted.balanced)
     return Loaders(
         info=info,
@@ -255,7 +255,7 @@ def file_loaders(
         )
 
     def divided(part: Part) -> tuple[Part, Part | None]:
-        return divide(part, validation, seed, batch_size)
+        return divide(part, validation, seed, batch_size, info, dataset.wanted)
 
     kept, held_out = divided(parts.train)
     chosen_on, chosen_name = (held_out, "validation") if parts.validation is None else (parts.validation, "val")
@@ -321,8 +321,13 @@ def part_of(part: Part, shard: Shard) -> Part:
     return part.subset(torch.arange(count * rank // size, count * (rank + 1) // size)) if size > 1 else part
 
 
-def divide(train: Part, validation: float, seed: int, batch_size: int) -> tuple[Part, Part | None]:
-    """The part to train on and the held-out part, None for ``validation`` 0; UsageError when one is too small."""
+def divide(
+    train: Part, validation: float, seed: int, batch_size: int, info: DatasetInfo, wanted: ImageOptions
+) -> tuple[Part, Part | None]:
+    """The part to train on, of the images and labels that are ``wanted``, and the held-out part as it is.
+
+    The latter is None for ``validation`` 0. UsageError when one of them is too small.
+    """
     total = len(train.labels)
     held_out = None
     if validation > 0:
@@ -331,6 +336,11 @@ def divide(train: Part, validation: float, seed: int, batch_size: int) -> tuple[
             part = "held-out" if len(kept_indices) else "training"
             raise UsageError(f"--validation: {validation} of {total} training images leaves the {part} part empty")
         train, held_out = train.subset(kept_indices), train.subset(held_indices)
+    if wanted.specialist:
+        places = of_specialist(train.labels, wanted.specialist, wanted.specialist_others, info.num_classes, seed)
+        train = train.subset(places)
+    if wanted.wrong_labels:
+        train = replace(train, labels=mislabelled(train.labels, wanted.wrong_labels, info.num_classes, seed))
     if batch_size > len(train.labels):
         raise UsageError(f"--batch_size: {batch_size} is larger than the training set of {len(train.labels)} images")
     return train, held_out

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from helper.errors import UsageError
+
 Shard: TypeAlias = "tuple[int, int]"
 """A process's number, and how many there are."""
 
@@ -30,6 +32,8 @@ class Purpose(IntEnum):
     SPLIT = 4
     MIX = 5
     AGAIN = 6
+    LABELS = 7
+    SPECIALIST = 8
 
 
 def derive_seed(*key: int) -> int:
@@ -71,6 +75,36 @@ def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
         rounds = range(-(-share // len(members)))
         drawn += [torch.cat([members[torch.randperm(len(members), generator=source)] for _ in rounds])[:share]]
     return torch.cat(drawn)[torch.randperm(total, generator=source)]
+
+
+def mislabelled(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
+    """The labels, int64 [N], of which a share is another class's: of N·share images, drawn once, any other alike."""
+    source = generator(seed, Purpose.LABELS)
+    chosen = torch.randperm(len(labels), generator=source)[: round(share * len(labels))]
+    shifts = torch.randint(1, num_classes, (len(chosen),), generator=source)
+    return labels.index_put((chosen,), (labels[chosen] + shifts) % num_classes)
+
+
+def of_specialist(labels: Tensor, which: str, others: float, num_classes: int, seed: int) -> Tensor:
+    """Where a specialist's images stand among labels, int64 [N]: ascending int64.
+
+    Those of the k-th of n parts of the classes, for ``which`` ``kofn``; the parts are as equal as they can be and
+    follow the classes' order. Of each other class the share ``others``, rounded.
+
+    Raises:
+        UsageError: there are fewer classes than parts.
+    """
+    part, parts = map(int, which.split("of"))
+    if parts > num_classes:
+        raise UsageError(f"--specialist: {which} makes more parts than there are classes, {num_classes}")
+    source = generator(seed, Purpose.SPECIALIST)
+    known = torch.arange(num_classes) * parts // num_classes == part - 1
+    kept = []
+    for label, own in enumerate(known.tolist()):
+        members = (labels == label).nonzero().flatten()
+        drawn = members[torch.randperm(len(members), generator=source)]
+        kept.append(drawn if own else drawn[: round(others * len(drawn))])
+    return torch.cat(kept).sort().values
 
 
 def epoch_draws(labels: Tensor, seed: int, epoch: int, balanced: bool) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,9 @@ class ImageOptions:
     ``augment``: one of ``AUGMENTATIONS``; None for the dataset's own. ``in_memory``: whether image files are decoded
     once and kept, where that takes no more than ``memory_gb``. ``train_split``, ``test_split``: shares of a tree that
     comes in one part. ``balanced``: whether all classes are trained on equally often. ``mixup``,
-    ``cutmix``: parameters of how much of another image training images have; 0 for nothing.
+    ``cutmix``: parameters of how much of another image training images have; 0 for nothing. ``wrong_labels``: share of
+    the training images that have another class's label. ``specialist``: ``1of3`` trains on the classes of the first
+    third, and on the share ``specialist_others`` of the other images.
     """
 
     image_size: int | None = None
@@ -36,6 +38,9 @@ class ImageOptions:
     balanced: bool = False
     mixup: float = 0.0
     cutmix: float = 0.0
+    wrong_labels: float = 0.0
+    specialist: str | None = None
+    specialist_others: float = 0.1
 
     @classmethod
     def of(cls, opt: argparse.Namespace) -> ImageOptions:
@@ -59,6 +64,14 @@ def share(text: str) -> float:
     if not fraction(text):
         raise argparse.ArgumentTypeError(f"expected a number above 0 and below 1, got {text!r}")
     return fraction(text)
+
+
+def specialist(text: str) -> str:
+    """``1of3``: a part of the classes, and how many there are."""
+    found = re.fullmatch(r"([1-9]\d*)of([1-9]\d*)", text)
+    if not found or not int(found[1]) <= int(found[2]) > 1:
+        raise argparse.ArgumentTypeError(f"expected KofN, as 1of3, with K from 1 to N, got {text!r}")
+    return text
 
 
 def add_images(options: Options) -> None:
@@ -124,6 +137,25 @@ def add_images(options: Options) -> None:
             metavar="A",
             help=f"{what}, on the training device; the shares are from Beta(A, A), 0 for none; the labels mix likewise",
         )
+    add(
+        "--wrong_labels",
+        type=fraction,
+        default=0.0,
+        help="share of the training images that get another class's label, the same in all epochs: a bad teacher",
+    )
+    add(
+        "--specialist",
+        type=specialist,
+        default=None,
+        metavar="KofN",
+        help="1of3 trains on the images of the first third of the classes, and few others: a teacher that knows a part",
+    )
+    add(
+        "--specialist_others",
+        type=fraction,
+        default=PLAIN.specialist_others,
+        help="share of the images of the other classes that it is shown",
+    )
     add("--memory_gb", type=positive_float, default=PLAIN.memory_gb, named=False, help="of decoded images, at most")
 
 
@@ -143,5 +175,7 @@ def require_sound_images(opt: argparse.Namespace) -> None:
         raise UsageError(
             f"--train_split and --test_split: {opt.train_split:g} and {opt.test_split:g} are more than all"
         )
+    if opt.specialist is None and opt.specialist_others != PLAIN.specialist_others:
+        raise UsageError("--specialist_others: is of the images that a --specialist does not know; give that too")
     if opt.std and min(opt.std) == 0:
         raise UsageError("--std: 0 divides the pixel values; choose numbers above 0")

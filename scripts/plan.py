@@ -97,10 +97,14 @@ def jobs_of(values: Mapping[str, str], store: str | None) -> list[Job]:
 
 
 def teacher_jobs(values: Mapping[str, str]) -> Iterator[Job]:
-    """TEACHER_NUM teachers, with the seeds 0, 1, …; ``resnet14,epochs=10`` gives them options of their own."""
+    """TEACHER_NUM teachers, with the seeds 0, 1, …; ``resnet14,epochs=10`` gives them options of their own.
+
+    Of several words each is one teacher, and TEACHER_NUM is not asked.
+    """
     count = number("TEACHER_NUM", values["TEACHER_NUM"])
-    model, *others = values["TEACHER"].split(",")
-    for trial in range(count):
+    entries = values["TEACHER"].split()
+    for trial, entry in enumerate(entries if len(entries) > 1 else entries * count):
+        model, *others = entry.split(",")
         words = f"--model {model} --dataset {values['DATASET']} {typed(others)}"
         yield job("train_teacher.py", words, values, str(trial), reported=False)
 

@@ -8,7 +8,8 @@
 #   STUDENTS= ONLINE="alone:resnet32 OKDDip:resnet32 BOC:resnet20,num_students=3" sh scripts/run.sh
 #   sh scripts/presets/ca_mkd.sh                                       the rows of a paper; EPOCHS=10 shortens them
 #
-#   DATASET    cifar100                          TEACHER    resnet32x4[,option=value…], of which TEACHER_NUM, 3
+#   DATASET    cifar100                          TEACHER    resnet32x4[,option=value…], of which TEACHER_NUM, 3;
+#                                                           or several words, of each one: "resnet8 resnet20"
 #   STUDENTS   resnet8x4[,option=value…] …       METHODS    LOSS:WEIGHTING[:b][,option=value…] …, CA-MKD's table
 #   ONLINE     METHOD:MODEL[,option=value…] …    SEEDS      0
 #   EPOCHS     each recipe's own, 240 to 400     EXTRA      options for every run

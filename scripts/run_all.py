@@ -96,8 +96,8 @@ def out_of(environment: dict[str, str], values: dict[str, str]) -> str:
     if environment.get("OUT"):
         return environment["OUT"]
     students = [entry.partition(",")[0] for entry in values["STUDENTS"].split()]
-    teacher = values["TEACHER"].partition(",")[0]
-    name = "-".join([values["DATASET"], *([teacher, *students] if students else ["online"])])
+    teachers = [entry.partition(",")[0] for entry in values["TEACHER"].split()]
+    name = "-".join([values["DATASET"], *([*teachers, *students] if students else ["online"])])
     return f"results/{name.replace('/', '.')}"
 
 

@@ -47,16 +47,19 @@ def rows_of(preset: Path, tmp_path: Path) -> list[str]:
     stub.parent.mkdir(exist_ok=True)
     stub.write_text(
         f"#!{sys.executable}\nimport json, os, sys\n"
-        "json.dump([sys.argv[1:], dict(os.environ)], open(os.environ['SAID'], 'w'))\n"
+        "print(json.dumps([sys.argv[1:], dict(os.environ)]), file=open(os.environ['SAID'], 'a'))\n"
     )
     stub.chmod(0o755)
     (tmp_path / ".installed-requirements.txt").write_text(checksum())
     environment = {"PATH": os.environ["PATH"], "VIRTUAL_ENV": str(tmp_path), "SAID": str(tmp_path / "said.json")}
     subprocess.run(["sh", str(preset)], env=environment, check=True, capture_output=True)
-    words, given = json.loads((tmp_path / "said.json").read_text())
-    (index,) = [i for i, word in enumerate(words) if word == "scripts.run_all"]
-    common = [f"{name}={shlex.quote(given[name])}" for name in DEFAULTS if name in given]
-    return [" ".join([*common, row]) for row in words[index + 1 :]]
+    rows = []
+    for line in (tmp_path / "said.json").read_text().splitlines():
+        words, given = json.loads(line)
+        if "scripts.run_all" in words:
+            common = [f"{name}={shlex.quote(given[name])}" for name in DEFAULTS if name in given]
+            rows += [" ".join([*common, row]) for row in words[words.index("scripts.run_all") + 1 :]]
+    return rows
 
 
 def checksum() -> str:
@@ -302,6 +305,23 @@ def test_the_zoo_is_every_loss_under_every_weighting(tmp_path: Path) -> None:
     assert set(found) == {*product([1], losses, ["AVERAGE_LOSS"]), *product([3], losses, weightings)}
 
 
+def test_when_weighting_matters_is_asked_of_four_sets_at_equal_strength(tmp_path: Path) -> None:
+    students = jobs_of_preset("when", tmp_path)["train_student.py"]
+    under_three = [(opt, job) for opt, job in students if len(job.teachers) == 3]
+    sets = {job.teachers for _, job in under_three}
+    told = {tuple((opt.model, opt.wrong_labels, opt.specialist) for opt in map(options_of, each)) for each in sets}
+    assert told == {
+        (("resnet20", 0, None),) * 3,
+        (("wrn_40_2", 0, None), ("resnet20", 0, None), ("resnet8", 0, None)),
+        (("resnet20", 0, None), ("resnet20", 0, None), ("resnet20", 0.4, None)),
+        tuple(("resnet20", 0, f"{k}of3") for k in (1, 2, 3)),
+    }
+    assert len(under_three) == len(sets) * 10 * 3
+    assert {(opt.distill, opt.kd_scale, opt.epochs) for opt, _ in under_three} == {("kd", "unit", 30)}
+    alone = {job.teachers[0] for _, job in students if len(job.teachers) == 1}
+    assert alone == {each[0] for each in sets}
+
+
 @pytest.mark.parametrize("preset", ["repdistiller", "zoo"])
 def test_every_pair_of_a_preset_takes_its_losses(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and losses without memory: nothing of them is computed, and each network is asked once."""
@@ -352,8 +372,8 @@ def test_every_line_of_a_preset_reaches_its_run_folder(
     monkeypatch.setattr("online.base.OnlineMethod.make_peers", lambda *_: Small())
     monkeypatch.setattr("online.boc.BOC.make_peers", lambda *_: Small())
     for job in jobs:
-        archs = [architecture(teacher) for teacher in job.teachers]
-        script, *words = job.command([f"{arch}-{k}.pth:{arch}" for k, arch in enumerate(archs)])
+        files = [f"{list(jobs).index(teacher)}.pth:{architecture(teacher)}" for teacher in job.teachers]
+        script, *words = job.command(files)
         with pytest.raises(Reached):
             MAINS[script](words)
     assert len(names) == len(jobs), "no two runs share a folder"

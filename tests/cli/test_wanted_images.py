@@ -100,6 +100,11 @@ def assert_goes_on(
         ("--test_split 0.2", ("--test_split", "parts already")),
         ("--mixup -1", ("--mixup", "at least 0")),
         ("--cutmix x", ("--cutmix", "'x'")),
+        ("--wrong_labels 1", ("--wrong_labels", "below 1")),
+        ("--specialist 4of3", ("--specialist", "KofN", "'4of3'")),
+        ("--specialist 1of1", ("--specialist", "KofN", "'1of1'")),
+        ("--specialist 1of3", ("--specialist", "1of3", "classes, 2")),
+        ("--specialist_others 0.5", ("--specialist_others", "--specialist")),
         ("--dataset cifar10 --image_size 16", ("--image_size", "cifar10", "32 pixels")),
     ],
 )

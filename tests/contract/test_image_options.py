@@ -23,7 +23,7 @@ from dataset.decoded import PictureTrainLoader
 from dataset.digits import Digits
 from dataset.memory import MemoryTrainLoader
 from dataset.mix import MixedLoader
-from dataset.order import balanced_order, epoch_crops, epoch_order, split_for_good
+from dataset.order import balanced_order, epoch_crops, epoch_order, mislabelled, of_specialist, split_for_good
 from dataset.pictures import grey_picture, grey_pixels
 from dataset.stream import StreamLoader
 from helper.batch import Batch
@@ -148,6 +148,65 @@ def test_digits_come_in_any_size() -> None:
     assert plain.info.identity == "" not in identities
 
 
+# labels, and classes that are left out
+
+
+def test_a_share_of_the_training_labels_is_another_classs() -> None:
+    labels = torch.arange(100).repeat(20)
+    wrong = mislabelled(labels, 0.4, 100, seed=3)
+    changed = (wrong != labels).nonzero().flatten()
+    assert len(changed) == 800
+    assert len(wrong[changed].unique()) > 95, "any other class"
+    assert len(labels[changed].unique()) > 95, "of any class"
+    assert torch.equal(mislabelled(labels, 0.4, 100, seed=3), wrong)
+    assert not torch.equal(mislabelled(labels, 0.4, 100, seed=4), wrong)
+
+
+def test_a_specialist_sees_its_part_of_the_classes_and_few_others() -> None:
+    labels = torch.randint(10, (2000,), generator=torch.Generator().manual_seed(0))
+    every = labels.bincount(minlength=10)
+    parts = [(0, 1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    for part, known in enumerate(parts, 1):
+        places = of_specialist(labels, f"{part}of3", 0.1, 10, seed=0)
+        assert torch.equal(places, places.unique())
+        counts = labels[places].bincount(minlength=10)
+        for label in range(10):
+            assert counts[label] == (every[label] if label in known else round(0.1 * int(every[label])))
+    assert set(labels[of_specialist(labels, "1of3", 0, 10, seed=0)].tolist()) == {*parts[0]}
+
+
+@pytest.mark.parametrize("name", ["digits", "folder", "folder in memory"])
+def test_wrong_labels_and_specialists_concern_training_alone(name: str, tree: Path) -> None:
+    """The images that are left are shown as ever; what is evaluated stays as it is."""
+    dataset, _, held = name.partition(" ")
+    options: dict[str, Any] = {"validation": 0.34, "batch_size": 1, "seed": 2}
+    if dataset == "folder":
+        options |= {"image_size": 32, "in_memory": "always" if held else "never"}
+    plain = load(tree, dataset, augment="none", **options)
+    images, labels = epoch_of(plain.train, 1)
+    for changes in ({"wrong_labels": 0.5}, {"specialist": "1of2", "specialist_others": 0.0}):
+        other = load(tree, dataset, augment="none", **options, **changes)
+        for part, same in ((other.test, plain.test), (other.validation, plain.validation)):
+            assert all(map(torch.equal, everything(part), everything(same)))
+        seen, told = epoch_of(other.train, 1)
+        assert set(digests(seen)) <= set(digests(images))
+        if "specialist" in changes:
+            assert set(told.tolist()) == set(range((other.info.num_classes + 1) // 2))
+            assert other.train.num_images == (labels < (other.info.num_classes + 1) // 2).sum()
+        else:
+            right = dict(zip(digests(images), labels.tolist(), strict=True))
+            wrong = sum(right[image] != label for image, label in zip(digests(seen), told.tolist(), strict=True))
+            assert wrong == round(0.5 * len(labels))
+
+
+def everything(loader: Any) -> tuple[Tensor, Tensor]:
+    images, targets, *_ = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(targets)
+
+
+def digests(images: Tensor) -> list[bytes]:
+    """What tells images apart."""
+    return [image.numpy().tobytes() for image in images]
 
 
 # augmentation

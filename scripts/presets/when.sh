@@ -1,0 +1,37 @@
+#!/bin/sh
+# When does it matter how teachers are weighted? One student under four sets of three teachers: alike, unequal, one of
+# them taught with 40 % wrong labels, and specialists that saw a tenth of the images of two thirds of the classes. Every
+# weighting of `kd` at equal strength, and the best teacher alone; a report for each set. 141 runs with three seeds.
+#   SETS        alike unequal wrong specialists         WEIGHTINGS  METHOD[,option=value] …
+#   TEACHER     resnet20, of most sets                  STRONG, WEAK   wrn_40_2 and resnet8, of the unequal ones
+# STUDENTS, EPOCHS, SEEDS, DATASET, JOBS, EXTRA, SAVE and OUT are those of scripts/run.sh.
+set -eu
+cd -- "$(dirname -- "$0")/../.."
+
+TEACHER=${TEACHER:-resnet20}
+three() {
+    case "$1" in
+    alike) echo "$TEACHER $TEACHER $TEACHER" ;;
+    unequal) echo "${STRONG:-wrn_40_2} $TEACHER ${WEAK:-resnet8}" ;;
+    wrong) echo "$TEACHER $TEACHER $TEACHER,wrong_labels=0.4" ;;
+    specialists) echo "$TEACHER,specialist=1of3 $TEACHER,specialist=2of3 $TEACHER,specialist=3of3" ;;
+    *)
+        printf '%s: error: SETS: %s is none of: alike unequal wrong specialists\n' "$0" "$1" >&2
+        exit 2
+        ;;
+    esac
+}
+
+WEIGHTINGS=${WEIGHTINGS:-AVERAGE_LOSS RLW EBKD CAMKD AEKD AEKD,C=1 UPGRAD CAGRAD IMTLG MTKDRL}
+methods=
+for each in $WEIGHTINGS; do
+    methods="$methods kd:$each,kd_scale=unit"
+done
+export STUDENTS="${STUDENTS:-resnet8}" EPOCHS="${EPOCHS:-30}" SEEDS="${SEEDS:-0 1 2}"
+OUT=${OUT:-results/when}
+for set in ${SETS:-alike unequal wrong specialists}; do
+    teachers=$(three "$set")
+    OUT=$OUT/$set sh scripts/run.sh \
+        "TEACHER='${teachers%% *}' TEACHER_NUM=1 METHODS=kd:AVERAGE_LOSS" \
+        "TEACHER='$teachers' METHODS='$methods'"
+done
