@@ -30,6 +30,13 @@ def little_data() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def little_data_of_usual_size() -> Iterator[None]:
+    """The same for networks that want larger images, and for runs of earlier versions."""
+    with few_digits(32):
+        yield
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, teacher_files: list[Path]) -> Path:
     """A --save_dir with a student alone and under methods, two seeds each, peers, and an unfinished run."""

@@ -70,11 +70,11 @@ def save_dir(tmp_path: Path) -> Path:
         ("--config /nowhere.json", ("--config", "/nowhere.json")),
         ("--evaluate /nowhere.pth", ("--evaluate", "/nowhere.pth")),
         # maps of 1×1 pixel
-        ("--model torchvision/resnet18 --batch_size 1", ("--batch_size", "1", "layer4.0.bn1", "a single value")),
+        ("--model torchvision/resnet18 --batch_size 1", ("--batch_size", "1", "layer3.0.bn1", "a single value")),
         ("--model torchvision/resnet18 --batch_size 4 --accumulate 4", ("4", "one image", "smaller --accumulate")),
-        # images of 32×32 are too small for these
-        ("--model torchvision/alexnet", ("torchvision/alexnet", "32×32")),
-        ("--model torchvision/vit_b_32", ("torchvision/vit_b_32", "32×32", "224")),
+        # images of 16×16 are too small for these
+        ("--model torchvision/alexnet", ("torchvision/alexnet", "16×16")),
+        ("--model torchvision/vit_b_32", ("torchvision/vit_b_32", "16×16", "224")),
     ],
 )
 def test_teacher_options(save_dir: Path, words: str, expected: tuple[str, ...]) -> None:

@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("little_data")
+@pytest.mark.usefixtures("little_data_of_usual_size")
 def test_it_goes_on(folder: Path) -> None:
     outcome = distil(folder, WORDS)
     assert f"{folder}: resuming after epoch 1" in outcome.out
@@ -55,7 +55,7 @@ def test_it_goes_on(folder: Path) -> None:
     assert {name: after[name] for name in SECOND_EPOCH} == pytest.approx(SECOND_EPOCH, rel=1e-2)
 
 
-@pytest.mark.usefixtures("little_data")
+@pytest.mark.usefixtures("little_data_of_usual_size")
 def test_it_is_evaluated(folder: Path) -> None:
     (row,) = metrics(folder)
     for name in ("best.pth", "last.pth"):

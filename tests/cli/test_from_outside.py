@@ -12,7 +12,7 @@ import train_student
 from helper.errors import UsageError
 from scripts import export
 
-pytestmark = pytest.mark.usefixtures("little_data")
+pytestmark = pytest.mark.usefixtures("little_data_of_usual_size")
 
 NET = """
 import torch.nn.functional as F

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import call, distil, few_digits, metrics, result, without_times
+from tiny_runs import SMALL, call, distil, few_digits, metrics, result, without_times
 
 import train_student
 from helper import checkpoint
@@ -72,7 +72,7 @@ def test_a_student_that_answers_through_its_teachers(folder: Path) -> None:
     outcome = call(export.main, "export.py", f"{folder}")
     assert outcome.code == 0, outcome.err
     program = torch.export.load(folder / "last_network.pt2").module()
-    images = torch.randn(5, 3, 32, 32)
+    images = torch.randn(5, 3, SMALL, SMALL)
     parser = train_student.options()
     opt = parser.parse(["--config", str(folder / "parameters.json")])
     build = lambda arch: model_dict[arch](num_classes=10)  # noqa: E731

@@ -20,7 +20,7 @@ from helper.teachers.record import Teacher
 from models import model_dict
 from scripts import fill_cache
 
-pytestmark = pytest.mark.usefixtures("little_data")
+pytestmark = pytest.mark.usefixtures("little_data_of_usual_size")
 LOW, HIGH = ["0", "1", "2", "3", "4"], ["9", "8", "7", "6", "5"]
 
 
@@ -72,7 +72,7 @@ def wanted(values: Tensor, mean: float, std: float, size: int = 32, channels: in
 @pytest.fixture(scope="module")
 def own_ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Teacher, float]]:
     """Plain weights of three networks, and how accurate each is alone, in percent."""
-    (train, test), folder, made = first_digits(), tmp_path_factory.mktemp("ways"), {}
+    (train, test), folder, made = first_digits(32), tmp_path_factory.mktemp("ways"), {}
     for name, way in WAYS.items():
         network = trained(wanted(pixels(train), **way), train.labels)
         torch.save(network.state_dict(), folder / f"{name}.pth")
@@ -207,11 +207,11 @@ def test_a_public_network_of_option_a_is_as_accurate_as_published(
     eyes = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     train, test = (
         (pixels(part) - torch.tensor(eyes["mean"]).view(3, 1, 1)) / torch.tensor(eyes["std"]).view(3, 1, 1)
-        for part in first_digits()
+        for part in first_digits(32)
     )
     arch = f"{tmp_path}/mine.py:resnet8"
-    network = trained(train, first_digits()[0].labels, network=model_dict[arch](num_classes=10))
-    alone = accuracy(network, test, first_digits()[1].labels)
+    network = trained(train, first_digits(32)[0].labels, network=model_dict[arch](num_classes=10))
+    alone = accuracy(network, test, first_digits(32)[1].labels)
     state = {f"module.{name}": value for name, value in network.state_dict().items()}
     about = {"state_dict": state, "best_prec1": torch.tensor(alone), "args": argparse.Namespace(lr=0.1)}
     torch.save(about, tmp_path / "model.th", _use_new_zipfile_serialization=not legacy)
@@ -227,7 +227,7 @@ def test_a_public_network_of_option_a_is_as_accurate_as_published(
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Teacher, float]]:
     """Plain weights of two networks that know five digits each, and how accurate each is on those."""
-    (train, test), folder, made = first_digits(), tmp_path_factory.mktemp("halves"), []
+    (train, test), folder, made = first_digits(32), tmp_path_factory.mktemp("halves"), []
     for names in (LOW, HIGH):
         (images, labels), (others, theirs) = (of_classes(part, names) for part in (train, test))
         network = trained(images, labels, classes=5)

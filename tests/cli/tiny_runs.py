@@ -21,12 +21,13 @@ import train_student
 import train_teacher
 from dataset.base import Split
 from dataset.digits import Digits
+from helper.images import ImageOptions
 from helper.run_folder import FOLDER_FILE
 from helper.script import run_script
 from scripts.runner import End, read_word
 
 MAINS = {f"{module.__name__}.py": module.main for module in (train_teacher, train_student, train_online)}
-TRAIN, TEST, CLASSES = 128, 50, 10
+TRAIN, TEST, CLASSES, SMALL = 128, 50, 10, 16
 ARCHS = ("resnet8", "wrn_16_1", "ShuffleV2_0_5")  # three families, maps of different widths
 
 
@@ -46,18 +47,21 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def few_digits() -> Iterator[None]:
-    """Fewer images, so that an epoch takes a fraction of a second."""
-    parts = first_digits()
+def few_digits(size: int = SMALL) -> Iterator[None]:
+    """Fewer images, smaller unless somebody says how large, so that an epoch takes a fraction of a second."""
+    parts = first_digits(size)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dataset.digits.SIZE", size)
         patch.setattr(Digits, "load", lambda _: parts)
         yield
 
 
 @functools.cache
-def first_digits() -> tuple[Split, Split]:
+def first_digits(size: int) -> tuple[Split, Split]:
     """The first images of both parts; scikit-learn reads them from text, which takes its time."""
-    train, test = Digits(Path()).load()
+    digits = Digits(Path())
+    digits.wanted = ImageOptions(image_size=size)
+    train, test = digits.load()
     return train.subset(torch.arange(TRAIN)), test.subset(torch.arange(TEST))
 
 

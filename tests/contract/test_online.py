@@ -65,10 +65,11 @@ def settings_of(peers: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def _few_digits() -> Iterator[None]:
-    """Fewer images, so that an epoch takes a fraction of a second."""
-    train, test = Digits.load(Digits.__new__(Digits))
-    parts = train.subset(torch.arange(64)), test.subset(torch.arange(32))
+    """Fewer and smaller images, so that an epoch takes a fraction of a second."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dataset.digits.SIZE", 16)
+        train, test = Digits.load(Digits.__new__(Digits))
+        parts = train.subset(torch.arange(64)), test.subset(torch.arange(32))
         patch.setattr(Digits, "load", lambda _: parts)
         yield
 
