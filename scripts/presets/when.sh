@@ -32,6 +32,6 @@ OUT=${OUT:-results/when}
 for set in ${SETS:-alike unequal wrong specialists}; do
     teachers=$(three "$set")
     OUT=$OUT/$set sh scripts/run.sh \
-        "TEACHER='${teachers%% *}' TEACHER_NUM=1 METHODS=kd:AVERAGE_LOSS" \
+        "TEACHER='${teachers%% *}' TEACHER_NUM=1 METHODS=kd:AVERAGE_LOSS,kd_scale=unit" \
         "TEACHER='$teachers' METHODS='$methods'"
 done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -197,10 +197,19 @@ def group(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for setting, label, of_setting in zip(settings, labels, members, strict=True):
         twins = [other for other, same in zip(settings, labels, strict=True) if same == label]
-        telling = [name for name in setting if differs(name, twins) and setting[name] is not None]
-        extra = [f"{name} {typed(setting[name])}" for name in telling]
+        told = {name: setting[name] for name in setting if differs(name, twins) and setting[name] is not None}
+        if "teachers" in told:
+            told["teachers"] = short_teachers(told["teachers"], {twin["teachers"] for twin in twins})
+            told.pop("teacher_num", None)  # which that tells, too
+        extra = [f"{name} {typed(value)}" for name, value in told.items()]
         groups.append(Group(", ".join([label, *extra]), of_setting))
     return groups
+
+
+def short_teachers(own: str, every: Collection[str]) -> str:
+    """``3xresnet20@b7cda4`` without what their files are told by, where that tells every set of teachers apart."""
+    short = {each.partition("@")[0] for each in every}
+    return own.partition("@")[0] if len(short) == len(every) else own
 
 
 def short_label(setting: dict[str, Any]) -> str:

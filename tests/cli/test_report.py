@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,24 @@ def test_report_writes_tables_and_figures(runs: Path, tmp_path: Path, capsys: py
     assert "| CAMKD, inter, b 50 | " in text
     assert "Teachers: resnet8 " in text
     assert "the best epoch is chosen on the test or validation set" in text
+
+
+def test_rows_under_other_teachers_are_told_apart_by_as_little_as_does(runs: Path) -> None:
+    run = read_run(sorted(runs.glob("students/*-kd-AVERAGE_LOSS-*-trial=0"))[0])
+    assert run is not None
+    first, second = run.result["teachers"]
+    moved = {**first, "path": "elsewhere/last.pth"}
+    together, alone, other = (
+        replace(run, result={**run.result, "teachers": each}) for each in ([first, second], [first], [moved])
+    )
+
+    def told(*of: Run) -> list[str]:
+        return [each.label.removeprefix("AVERAGE_LOSS, kd").removeprefix(", teachers ") for each in group(of)]
+
+    assert told(together) == [""]
+    assert told(together, alone) == ["1xresnet8+1xwrn_16_1", "1xresnet8"]
+    assert [each.partition("@")[0] for each in told(alone, other)] == ["1xresnet8", "1xresnet8"]
+    assert len({*told(alone, other)}) == 2
 
 
 def test_report_keeps_the_given_order(runs: Path, tmp_path: Path) -> None:
