@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from helper.meters import FirstBad, Means, PerClass
 from helper.optimisation import optimizer_dict, parameter_groups, schedule_of, set_rate
 from helper.outcome import result_of
 from helper.pointwise import subsample_first
+from helper.pretraining import before_training
 from helper.progress import progress
 from helper.recipe import lr_drops, seed_of
 from helper.record import Record
-from helper.resuming import Progress, seed_everything
+from helper.resuming import Progress
 from helper.run_folder import RunFolder, provenance
 from helper.stopping import Asked, Looks, ReadersLost, interruptible, losses_said, signals
 from helper.sync_bn import synchronise
@@ -98,7 +99,10 @@ class Fit:
         advice = f"{self.run.path}: --resume goes on"
         try:
             with self.record.opened(self.progress.epoch + 1), losses_said(advice):
-                self._before()
+                if self.state is None:
+                    once = partial(interruptible, self.train, LOOK)
+                    with autocast(self.device, self.precision):
+                        self.progress.seconds += before_training(self.task, self.train, once, self.opt)
                 while self.progress.epoch < self.opt.epochs:
                     self._epoch(self.progress.epoch + 1)
                     asked = self.looks.asked()
@@ -111,23 +115,6 @@ class Fit:
             raise type(reason)(self._said(reason)) from None
         except InputError as error:
             raise UsageError(self._said(error)) from None
-
-    def _before(self) -> None:
-        """What the task learns before the first epoch, of a run that has no checkpoint yet."""
-        if self.state is not None:
-            return
-        started = time.perf_counter()
-        seed_everything(self.seed)
-        with autocast(self.device, self.precision):
-            self.task.before(self._once)
-        self.progress.seconds += time.perf_counter() - started
-
-    def _once(self, epoch: int) -> Iterator[Any]:
-        """All batches of an epoch before the first."""
-        self.train.set_epoch(epoch)
-        batches = interruptible(self.train, LOOK)
-        with progress(batches, f"before, {epoch}", len(self.train), 0, self.opt.batch_size) as shown:
-            yield from shown
 
     def _said(self, reason: BaseException) -> str:
         """Why the run ends here, and what comes of it."""

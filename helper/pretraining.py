@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import argparse
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +12,11 @@ from torch import nn
 
 from helper import distributed
 from helper.batch import Batch
+from helper.progress import progress
+from helper.recipe import seed_of
+from helper.resuming import seed_everything
 from helper.seen import Observed
+from helper.task import Task
 
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 """Of the released codes' SGD for it."""
@@ -59,3 +65,23 @@ def pretrain(
             for each in firsts:
                 if epoch <= each.epochs:
                     each.step(observed[each.teacher])
+
+
+def before_training(task: Task, train: Any, once: Callable[[], Iterable[Batch]], opt: argparse.Namespace) -> float:
+    """Let a task learn what it needs before the first epoch; the seconds that it took.
+
+    Args:
+        train: the loader of the training images.
+        once: → the batches of the epoch that it is set to.
+        opt: ``batch_size`` and what the seed follows from.
+    """
+    started = time.perf_counter()
+    seed_everything(seed_of(opt))
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        train.set_epoch(epoch)
+        with progress(once(), f"before, {epoch}", len(train), 0, opt.batch_size) as shown:
+            yield from shown
+
+    task.before(batches)
+    return time.perf_counter() - started
