@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from objectives import METHODS, few_pairs, make_objective
+from sums import all_asked
 
 import train_online
 import train_student
@@ -29,6 +30,9 @@ from models import model_dict
 from online import online_dict
 
 BATCH, STEPS, EPOCHS, TEST, CLASSES, SIZE = 12, 3, 2, 31, 5, 8
+
+SINGLE = ("inter", "crd", "OKDDip")
+"""In single precision: every weighting, with a loss on maps; a loss with memories; peers."""
 
 
 def pixels(count: int, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,7 +155,8 @@ def main(folder: Path, names: Sequence[str]) -> None:
     """Write ``{type: {case: (weights, scores)}}``."""
     torch.set_num_threads(1)
     distributed.start(torch.device("cpu"))
-    made = {str(dtype): outcomes(folder, dtype, names) for dtype in (torch.float64, torch.float32)}
+    single = names or (() if all_asked() else SINGLE)
+    made = {str(dtype): outcomes(folder, dtype, of) for dtype, of in ((torch.float64, names), (torch.float32, single))}
     if distributed.is_first():
         torch.save(made, folder / "outcomes.pth")
     distributed.stop()
