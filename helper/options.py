@@ -130,10 +130,15 @@ class Options(Parser):
         """A titled group; returns a function like ``add_argument`` with one more keyword.
 
         ``named=False`` marks an option that does not change what is learned, so that the run's name leaves it out.
+        UsageError where a method has a hyperparameter of that name.
         """
         group = self.add_argument_group(title)
 
         def add(*flags: str, named: bool = True, **settings: Any) -> None:
+            name = flags[-1].lstrip("-")
+            owners = sorted({method for each in self._owners.values() for method in each.get(name, ())})
+            if owners and any(action.dest == name for action in self._actions):
+                raise UsageError(f"{', '.join(owners)}: an argument {name} would be the script's own --{name}; rename it")
             action = group.add_argument(*flags, **settings)
             if not named:
                 self._unnamed.add(action.dest)

@@ -541,6 +541,19 @@ def test_a_hyperparameter_without_type_or_default() -> None:
             Options("").add_methods("", "kind", {"one": kind}, "one", "")
 
 
+def test_a_hyperparameter_called_as_an_option_of_the_script() -> None:
+    """One that comes before it is shared, one that comes after it is refused in a line that says whose it is."""
+
+    def mine(*, rate: float = 0.1, epochs: int = 3) -> None: ...
+
+    parser = Options("")
+    parser.section("before")("--rate", type=float, default=0.5)
+    parser.add_methods("", "kind", {"mine": mine}, "mine", "")
+    assert parser.parse([]).rate == 0.5
+    with pytest.raises(UsageError, match=r"^mine: an argument epochs would be the script's own --epochs; rename it$"):
+        parser.section("after")("--epochs", type=int, default=240)
+
+
 @pytest.mark.parametrize(("able", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_auto_precision_asks_the_hardware(able: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
