@@ -138,7 +138,9 @@ class Options(Parser):
             name = flags[-1].lstrip("-")
             owners = sorted({method for each in self._owners.values() for method in each.get(name, ())})
             if owners and any(action.dest == name for action in self._actions):
-                raise UsageError(f"{', '.join(owners)}: an argument {name} would be the script's own --{name}; rename it")
+                raise UsageError(
+                    f"{', '.join(owners)}: an argument {name} would be the script's own --{name}; rename it"
+                )
             action = group.add_argument(*flags, **settings)
             if not named:
                 self._unnamed.add(action.dest)
