@@ -58,7 +58,7 @@ def few_digits(size: int = SMALL) -> Iterator[None]:
 
 @functools.cache
 def first_digits(size: int) -> tuple[Split, Split]:
-    """The first images of both parts; scikit-learn reads them from text, which takes its time."""
+    """The first images of both parts, read once."""
     digits = Digits(Path())
     digits.wanted = ImageOptions(image_size=size)
     train, test = digits.load()

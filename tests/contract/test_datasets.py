@@ -14,6 +14,7 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ import torch
 import torchvision
 from checkout import own_names
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from dataset import DatasetInfo, Loaders, dataset_dict, get_loaders, info_of
 from dataset.base import Split
 from dataset.cifar import Cifar10
+from dataset.digits import bundled_digits
 from dataset.files import Source, provide
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
 from dataset.order import epoch_crops, epoch_order, hold_out
@@ -119,6 +122,16 @@ def test_places_are_those_of_the_labels(digits: Loaders) -> None:
     for batch in digits.train:
         assert batch.places is not None
         assert torch.equal(digits.train.labels[batch.places], batch.target)
+
+
+def test_digits_are_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from its file, since importing it takes a second; by its own reader where the file lies elsewhere."""
+    for spec in (find_spec("sklearn"), None):
+        monkeypatch.setattr("dataset.digits.find_spec", lambda _, spec=spec: spec)
+        pixels, labels = bundled_digits()
+        theirs = load_digits()
+        assert torch.equal(pixels, torch.as_tensor(theirs.images))
+        assert labels == theirs.target.tolist()
 
 
 def test_digits_are_split_for_good(digits: Loaders) -> None:
