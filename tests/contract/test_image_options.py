@@ -190,6 +190,7 @@ def test_wrong_labels_and_specialists_concern_training_alone(name: str, tree: Pa
             assert all(map(torch.equal, everything(part), everything(same)))
         seen, told = epoch_of(other.train, 1)
         assert set(digests(seen)) <= set(digests(images))
+        assert numbered(other.train).items() <= numbered(plain.train).items(), "what a cache knows of them"
         if "specialist" in changes:
             assert set(told.tolist()) == set(range((other.info.num_classes + 1) // 2))
             assert other.train.num_images == (labels < (other.info.num_classes + 1) // 2).sum()
@@ -202,6 +203,16 @@ def test_wrong_labels_and_specialists_concern_training_alone(name: str, tree: Pa
 def everything(loader: Any) -> tuple[Tensor, Tensor]:
     images, targets, *_ = zip(*loader, strict=True)
     return torch.cat(images), torch.cat(targets)
+
+
+def numbered(loader: Any) -> dict[bytes, int]:
+    """The numbers of the views of an epoch, where they can be counted."""
+    batches = list(loader) if loader.views else []
+    return {
+        image: view
+        for batch in batches
+        for image, view in zip(digests(batch.images), batch.views.tolist(), strict=True)
+    }
 
 
 def digests(images: Tensor) -> list[bytes]:
