@@ -100,9 +100,14 @@ def teacher_jobs(values: Mapping[str, str]) -> Iterator[Job]:
     """TEACHER_NUM teachers, with the seeds 0, 1, …; ``resnet14,epochs=10`` gives them options of their own.
 
     Of several words each is one teacher, and TEACHER_NUM is not asked.
+
+    Raises:
+        UsageError: there is no word.
     """
     count = number("TEACHER_NUM", values["TEACHER_NUM"])
     entries = values["TEACHER"].split()
+    if not entries:
+        raise UsageError("TEACHER: names no network, and STUDENTS need teachers; such as TEACHER=resnet32x4")
     for trial, entry in enumerate(entries if len(entries) > 1 else entries * count):
         model, *others = entry.split(",")
         words = f"--model {model} --dataset {values['DATASET']} {typed(others)}"

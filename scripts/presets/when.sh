@@ -1,7 +1,8 @@
 #!/bin/sh
 # When does it matter how teachers are weighted? One student under four sets of three teachers: alike, unequal, one of
 # them taught with 40 % wrong labels, and specialists that saw a tenth of the images of two thirds of the classes. Every
-# weighting of `kd` at equal strength, and the best teacher alone; a report for each set. 141 runs with three seeds.
+# weighting of `kd` at equal strength, and the set's first teacher alone (the strong one of the unequal ones); a report
+# for each set. 141 runs with three seeds.
 #   SETS        alike unequal wrong specialists         WEIGHTINGS  METHOD[,option=value] …
 #   TEACHER     resnet20, of most sets                  STRONG, WEAK   wrn_40_2 and resnet8, of the unequal ones
 # STUDENTS, EPOCHS, SEEDS, DATASET, JOBS, EXTRA, SAVE and OUT are those of scripts/run.sh.

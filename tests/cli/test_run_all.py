@@ -131,6 +131,7 @@ def test_what_cannot_be_counted_is_not_cached() -> None:
         ("METHODS=kd:AEDK", "did you mean 'AEKD'?"),
         ("METHODS=kd:AEKD,sharp=1", "--sharp"),
         ("TEACHER=resnet21", "resnet21"),
+        ("TEACHER=", "TEACHER: names no network"),
         ("TEACHER_NUM=0", "TEACHER_NUM: "),
         ("EPOCHS=some", "--epochs"),
         ("STUDENTS= ONLINE=OKDDip", "ONLINE: expected METHOD:MODEL"),
