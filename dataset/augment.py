@@ -46,10 +46,6 @@ def described(dataset: Dataset) -> DatasetInfo:
         UsageError: it cannot be.
     """
     info, wanted, from_files = dataset.info, dataset.wanted, isinstance(dataset, FileDataset)
-    if wanted.image_size and not from_files and not getattr(dataset, "scales", False):
-        raise UsageError(
-            f"--image_size: --dataset {info.name} is no set of image files; its images are of {info.image_size} pixels"
-        )
     for option in ("train_split", "test_split"):
         if getattr(wanted, option) is not None and not getattr(dataset, "splits", False):
             raise UsageError(f"--{option}: --dataset {info.name} comes in parts already")

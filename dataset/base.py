@@ -168,12 +168,9 @@ class Dataset(ABC):
 class MemoryDataset(Dataset):
     """A dataset that fits in memory: its loaders crop, flip and normalise whole batches on the training device."""
 
-    scales: bool = False
-    """Whether it sees to --image_size."""
-
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
-        """The training and the test part. Raises UsageError when the files are missing or damaged."""
+        """The training and the test part, square images. Raises UsageError when the files are missing or damaged."""
 
 
 class FileDataset(Dataset):

@@ -20,8 +20,6 @@ SIZE, NUM_TEST = 32, 500
 class Digits(MemoryDataset):
     """Grey digits enlarged to 32×32, 1,297 to train and 500 to test on; the split is the same for every seed."""
 
-    scales = True
-
     @property
     def info(self) -> DatasetInfo:
         mean, std = (0.3057, 0.3057, 0.3057), (0.3243, 0.3243, 0.3243)  # of the training images of 32×32

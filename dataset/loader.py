@@ -26,7 +26,7 @@ from dataset.decoded import Decoder, PictureTrainLoader
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader, ViewsLoader
 from dataset.mix import MixedLoader
 from dataset.order import ALONE, Shard, hold_out, mislabelled, of_specialist
-from dataset.pictures import grey_pixels
+from dataset.pictures import grey_pixels, scaled_pixels
 from dataset.stream import StreamLoader
 from dataset.views import view_space
 from helper.batch import Batch, ViewSpace
@@ -216,7 +216,7 @@ def memory_loaders(
 ) -> Loaders:
     """Loaders that hold the images on ``device``."""
     info = described(dataset)
-    train, test = dataset.load()
+    train, test = (of_size(part, info.image_size, dataset.wanted) for part in dataset.load())
     if info.channels == 1:
         train, test = (replace(part, images=grey_pixels(part.images)) for part in (train, test))
     train = replace(train, whole=None)  # its views are numbered from 0, wherever it was cut from
@@ -230,6 +230,23 @@ def memory_loaders(
         test=MemoryEvalLoader(part_of(test, shard), info, eval_batch_size, device),
         sizes=sizes(info, train, held_out, "validation", test, "test"),
     )
+
+
+def of_size(split: Split, size: int, wanted: ImageOptions) -> Split:
+    """The images brought to ``size``×``size``.
+
+    Raises:
+        UsageError: they take more memory than ``wanted`` allows.
+    """
+    count, side = split.images.shape[:2]
+    if side == size:
+        return split
+    needed = count * size**2 * 3 / 1e9
+    if needed > wanted.memory_gb:
+        raise UsageError(
+            f"--image_size: {size} needs about {needed:.3g} GB, and --memory_gb is {wanted.memory_gb:g}; raise it"
+        )
+    return replace(split, images=scaled_pixels(split.images, size))
 
 
 def file_loaders(

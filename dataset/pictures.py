@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
 from dataset.files import one_line
 
@@ -42,6 +43,12 @@ def grey_pixels(images: Tensor) -> Tensor:
     """uint8 [N, H, W, 3] → the same, as :func:`grey_picture` has it."""
     parts = images.int() * torch.tensor([19595, 38470, 7471], dtype=torch.int32)  # Pillow's, of 65536
     return ((parts.sum(-1, keepdim=True) + 32768) >> 16).to(torch.uint8).expand(images.shape)
+
+
+def scaled_pixels(images: Tensor, size: int) -> Tensor:
+    """uint8 [N, H, H, 3] → [N, size, size, 3], between the pixels where they grow and their mean where they shrink."""
+    scaled = TF.resize_image(images.permute(0, 3, 1, 2), [size, size], antialias=True)  # bilinear, rounded
+    return scaled.permute(0, 2, 3, 1).contiguous()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -81,7 +81,7 @@ def add_images(options: Options) -> None:
         "--image_size",
         type=positive_int,
         default=None,
-        help="side in pixels that image files, and digits, are brought to; the dataset's own, unless given",
+        help="side in pixels that images are brought to; the dataset's own, unless given",
     )
     for name, what in (("mean", "subtracted from"), ("std", "which divides")):
         add(

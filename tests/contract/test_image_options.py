@@ -19,11 +19,13 @@ from torchvision.transforms.v2 import functional as TF
 
 from dataset import checking, get_loaders, info_of
 from dataset.augment import Middle
+from dataset.base import DatasetInfo, MemoryDataset, Split
 from dataset.decoded import PictureTrainLoader
 from dataset.digits import Digits
+from dataset.loader import Loaders, memory_loaders
 from dataset.memory import MemoryTrainLoader
 from dataset.mix import MixedLoader
-from dataset.order import balanced_order, epoch_crops, epoch_order, mislabelled, of_specialist, split_for_good
+from dataset.order import ALONE, balanced_order, epoch_crops, epoch_order, mislabelled, of_specialist, split_for_good
 from dataset.pictures import grey_picture, grey_pixels
 from dataset.stream import StreamLoader
 from helper.batch import Batch
@@ -128,9 +130,40 @@ def test_other_images_of_the_same_files_have_another_identity(tree: Path) -> Non
     assert info_of("folder", tree, images=ImageOptions(mean=(0.5,) * 3)).identity == identities[0]  # type: ignore[arg-type]
 
 
-def test_images_in_memory_keep_their_size() -> None:
-    with pytest.raises(UsageError, match=r"--image_size: --dataset cifar10 is no set of image files.*32 pixels"):
-        info_of("cifar10", images=ImageOptions(image_size=16))
+class Noise(MemoryDataset):
+    """Eight images of 32×32."""
+
+    info = DatasetInfo("noise", 2, 32, (0.5,) * 3, (0.25,) * 3, padding=4, flip=True)
+
+    def load(self) -> tuple[Split, Split]:
+        draw = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8, generator=draw)
+        return (Split(images, torch.arange(8) % 2),) * 2
+
+
+def of_noise(**wanted: Any) -> Loaders:
+    dataset = Noise(Path("nowhere"))
+    dataset.wanted = ImageOptions(**wanted)
+    return memory_loaders(dataset, 4, torch.device("cpu"), 0, 0.0, 4, ALONE)
+
+
+@pytest.mark.parametrize("size", [8, 16, 48])
+def test_images_in_memory_are_scaled(size: int) -> None:
+    plain, scaled = of_noise(), of_noise(image_size=size)
+    assert (scaled.info.image_size, scaled.info.padding, scaled.info.flip) == (size, size // 8, True)
+    assert scaled.info.identity not in ("", plain.info.identity)
+    expected = F.interpolate(all_of(plain.test), (size, size), mode="bilinear", antialias=True)
+    assert (all_of(scaled.test) - expected).abs().max() < 4 * 1.5 / 255, "values are rounded to one of 256"
+    assert next(iter(scaled.train)).images.shape == (4, 3, size, size)
+    assert scaled.train.views is not None
+    assert scaled.train.views.size == 8 * (2 * (size // 8) + 1) ** 2 * 2
+
+
+def test_images_are_not_scaled_beyond_the_memory() -> None:
+    message = r"--image_size: 224 needs about 0\.0012 GB, and --memory_gb is 0\.001; raise it"
+    with pytest.raises(UsageError, match=message):
+        of_noise(image_size=224, memory_gb=0.001)
+    assert of_noise(memory_gb=1e-9).info.image_size == 32, "only what is made larger is looked at"
 
 
 def test_digits_come_in_any_size() -> None:
