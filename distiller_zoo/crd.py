@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Annotated
 
 import torch
@@ -95,11 +96,8 @@ class CRD(Distiller):
         return self.contrast(of_student) + self.contrast(of_teacher)
 
     def draw(self, target: Tensor, when: When) -> Tensor:
-        """Labels ``[B]`` → numbers of training images of other classes ``[B, negatives]``."""
-        first, number = distributed.rank() * len(target), distributed.size() * len(target)
-        source = torch.Generator(target.device).manual_seed((shared_seed() * 1_000_003 + when.step) % 2**63)
-        keys = torch.rand(number, len(self.labels), generator=source, device=target.device)[first : first + len(target)]
-        return keys.masked_fill(self.labels == target[:, None], -1.0).topk(self.negatives, sorted=False).indices
+        """Labels ``[B]`` → numbers of images of other classes ``[B, negatives]``, the same for all teachers."""
+        return drawn(self.labels, target, self.negatives, when.step, shared_seed())
 
     def scores(self, embedded: Tensor, bank: Tensor, chosen: Tensor) -> Tensor:
         """Embeddings ``[B, feat_dim]``, a bank, and rows of it ``[B, n]`` → exponentials of their similarities."""
@@ -115,6 +113,15 @@ class CRD(Distiller):
         """The bank after a batch; another tensor, since gradients still need the one before."""
         fresh = distributed.gathered(embedded).to(bank.dtype)
         return bank.index_copy(0, places, _unit(self.momentum * bank[places] + (1 - self.momentum) * fresh))
+
+
+@lru_cache(maxsize=1)  # of the same two tensors: all teachers of a step draw the same
+def drawn(labels: Tensor, target: Tensor, count: int, step: int, seed: int) -> Tensor:
+    """Labels of all images ``[N]`` and of the batch ``[B]`` → numbers of images of other classes, ``[B, count]``."""
+    first, number = distributed.rank() * len(target), distributed.size() * len(target)
+    source = torch.Generator(target.device).manual_seed((seed * 1_000_003 + step) % 2**63)
+    keys = torch.rand(number, len(labels), generator=source, device=target.device)[first : first + len(target)]
+    return keys.masked_fill(labels == target[:, None], -1.0).topk(count, sorted=False).indices
 
 
 def _unit(vectors: Tensor) -> Tensor:

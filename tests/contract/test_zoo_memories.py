@@ -128,6 +128,19 @@ def test_who_an_image_is_told_from() -> None:
     assert (counts[others] / 100 - 1).abs().max() < 0.35  # 10 of 30, 300 times; a deviation of 8
 
 
+def test_all_teachers_draw_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, target = torch.arange(40) % 4, torch.arange(6) % 4
+    losses: list[Any] = [distill_dict["crd"](Pair([(5,)], [(9,)], 4, labels), nce_k=10) for _ in range(3)]
+    draws, rand = [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *size, **how: draws.append(size) or rand(*size, **how))
+    first, *others = (loss.draw(target, When(1, 1, 5)) for loss in losses)
+    assert len(draws) == 1
+    assert all(torch.equal(each, first) for each in others)
+    assert not torch.equal(losses[0].draw(target.flip(0), When(1, 1, 5)), first)
+    torch.manual_seed(1)  # another epoch
+    assert not torch.equal(losses[0].draw(target, When(1, 1, 5)), first)
+
+
 def test_fewer_images_than_are_asked_for() -> None:
     loss = contrast(nce_k=16384)
     assert loss.negatives == 30
