@@ -2,7 +2,7 @@
 # When does it matter how teachers are weighted? One student under four sets of three teachers: alike, unequal, one of
 # them taught with 40 % wrong labels, and specialists that saw a tenth of the images of two thirds of the classes. Every
 # weighting of `kd` at equal strength, and the set's first teacher alone (the strong one of the unequal ones); a report
-# for each set. 141 runs with three seeds.
+# for each set, and a figure of all. 141 runs with three seeds.
 #   SETS        alike unequal wrong specialists         WEIGHTINGS  METHOD[,option=value] …
 #   TEACHER     resnet20, of most sets                  STRONG, WEAK   wrn_40_2 and resnet8, of the unequal ones
 # STUDENTS, EPOCHS, SEEDS, DATASET, JOBS, EXTRA, SAVE and OUT are those of scripts/run.sh.
@@ -30,9 +30,17 @@ for each in $WEIGHTINGS; do
 done
 export STUDENTS="${STUDENTS:-resnet8}" EPOCHS="${EPOCHS:-30}" SEEDS="${SEEDS:-0 1 2}"
 OUT=${OUT:-results/when}
+reports=
 for set in ${SETS:-alike unequal wrong specialists}; do
     teachers=$(three "$set")
     OUT=$OUT/$set sh scripts/run.sh \
         "TEACHER='${teachers%% *}' TEACHER_NUM=1 METHODS=kd:AVERAGE_LOSS,kd_scale=unit" \
         "TEACHER='$teachers' METHODS='$methods'"
+    reports="$reports $OUT/$set"
 done
+if [ "${DRY_RUN:-0}" != 1 ]; then
+    . scripts/setup.sh
+    set_up requirements.txt
+    # shellcheck disable=SC2086 # one word per folder
+    "$python" -m scripts.differences $reports --out "$OUT/differences.png"
+fi

@@ -1,0 +1,127 @@
+"""One figure of the same rows in several settings: what each gains on the plain average of its teachers.
+
+python -m scripts.differences results/when/alike results/when/wrong --out results/when/differences.png
+
+Each folder, a results folder of scripts.report, becomes a panel. Its students are compared, seed by seed, with the
+default weighting of the default loss; where that is there under several sets of teachers, with the largest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from helper.errors import UsageError
+from helper.options import Parser
+from helper.script import run_script
+from scripts.reporting.runs import Group, group, parser_of, runs_in
+from scripts.reporting.statistics import Difference, holm, paired
+from scripts.reporting.tables import spread
+
+LEVEL = 0.05
+"""p, corrected for the number of a panel's rows, below which a marker is filled."""
+
+
+class Panel(NamedTuple):
+    """``base``: what the rows of a folder are compared with; ``gaps``: by name, the difference and its corrected p."""
+
+    title: str
+    base: Group
+    gaps: dict[str, tuple[Difference, float | None]]
+
+
+def options() -> Parser:
+    """The command line."""
+    parser = Parser(description="One figure of the same rows in several settings.")
+    parser.add_argument("folders", type=Path, nargs="+", help="results folders; a panel each")
+    parser.add_argument("--out", type=Path, required=True, help="the figure's file, as FIGURE.png")
+    return parser
+
+
+def panel_of(folder: Path) -> Panel:
+    """The differences in a results folder.
+
+    Raises:
+        UsageError: it holds no runs, or nothing to compare with.
+    """
+    groups = group(runs_in(folder)) if folder.is_dir() else []
+    students = [each for each in groups if each.first.kind == "student"]
+    parser = parser_of("student")
+    usual = {name: parser.get_default(name) for name in ("distill", "ensemble_method", "beta")}
+    found = [each for each in students if usual.items() <= each.first.setting.items()]
+    if not found:
+        row = f"{usual['ensemble_method']}, {usual['distill']}"
+        raise UsageError(f"folders: {folder} holds no row {row!r} to compare with; make it with scripts.report")
+    base = max(found, key=number_of_teachers)
+    gaps = {name_of(each, base): paired(each, base) for each in students if each is not base}
+    shared = {name: gap for name, gap in gaps.items() if gap is not None}
+    tested = [name for name, gap in shared.items() if gap.p is not None]
+    corrected = dict(zip(tested, holm([shared[name].p or 0.0 for name in tested]), strict=True))
+    return Panel(folder.name, base, {name: (gap, corrected.get(name)) for name, gap in shared.items()})
+
+
+def number_of_teachers(each: Group) -> int:
+    """Of a student's row."""
+    return int(each.first.setting["teacher_num"])
+
+
+def name_of(each: Group, base: Group) -> str:
+    """A row's label without its teachers, but for how many they are where that differs."""
+    label = re.sub(r", teachers [^,]+", "", each.label)
+    number = number_of_teachers(each)
+    return label if number == number_of_teachers(base) else f"{label}, {number} teacher{'s' * (number > 1)}"
+
+
+def drawn(panels: Sequence[Panel]) -> Figure:
+    """A line for each row, the same in all panels: its mean difference and Student's 95 % interval."""
+    names = list(dict.fromkeys(name for panel in panels for name in panel.gaps))
+    size = (3.0 + 2.7 * len(panels), 1.9 + 0.3 * len(names))
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, panel in zip(grid[0], panels, strict=True):
+        draw(axes, panel, names)
+    grid[0][0].set_yticks(range(len(names)), names)
+    grid[0][0].invert_yaxis()
+    method, loss = (panels[0].base.first.setting[name] for name in ("ensemble_method", "distill"))
+    figure.supxlabel(
+        f"test accuracy after the last epoch minus that of {method}, {loss}, in points:\n"
+        f"mean over seeds and 95 % interval; filled: p < {LEVEL:g}, corrected for a panel's rows (Holm)",
+        fontsize=9,
+    )
+    return figure
+
+
+def draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
+    """One setting."""
+    for row, name in enumerate(names):
+        if name in panel.gaps:
+            gap, p = panel.gaps[name]
+            face = "black" if p is not None and p < LEVEL else "white"
+            axes.errorbar(gap.mean, row, xerr=gap.half, fmt="o", color="black", markerfacecolor=face, capsize=3, lw=1)
+    axes.axvline(0, color="black", linewidth=0.8)
+    run = panel.base.first
+    teachers = ", ".join(f"{each['arch']} {each['accuracy']:.1f}" for each in run.result["teachers"])
+    accuracy = spread(*panel.base.mean_std(lambda one: one.accuracy("last")))
+    axes.set_title(f"{panel.title}: {accuracy} %\n{teachers}", fontsize=9)
+    axes.grid(axis="x", alpha=0.4)
+    axes.set_axisbelow(True)
+
+
+def main(words: Sequence[str]) -> None:
+    """Read and draw."""
+    opt = options().parse_args(words)
+    figure = drawn([panel_of(folder) for folder in opt.folders])
+    opt.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(opt.out, dpi=130)
+    print(f"written to {opt.out}")
+
+
+if __name__ == "__main__":
+    run_script(main)
