@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,25 +65,32 @@ class Runs:
         self.stopping = False
 
     def train(self) -> None:
-        """Run all, teachers before their students; what fails is in ``failed``.
+        """Run all, each once its teachers have ended; what fails is in ``failed``.
 
         Raises:
             Stopped: a signal was heard, and all runs have saved themselves and ended.
         """
-        teachers = dict.fromkeys(teacher for job in self.jobs for teacher in job.teachers)
+        teachers = [teacher for job in self.jobs for teacher in job.teachers]
         try:
-            self.side_by_side(teachers)
-            self.side_by_side([job for job in self.jobs if job not in teachers])
+            self.side_by_side(dict.fromkeys([*teachers, *self.jobs]))
         except Stopped:
             done = f"{len(self.folders)} of {len(self.jobs)} runs are done"
             raise Stopped(f"{signals.received}: {done}; start it again to go on") from None
 
     def side_by_side(self, jobs: Iterable[Job]) -> None:
         """Run those jobs, as many at a time as there are slots; whatever is raised, none is left running."""
+        waiting, running = list(jobs), dict[Future[None], Job]()
         with ThreadPoolExecutor(self.slots) as pool:
             try:
-                for future in as_completed([pool.submit(self.one, job) for job in jobs]):
-                    future.result()
+                while waiting or running:
+                    unfinished = {*waiting, *running.values()}
+                    ready = [job for job in waiting if unfinished.isdisjoint(job.teachers)]
+                    for job in ready[: self.slots - len(running)]:
+                        waiting.remove(job)
+                        running[pool.submit(self.one, job)] = job
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        del running[future]
+                        future.result()
             except BaseException:
                 self.stopping = True
                 for process in list(self.processes):  # they save themselves

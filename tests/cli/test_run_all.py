@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import cache
 from itertools import product
@@ -443,6 +444,27 @@ def test_teachers_that_fail_leave_their_students_out(capsys: pytest.CaptureFixtu
     runs.side_by_side([student])
     assert list(runs.failed.values()) == [2, 2]
     assert "its teachers are missing" in capsys.readouterr().out
+
+
+def test_no_slot_waits_for_teachers_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one teacher trains, what does not need it is done; its students come once it has ended."""
+    first, slow = (Job(("train_teacher.py", "--model", "resnet8", "--trial", trial)) for trial in "01")
+    alone = Job(("train_teacher.py", "--model", "resnet14"))
+    of_first, of_both = (Job(("train_student.py", name), of) for name, of in (("a", (first,)), ("b", (first, slow))))
+    begun: list[Job] = []
+    others_done = threading.Event()
+
+    def one(self: Runs, job: Job) -> None:
+        begun.append(job)
+        if job is slow:
+            assert others_done.wait(60)
+        if job is of_first:
+            others_done.set()
+
+    monkeypatch.setattr(Runs, "one", one)
+    Runs([{}, {}], [first, slow, alone, of_both, of_first]).train()
+    assert {*begun[:2]} == {first, slow}
+    assert begun[2:] == [alone, of_first, of_both]
 
 
 def test_stopping_saves_the_runs_and_asks_to_come_again(tmp_path: Path) -> None:

@@ -389,7 +389,14 @@ def test_run_hands_its_rows_over(checkout: Checkout) -> None:
 def test_presets_are_rows_of_run(checkout: Checkout, path: Path) -> None:
     done = checkout.run(f"presets/{path.name}")
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.match(r"-m scripts\.run_all \w+=", checkout.calls[-1])
+    assert all(re.match(r"-m scripts\.run_all \w+=", call) for call in checkout.calls_of("-m scripts.run_all"))
+    assert checkout.calls_of("-m scripts.run_all")
+
+
+def test_four_reports_make_one_figure(checkout: Checkout) -> None:
+    assert checkout.run("presets/when.sh", OUT="out", SETS="alike wrong").returncode == 0
+    assert len(checkout.calls_of("-m scripts.run_all")) == 2
+    assert checkout.calls[-1] == "-m scripts.differences out/alike out/wrong --out out/differences.png"
 
 
 def test_arguments_reach_pytest(checkout: Checkout) -> None:
