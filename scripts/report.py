@@ -17,15 +17,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from matplotlib import pyplot as plt
 
+from helper.errors import UsageError
 from helper.names import print_any_name
 from scripts.reporting import tables
 from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import page
 from scripts.reporting.readme import filled_in, texts
-from scripts.reporting.runs import Group, Run, group, runs_in, write_records
+from scripts.reporting.runs import Group, Run, best_of, group, runs_in, write_records
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,6 +48,11 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         "--against", metavar="METHOD", help="the row that others are compared with, by its name in the table"
     )
     parser.add_argument(
+        "--choose",
+        metavar="OPTION",
+        help="of rows that differ in this option alone only the one that is best on the images of --validation: alpha",
+    )
+    parser.add_argument(
         "--readme", action="store_true", help="write the tables in README.md, docs/*.md and results/*.md anew"
     )
     opt = parser.parse_args(words)
@@ -54,7 +61,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     return opt
 
 
-def refuse(text: str) -> None:
+def refuse(text: str) -> NoReturn:
     """End with one line."""
     print(f"report: error: {text}", file=sys.stderr)
     sys.exit(2)
@@ -72,6 +79,17 @@ def find_runs(opt: argparse.Namespace) -> list[Run]:
         where = f"among the {len(folders)} folders" if opt.folders else f"below {opt.save_dir}"
         refuse(f"there is no finished run {where}")
     return runs
+
+
+def rows_of(opt: argparse.Namespace) -> list[Group]:
+    """The runs as rows, all or those that are chosen."""
+    groups = group(find_runs(opt))
+    if opt.choose is None:
+        return groups
+    try:
+        return best_of(groups, opt.choose)
+    except UsageError as error:
+        return refuse(str(error))
 
 
 def require_row(label: str | None, groups: Sequence[Group]) -> None:
@@ -111,7 +129,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for path in texts(ROOT):
             path.write_text(filled_in(path.read_text(encoding="utf-8"), ROOT / "results"), encoding="utf-8")
     if opt.out is not None:
-        groups = group(find_runs(opt))
+        groups = rows_of(opt)
         require_row(opt.against, groups)
         text = write_tables(groups, opt.out, opt.against)
         write_figures(groups, opt.out, opt.against)

@@ -5,6 +5,7 @@
 # for each set, and a figure of all. 141 runs with three seeds.
 #   SETS        alike unequal wrong specialists         WEIGHTINGS  METHOD[,option=value] …
 #   TEACHER     resnet20, of most sets                  STRONG, WEAK   wrn_40_2 and resnet8, of the unequal ones
+#   STRENGTHS   values of -a instead of 1: each row is at the one that is best on a tenth of the training images, held out
 # STUDENTS, EPOCHS, SEEDS, DATASET, JOBS, EXTRA, SAVE and OUT are those of scripts/run.sh.
 set -eu
 cd -- "$(dirname -- "$0")/../.."
@@ -24,23 +25,33 @@ three() {
 }
 
 WEIGHTINGS=${WEIGHTINGS:-AVERAGE_LOSS RLW EBKD CAMKD AEKD AEKD,C=1 UPGRAD CAGRAD IMTLG MTKDRL}
-methods=
-for each in $WEIGHTINGS; do
-    methods="$methods kd:$each,kd_scale=unit"
+methods= alone= students=
+for strength in ${STRENGTHS:-1}; do
+    options=kd_scale=unit${STRENGTHS:+,alpha=$strength}
+    alone="$alone kd:AVERAGE_LOSS,$options"
+    for each in $WEIGHTINGS; do
+        methods="$methods kd:$each,$options"
+    done
 done
-export STUDENTS="${STUDENTS:-resnet8}" EPOCHS="${EPOCHS:-30}" SEEDS="${SEEDS:-0 1 2}"
+for each in ${STUDENTS:-resnet8}; do
+    students="$students $each${STRENGTHS:+,validation=0.1}"
+done
+export STUDENTS="$students" EPOCHS="${EPOCHS:-30}" SEEDS="${SEEDS:-0 1 2}"
 OUT=${OUT:-results/when}
 reports=
 for set in ${SETS:-alike unequal wrong specialists}; do
     teachers=$(three "$set")
     OUT=$OUT/$set sh scripts/run.sh \
-        "TEACHER='${teachers%% *}' TEACHER_NUM=1 METHODS=kd:AVERAGE_LOSS,kd_scale=unit" \
+        "TEACHER='${teachers%% *}' TEACHER_NUM=1 METHODS='$alone'" \
         "TEACHER='$teachers' METHODS='$methods'"
     reports="$reports $OUT/$set"
 done
 if [ "${DRY_RUN:-0}" != 1 ]; then
     . scripts/setup.sh
     set_up requirements.txt
+    for report in ${STRENGTHS:+$reports}; do
+        "$python" -m scripts.report --folders "$report" --choose alpha --out "$report"
+    done
     # shellcheck disable=SC2086 # one word per folder
     "$python" -m scripts.differences $reports --out "$OUT/differences.png"
 fi

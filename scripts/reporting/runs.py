@@ -206,6 +206,36 @@ def group(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
+def best_of(groups: Sequence[Group], option: str) -> list[Group]:
+    """Of rows that differ in ``option`` alone, the one with the best mean validation accuracy after the last epoch.
+
+    Raises:
+        UsageError: no run has the option, or a row to choose among has no validation images.
+    """
+    rows: list[tuple[dict[str, Any], list[Group]]] = []
+    for each in groups:
+        rest = {name: value for name, value in each.first.setting.items() if name != option}
+        of_rest = next((members for setting, members in rows if setting == rest), None)
+        if of_rest is None:
+            rows.append((rest, of_rest := []))
+        of_rest.append(each)
+    if not any(option in each.first.setting for each in groups):
+        raise UsageError(f"--choose: {option!r} is no option that changes these runs")
+    return [max(members, key=last_validation) if len(members) > 1 else members[0] for _, members in rows]
+
+
+def last_validation(each: Group) -> float:
+    """The mean validation accuracy after the last epoch.
+
+    Raises:
+        UsageError: some run has held no images out.
+    """
+    last = [run.metrics[-1] for run in each.runs]
+    if not all("validation_accuracy" in row for row in last):
+        raise UsageError(f"--choose: {each.label} was trained without --validation, and test images choose nothing")
+    return statistics.mean(row["validation_accuracy"] for row in last)
+
+
 def short_teachers(own: str, every: Collection[str]) -> str:
     """``3xresnet20@b7cda4`` without what their files are told by, where that tells every set of teachers apart."""
     short = {each.partition("@")[0] for each in every}

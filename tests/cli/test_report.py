@@ -20,7 +20,7 @@ from scripts.reporting import figures, tables
 from scripts.reporting.page import page
 from scripts.reporting.published import OF, lines, published
 from scripts.reporting.readme import filled_in, texts
-from scripts.reporting.runs import Group, Run, group, read_run
+from scripts.reporting.runs import Group, Run, best_of, group, read_run, write_records
 from scripts.reporting.statistics import baseline_of, half_width, holm, p_value, paired
 
 PNG = b"\x89PNG"
@@ -193,6 +193,42 @@ def test_a_row_to_compare_with_has_to_be_there(runs: Path, tmp_path: Path, capsy
     assert end.value.code == 2
     assert "report: error: --against: 'nobody' is none of the rows: " in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_an_option_is_chosen_on_validation_images(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = runs.glob("students/*-CAMKD-*")
+    other = read_run(next(runs.glob("students/*-kd-AVERAGE_LOSS-*-trial=0")))
+    run = read_run(folder)
+    assert run is not None
+    assert other is not None
+    found = {"0.5": (40.0, 90.0), "1": (50.0, 10.0), "2": (45.0, 95.0)}  # validation and test
+    made = [
+        replace(
+            run,
+            path=tmp_path / alpha,
+            parameters={**run.parameters, "alpha": float(alpha)},
+            metrics=[{**run.metrics[-1], "validation_accuracy": validation, "test_accuracy": test}],
+        )
+        for alpha, (validation, test) in found.items()
+    ]
+    assert [each.label for each in best_of(group([*made, other]), "alpha")] == [
+        "CAMKD, inter, b 50, alpha 1.0",
+        "AVERAGE_LOSS, kd",
+    ]
+    (tmp_path / "in").mkdir()
+    write_records([*made, other], tmp_path / "in")
+    words = ["--folders", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--choose"]
+    report.main([*words, "alpha"])
+    assert len((tmp_path / "out" / "records.jsonl").read_text().splitlines()) == 2
+    del made[0].metrics[-1]["validation_accuracy"]
+    write_records(made, tmp_path / "in")
+    for option, message in (("alfa", "'alfa' is no option"), ("alpha", "alpha 0.5 was trained without --validation")):
+        with pytest.raises(SystemExit) as end:
+            report.main([*words, option])
+        assert end.value.code == 2
+        assert re.search(rf"^report: error: --choose: .*{message}", capsys.readouterr().err)
 
 
 def test_weights_of_the_teachers_are_told(runs: Path) -> None:

@@ -397,6 +397,18 @@ def test_four_reports_make_one_figure(checkout: Checkout) -> None:
     assert checkout.run("presets/when.sh", OUT="out", SETS="alike wrong").returncode == 0
     assert len(checkout.calls_of("-m scripts.run_all")) == 2
     assert checkout.calls[-1] == "-m scripts.differences out/alike out/wrong --out out/differences.png"
+    assert not checkout.calls_of("-m scripts.report")
+
+
+def test_strengths_are_chosen_on_images_held_out(checkout: Checkout) -> None:
+    words = {"OUT": "out", "SETS": "wrong", "WEIGHTINGS": "EBKD", "STRENGTHS": "0.5 2"}
+    assert checkout.run("presets/when.sh", **words).returncode == 0
+    (call,) = checkout.calls_of("-m scripts.run_all")
+    assert call.endswith("METHODS=' kd:EBKD,kd_scale=unit,alpha=0.5 kd:EBKD,kd_scale=unit,alpha=2'")
+    assert "METHODS=' kd:AVERAGE_LOSS,kd_scale=unit,alpha=0.5 kd:AVERAGE_LOSS,kd_scale=unit,alpha=2'" in call
+    assert checkout.calls_of("-m scripts.report") == [
+        "-m scripts.report --folders out/wrong --choose alpha --out out/wrong"
+    ]
 
 
 def test_arguments_reach_pytest(checkout: Checkout) -> None:
