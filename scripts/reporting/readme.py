@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from scripts.reporting.runs import group, runs_in
 from scripts.reporting.tables import Table, all_tables, spread
 
-MARKS = re.compile(r"(<!-- results/([\w.-]+)(?:: (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- results/([\w./-]+)(?:: (.+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TO = "Differences to "
 

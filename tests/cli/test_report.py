@@ -165,9 +165,9 @@ def test_differences_are_corrected_for_their_number(runs: Path, tmp_path: Path) 
     assert table.markdown() in (tmp_path / "table.md").read_text()
     default = tables.differences_table(groups)
     assert "AEKD, kd, qp_solver exact" in {row[0] for row in default.rows}
-    (tmp_path / "x").mkdir()
-    (tmp_path / "records.jsonl").rename(tmp_path / "x" / "records.jsonl")
-    marks = "<!-- results/x: Differences to {} -->\n<!-- end -->"
+    (tmp_path / "sets" / "x").mkdir(parents=True)
+    (tmp_path / "records.jsonl").rename(tmp_path / "sets" / "x" / "records.jsonl")
+    marks = "<!-- results/sets/x: Differences to {} -->\n<!-- end -->"
     assert table.markdown() in filled_in(marks.format("resnet8 alone"), tmp_path)
     with pytest.raises(LookupError, match="no table 'Differences to nobody'"):
         filled_in(marks.format("nobody"), tmp_path)
