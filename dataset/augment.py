@@ -124,6 +124,19 @@ def fits(info: DatasetInfo, parts: FileParts, wanted: ImageOptions) -> bool:
     return size <= wanted.memory_gb
 
 
+def require_memory(count: int, size: int, wanted: ImageOptions) -> None:
+    """Refuse so many images of ``size``×``size`` that they take more than the user has allowed.
+
+    Raises:
+        UsageError: they do.
+    """
+    needed = count * size**2 * 3 / 1e9
+    if needed > wanted.memory_gb:
+        raise UsageError(
+            f"--image_size: {size} needs about {needed:.3g} GB, and --memory_gb is {wanted.memory_gb:g}; raise it"
+        )
+
+
 @contextlib.contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
     """torch's global generator starts from ``seed`` in here, and goes on afterwards as if nothing had been."""

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from dataset.augment import Augmentation, described, distortion, fits, whole
+from dataset.augment import Augmentation, described, distortion, fits, require_memory, whole
 from dataset.base import (
     Dataset,
     DatasetInfo,
@@ -241,11 +241,7 @@ def of_size(split: Split, size: int, wanted: ImageOptions) -> Split:
     count, side = split.images.shape[:2]
     if side == size:
         return split
-    needed = count * size**2 * 3 / 1e9
-    if needed > wanted.memory_gb:
-        raise UsageError(
-            f"--image_size: {size} needs about {needed:.3g} GB, and --memory_gb is {wanted.memory_gb:g}; raise it"
-        )
+    require_memory(count, size, wanted)
     return replace(split, images=scaled_pixels(split.images, size))
 
 

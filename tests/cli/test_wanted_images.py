@@ -105,7 +105,7 @@ def assert_goes_on(
         ("--specialist 1of1", ("--specialist", "KofN", "'1of1'")),
         ("--specialist 1of3", ("--specialist", "1of3", "classes, 2")),
         ("--specialist_others 0.5", ("--specialist_others", "--specialist")),
-        ("--dataset cifar10 --image_size 16", ("--image_size", "cifar10", "32 pixels")),
+        ("--dataset digits --image_size 3000 --memory_gb 0.5", ("--image_size", "3000", "--memory_gb is 0.5")),
     ],
 )
 def test_bad_values(tree: Path, tmp_path: Path, words: str, expected: tuple[str, ...]) -> None:
