@@ -109,7 +109,7 @@ def draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
     run = panel.base.first
     teachers = ", ".join(f"{each['arch']} {each['accuracy']:.1f}" for each in run.result["teachers"])
     accuracy = spread(*panel.base.mean_std(lambda one: one.accuracy("last")))
-    axes.set_title(f"{panel.title}: {accuracy} %\n{teachers}", fontsize=9)
+    axes.set_title(f"{panel.title}: {run.setting['ensemble_method']} {accuracy} %\n{teachers}", fontsize=9)
     axes.grid(axis="x", alpha=0.4)
     axes.set_axisbelow(True)
 
