@@ -59,7 +59,9 @@ def panel_of(folder: Path) -> Panel:
         row = f"{usual['ensemble_method']}, {usual['distill']}"
         raise UsageError(f"folders: {folder} holds no row {row!r} to compare with; make it with scripts.report")
     base = max(found, key=number_of_teachers)
-    gaps = {name_of(each, base): paired(each, base) for each in students if each is not base}
+    names = [name_of(each, base) for each in students]
+    labels = [name if names.count(name) == 1 else each.label for each, name in zip(students, names, strict=True)]
+    gaps = {label: paired(each, base) for each, label in zip(students, labels, strict=True) if each is not base}
     shared = {name: gap for name, gap in gaps.items() if gap is not None}
     tested = [name for name, gap in shared.items() if gap.p is not None]
     corrected = dict(zip(tested, holm([shared[name].p or 0.0 for name in tested]), strict=True))
@@ -72,8 +74,8 @@ def number_of_teachers(each: Group) -> int:
 
 
 def name_of(each: Group, base: Group) -> str:
-    """A row's label without its teachers, but for how many they are where that differs."""
-    label = re.sub(r", teachers [^,]+", "", each.label)
+    """A row's label without what differs between settings: its teachers, but for their number, and a chosen ``-a``."""
+    label = re.sub(r", (teachers|alpha) [^,]+", "", each.label)
     number = number_of_teachers(each)
     return label if number == number_of_teachers(base) else f"{label}, {number} teacher{'s' * (number > 1)}"
 

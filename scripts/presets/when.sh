@@ -46,7 +46,7 @@ for set in ${SETS:-alike unequal wrong specialists}; do
         "TEACHER='$teachers' METHODS='$methods'"
     reports="$reports $OUT/$set"
 done
-if [ "${DRY_RUN:-0}" != 1 ]; then
+if [ -z "${DRY_RUN:-}" ]; then
     . scripts/setup.sh
     set_up requirements.txt
     for report in ${STRENGTHS:+$reports}; do

@@ -50,6 +50,14 @@ def test_rows_are_compared_with_the_plain_average_of_all_teachers(folders: list[
     assert gaps["AVERAGE_LOSS, kd, 1 teacher"][0].mean == 0, "the same runs"
 
 
+def test_rows_that_differ_in_their_teachers_alone_are_all_there(runs: Path, tmp_path: Path) -> None:
+    solved = [run for folder in sorted(runs.glob("students/*-AEKD-*trial=*")) if (run := read_run(folder))]
+    plain = [run for folder in sorted(runs.glob("students/*-AVERAGE_LOSS-*")) if (run := read_run(folder))]
+    swapped = [replace(run, result={**run.result, "teachers": run.result["teachers"][::-1]}) for run in solved]
+    write_records([*plain, *solved, *swapped], tmp_path)
+    assert len(differences.panel_of(tmp_path).gaps) == 4
+
+
 def test_all_panels_have_the_same_rows(folders: list[Path], tmp_path: Path) -> None:
     figure = differences.drawn([differences.panel_of(folder) for folder in folders])
     first, second = figure.axes
