@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -216,7 +216,7 @@ def memory_loaders(
 ) -> Loaders:
     """Loaders that hold the images on ``device``."""
     info = described(dataset)
-    train, test = (of_size(part, info.image_size, dataset.wanted) for part in dataset.load())
+    train, test = of_size(dataset.load(), info.image_size, dataset.wanted)
     if info.channels == 1:
         train, test = (replace(part, images=grey_pixels(part.images)) for part in (train, test))
     train = replace(train, whole=None)  # its views are numbered from 0, wherever it was cut from
@@ -232,17 +232,16 @@ def memory_loaders(
     )
 
 
-def of_size(split: Split, size: int, wanted: ImageOptions) -> Split:
+def of_size(parts: Sequence[Split], size: int, wanted: ImageOptions) -> Sequence[Split]:
     """The images brought to ``size``×``size``.
 
     Raises:
-        UsageError: they take more memory than ``wanted`` allows.
+        UsageError: all of them together take more memory than ``wanted`` allows.
     """
-    count, side = split.images.shape[:2]
-    if side == size:
-        return split
-    require_memory(count, size, wanted)
-    return replace(split, images=scaled_pixels(split.images, size))
+    if all(part.images.shape[1] == size for part in parts):
+        return parts
+    require_memory(sum(len(part.labels) for part in parts), size, wanted)
+    return [replace(part, images=scaled_pixels(part.images, size)) for part in parts]
 
 
 def file_loaders(

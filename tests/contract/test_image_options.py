@@ -160,7 +160,7 @@ def test_images_in_memory_are_scaled(size: int) -> None:
 
 
 def test_images_are_not_scaled_beyond_the_memory() -> None:
-    message = r"--image_size: 224 needs about 0\.0012 GB, and --memory_gb is 0\.001; raise it"
+    message = r"--image_size: 224 needs about 0\.00241 GB, and --memory_gb is 0\.001; raise it"
     with pytest.raises(UsageError, match=message):
         of_noise(image_size=224, memory_gb=0.001)
     assert of_noise(memory_gb=1e-9).info.image_size == 32, "only what is made larger is looked at"
