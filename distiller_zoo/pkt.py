@@ -35,6 +35,6 @@ class PKT(Distiller):
 def _neighbours(vector: Tensor) -> Tensor:
     """Vectors ``[B, D]`` → how likely each of all is to be a sample's neighbour ``[B, N]``."""
     length = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
-    unit = vector / torch.where(length > 0, length + EPS, torch.inf)
+    unit = vector / (length.masked_fill(length == 0, torch.inf) + EPS)
     likeness = F.relu(1 + product(unit, gathered(unit, gradient=True).T))
     return likeness / likeness.sum(1, keepdim=True)

@@ -144,6 +144,7 @@ def _rkd(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
 def _pkt(loss: Any, student: Any, teacher: Any, batch: Batch) -> Tensor:
     def neighbours(vectors: Tensor) -> Tensor:
         unit = vectors / (vectors.pow(2).sum(1, keepdim=True).sqrt() + 1e-7)
+        unit[unit.isnan()] = 0
         likeness = (unit @ unit.t() + 1) / 2
         return likeness / likeness.sum(1, keepdim=True)
 
