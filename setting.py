@@ -5,12 +5,13 @@ The first --teacher_num of the list are used. What is listed below is what these
     sh scripts/quickstart.sh                                       (digits, --image_size 16)
 Teachers may be of different architectures; `python train_student.py --teachers PATH[:ARCH] …` overrides the list.
 One with a mean, std, size or channels of its own, or that knows some of the classes, see docs/teachers.md:
-    from helper.teachers.record import Teacher
     Teacher("resnet56", "x.pth", mean=0.5, std=0.5, size=48, channels="BGR", classes=["cat", "dog"])
 None in place of a checkpoint stands for the published weights of a timm/…, hf/… or torchvision/… network.
 """
 
-TEACHERS: dict[str, list[tuple[str, str | None]]] = {
+from helper.teachers.record import Teacher
+
+TEACHERS: dict[str, list[tuple[str, str | None] | Teacher]] = {
     "cifar100": [
         ("resnet32x4", "save/teachers/resnet32x4-cifar100-trial=0/last.pth"),
         ("resnet32x4", "save/teachers/resnet32x4-cifar100-trial=1/last.pth"),
