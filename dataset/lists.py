@@ -27,13 +27,15 @@ def read_list(path: Path) -> dict[str, list[str]]:
     """Each class's images, classes and images in the order of their bytes; relative paths start where the list lies.
 
     Raises:
-        UsageError: the list cannot be read, has other columns, or a line is incomplete.
+        UsageError: the list cannot be read, has other columns or no images, or a line is incomplete.
     """
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             lines = list(_lines(file, path))
     except (OSError, csv.Error) as error:
         raise UsageError(f"--data_dir: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not lines:
+        raise UsageError(f"--data_dir: {path} lists no images; each line below the first has to be one")
     images: dict[str, list[str]] = {name: [] for name in in_order({label for _, label in lines})}
     for image, label in lines:
         images[label].append(os.path.join(path.parent, image))
@@ -51,6 +53,8 @@ def _lines(file: Iterator[str], path: Path) -> Iterator[tuple[str, str]]:
         image, label = row["path"], row["label"]
         if not image or not label:
             raise UsageError(f"--data_dir: line {rows.line_num} of {path} has no {'label' if image else 'path'}")
+        if "\0" in image:
+            raise UsageError(f"--data_dir: line {rows.line_num} of {path} has a zero byte in its path")
         yield image, label
 
 

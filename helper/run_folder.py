@@ -22,6 +22,9 @@ from helper import checkpoint
 from helper.errors import UsageError
 from helper.names import recorded
 
+NEEDED = ("epoch", "epochs", "seconds", "accuracy", "best", "trained", "optimizer")
+"""What ``last.pth`` holds so that a run can go on from it."""
+
 FOLDER_FILE = "RUN_FOLDER_FILE"
 """The environment variable that names a file for :meth:`RunFolder.leave_word`."""
 
@@ -47,10 +50,25 @@ class RunFolder:
     @property
     def precision(self) -> str | None:
         """What the run has been computed with so far; None before its first checkpoint."""
-        state, _ = checkpoint.load_newest(self.last)
+        state, _ = self.newest()
         if state is None:
             return None
-        return state.get("precision") or self.read_json("parameters.json")["precision"]  # older checkpoints: as asked
+        return state.get("precision") or (self.read_json("parameters.json") or {}).get("precision")  # older: as asked
+
+    def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """:func:`helper.checkpoint.load_newest` of ``last.pth``.
+
+        Raises:
+            UsageError: all are damaged, or it is another file in its place, such as a copy of ``best.pth``.
+        """
+        state, notes = checkpoint.load_newest(self.last)
+        missing = [] if state is None else [name for name in NEEDED if name not in state]
+        if missing:
+            raise UsageError(
+                f"--resume: {self.last} lacks what going on needs: {', '.join(missing)}; is it a copy of "
+                f"{self.best.name}? put the run's own back, or --overwrite starts again"
+            )
+        return state, notes
 
     def require_permission(self, resume: bool, overwrite: bool) -> None:
         """Refuse to touch an unfinished run unless told how.
@@ -114,7 +132,7 @@ class RunFolder:
                     shutil.copyfile(source, partial)
         for path in (self.last, self.best):
             checkpoint.tidy(path)
-        state, notes = checkpoint.load_newest(self.last)
+        state, notes = self.newest()
         for note in notes:
             print(f"{note}; the one before it is used", flush=True)
         if notes:
@@ -178,10 +196,20 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def read_json(self, name: str) -> Any:
-        """What :meth:`write_json` wrote, or None."""
-        path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """What :meth:`write_json` wrote, or None.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        path, content = self.path / name, None
+        if not path.exists():
+            return None
+        with contextlib.suppress(ValueError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise UsageError(f"{path} is damaged, it is no JSON object; repair it, or --overwrite starts again")
+        return content
 
     def write_json(self, name: str, content: Any) -> None:
         """Write ``content`` whole or not at all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -17,6 +18,9 @@ from helper.stopping import RESUME_ME, RESUME_ME_FILE, Asked, Stopped, losses_sa
 
 HOLD_BACK = 2.0
 """Seconds before another process than the first repeats what the first has probably said; torchrun ends it sooner."""
+
+OF_PATHS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EROFS}
+"""Errors of a path that somebody has typed."""
 
 BEFORE_TRAINING = "nothing had been trained yet; the same command starts it again"
 
@@ -42,12 +46,20 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
     except Exception as error:
         if signals.broke_off:  # what a library has made of it
             leave_to_go_on(signals.asked())
-        if not isinstance(error, UsageError):
+        said = error if isinstance(error, UsageError) else fault_of_a_path(error)
+        if said is None:
             raise
-        leave(f"{sys.argv[0]}: error: {error}", 2)
+        leave(f"{sys.argv[0]}: error: {said}", 2)
     finally:
         signals.ignore()
         distributed.stop()
+
+
+def fault_of_a_path(error: Exception) -> str | None:
+    """What is said of a file or folder that its user alone can mend; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in OF_PATHS or not isinstance(error.filename, str):
+        return None
+    return f"{error.filename}: {error.strerror}"
 
 
 def leave_to_go_on(reason: Stopped) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from helper import checkpoint, distributed
+from helper import distributed
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.evaluation import evaluate
@@ -29,6 +29,7 @@ from helper.machine import (
     require_right_code,
     uncompiled,
 )
+from helper.names import local
 from helper.nearest import nothing_to_resume
 from helper.recipe import require_sound_recipe, seed_of
 from helper.resuming import Progress, seed_everything
@@ -168,16 +169,28 @@ class Session:
             check_earlier(self.opt, self.dataset)
         if distributed.from_first(lambda: run.finished) and not self.opt.overwrite:
             if distributed.is_first():
-                result = run.read_json("result.json")
+                result = run.read_json("result.json") or {}
                 print(f"{run.path} is finished ({describe(result)}); --overwrite trains it again")
+                self.say_where_its_images_lie(run)
             distributed.from_first(lambda: run.leave_word(finished=True))
             return None
         distributed.from_first(lambda: run.require_permission(self.opt.resume is not None, self.opt.overwrite))
         distributed.from_first(lambda: run.leave_word(finished=False))
         if self.opt.resume is not None:
+            if distributed.is_first():
+                self.say_where_its_images_lie(run)
             earlier = RunFolder(self.opt.resume) if isinstance(self.opt.resume, Path) else run
             self.precision = distributed.from_first(lambda: run.precision or earlier.precision) or self.precision
         return run
+
+    def say_where_its_images_lie(self, run: RunFolder) -> None:
+        """Where they are elsewhere, since trees of as many images of the same classes count as the same."""
+        stored = (run.read_json("parameters.json") or {}).get("data_dir")
+        if self.info.identity and stored is not None and Path(local(stored)).resolve() != self.opt.data_dir.resolve():
+            print(
+                f"{run.path}: its images were those of --data_dir {stored}; {self.opt.data_dir} has as many of each "
+                "class, and counts as a copy (if it is none, choose another --trial)"
+            )
 
     def train(self, run: RunFolder, task: Task, arch: str) -> dict[str, Any]:
         """Open the run folder, train, print and return the result."""
@@ -322,7 +335,7 @@ def check_earlier(opt: argparse.Namespace, dataset: str) -> None:
     if differing:
         names = ", ".join(f"--{name}" for name in differing)
         raise UsageError(f"--resume: the run in {opt.resume} has another {names}")
-    images = (checkpoint.load_newest(earlier.last)[0] or {}).get("images", dataset)
+    images = (earlier.newest()[0] or {}).get("images", dataset)
     if images != dataset:
         raise UsageError(f"--resume: the run in {opt.resume} has seen other images, {images}, not {dataset}")
     if opt.epochs < stored["epochs"]:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from helper.errors import UsageError
 from helper.options import Parser
 from helper.script import run_script
+from scripts.outputs import folder_for, require_figure
 from scripts.reporting.runs import Group, group, parser_of, runs_in
 from scripts.reporting.statistics import Difference, holm, paired
 from scripts.reporting.tables import spread
@@ -119,8 +120,9 @@ def draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
 def main(words: Sequence[str]) -> None:
     """Read and draw."""
     opt = options().parse_args(words)
+    require_figure("--out", opt.out)
     figure = drawn([panel_of(folder) for folder in opt.folders])
-    opt.out.parent.mkdir(parents=True, exist_ok=True)
+    folder_for("--out", opt.out.parent)
     figure.savefig(opt.out, dpi=130)
     print(f"written to {opt.out}")
 

@@ -65,6 +65,11 @@ def main(arguments: Sequence[str]) -> None:
     with tqdm(total=total, unit=" views") as bar, autocast(session.device, session.precision):
         for batch in batches:
             teachers.logits(batch.images, batch.views)
+            if teachers.cache is not None and teachers.cache.full:
+                raise UsageError(
+                    f"--teacher_cache: {opt.teacher_cache} took {bar.n:,} of {total:,} views; make room, or choose a "
+                    "larger --teacher_cache_gb, and start it again to go on"
+                )
             bar.update(len(batch.images))
     print(f"{opt.teacher_cache}: {total:,} views of {len(files)} teachers are there")
 

@@ -56,7 +56,7 @@ boc)
 *) die "which one? aekd, okddip or boc, not '$recipe'" ;;
 esac
 EXTRA="--batch_size ${BATCH_SIZE:-$batch} $schedule ${EXTRA:-}"
-OUT=${OUT:-results/imagenet-$recipe}
+OUT=${OUT:-results/runs/imagenet-$recipe}
 
 set_up requirements.txt
 export PROCESSES SAVE DATA DATASET TEACHER TEACHER_NUM SEEDS STUDENTS METHODS ONLINE EPOCHS EXTRA OUT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import train_online
@@ -35,6 +35,8 @@ USERS = ("DATASET", "SEEDS", "EPOCHS", "EXTRA")
 
 ALONE = "alone"
 RECIPE = "recipe="
+COUNTED = ("crop_flip", "none")
+"""Values of ``--augment`` under which each image has a number of views."""
 SCRIPTS = {
     "train_teacher.py": train_teacher.options,
     "train_student.py": train_student.options,
@@ -78,7 +80,7 @@ def variables(row: str, environment: Mapping[str, str]) -> dict[str, str]:
     given = {name: environment[name] for name in DEFAULTS if name in environment}
     if "STUDENT" in environment:
         given.setdefault("STUDENTS", environment["STUDENT"])
-    for word in shlex.split(row):
+    for word in words_of(row):
         name, equals, value = word.partition("=")
         if not equals or name not in DEFAULTS:
             raise UsageError(f"{word}: expected VARIABLE=value; choose from {', '.join(DEFAULTS)}")
@@ -124,11 +126,11 @@ def student_jobs(values: Mapping[str, str], teachers: tuple[Job, ...], store: st
             yield job("train_teacher.py", words, values, seed)
         for word in values["METHODS"].split():
             for seed in seeds:
-                words = f"--model_s {student} --dataset {values['DATASET']} {method_options(word, store, values)}"
-                yield job("train_student.py", f"{words} {typed(others)}", values, seed, teachers)
+                words = f"--model_s {student} --dataset {values['DATASET']} {method_options(word)}"
+                yield with_cache(job("train_student.py", f"{words} {typed(others)}", values, seed, teachers), store)
 
 
-def method_options(word: str, store: str | None, values: Mapping[str, str]) -> str:
+def method_options(word: str) -> str:
     """``inter:CAMKD:50,convs=true`` → options; the published weights of the losses, unless given.
 
     Raises:
@@ -139,14 +141,24 @@ def method_options(word: str, store: str | None, values: Mapping[str, str]) -> s
     if len(parts) not in (2, 3):
         raise UsageError(f"METHODS: expected LOSS:WEIGHTING[:b], with ,option=value behind, got {word!r}")
     beta = parts[2] if len(parts) == 3 else "0"
-    words = f"--distill {parts[0]} --ensemble_method {parts[1]} -b {beta} --nesterov -r 1 -a 1 {typed(others)}"
-    kept = store is not None and beta == "0" and in_memory(values["DATASET"])
-    return f"{words} --teacher_cache {shlex.quote(store or '')}" if kept else words
+    return f"--distill {parts[0]} --ensemble_method {parts[1]} -b {beta} --nesterov -r 1 -a 1 {typed(others)}"
+
+
+def with_cache(student: Job, store: str | None) -> Job:
+    """The run, with the teachers' answers in ``store`` where it asks for nothing else and its images can be counted."""
+    script, *options = student.words
+    opt = parser_of(script).parse(options)
+    counted = in_memory(opt.dataset) and opt.augment in (None, *COUNTED) and not opt.mixup and not opt.cutmix
+    if store is None or opt.teacher_cache is not None or not counted:
+        return student
+    opt.teacher_cache = store
+    words = (*student.words, "--teacher_cache", store)
+    return replace(student, words=words) if train_student.uses_cache(opt) else student
 
 
 def in_memory(dataset: str) -> bool:
     """Whether the augmented views of a dataset can be counted, so that a cache can hold them."""
-    entry = dataset_dict.get(dataset.lower())
+    entry = dataset_dict[dataset]
     return isinstance(entry, type) and issubclass(entry, MemoryDataset)
 
 
@@ -200,8 +212,16 @@ def job(
 ) -> Job:
     """A run with the options that all of a row have."""
     epochs = f"--epochs {values['EPOCHS']}" if values["EPOCHS"] and "--epochs" not in words else ""
-    options = shlex.split(f"{words} {epochs} --trial {trial} {values['EXTRA']}")
+    options = words_of(f"{words} {epochs} --trial {trial} {values['EXTRA']}")
     return Job((script, *options), teachers, reported)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a row or of options, as a shell divides them; UsageError where a quotation does not end."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise UsageError(f"{text.strip()}: a quote is not closed; write another, or \\' for the letter") from None
 
 
 def number(name: str, text: str) -> int:

@@ -22,7 +22,8 @@ from typing import NoReturn
 from matplotlib import pyplot as plt
 
 from helper.errors import UsageError
-from helper.names import print_any_name
+from helper.script import run_script
+from scripts.outputs import folder_for
 from scripts.reporting import tables
 from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import page
@@ -73,7 +74,10 @@ def find_runs(opt: argparse.Namespace) -> list[Run]:
         (path.parent for path in opt.save_dir.glob("*/*/result.json")),
         key=lambda folder: (folder.parent.name == "online", folder.parent.name != "teachers", folder),
     )  # single networks first, to compare with
-    found = {run.path: run for folder in folders for run in runs_in(folder)}
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing:
+        refuse(f"--folders: there is no folder {', '.join(missing)}")
+    found = {run.path.resolve(): run for folder in folders for run in runs_in(folder)}
     runs = [run for run in found.values() if opt.dataset in (None, run.result["dataset"])]
     if not runs:
         where = f"among the {len(folders)} folders" if opt.folders else f"below {opt.save_dir}"
@@ -101,7 +105,7 @@ def require_row(label: str | None, groups: Sequence[Group]) -> None:
 
 def write_tables(groups: Sequence[Group], out: Path, against: str | None = None) -> str:
     """What is quickly made: the runs and their tables, into ``out``; returns the Markdown."""
-    out.mkdir(parents=True, exist_ok=True)
+    folder_for("--out", out)
     write_records(tables.runs_of(groups), out)
     tables.write_runs(groups, out / "runs.csv")
     text = tables.markdown(groups, against)
@@ -137,5 +141,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    print_any_name()
-    main()
+    run_script(main)

@@ -14,7 +14,7 @@
 #   ONLINE     METHOD:MODEL[,option=value…] …    SEEDS      0
 #   EPOCHS     each recipe's own, 240 to 400     EXTRA      options for every run
 #   JOBS       runs at a time: one per GPU, or one per core of the CPU up to 4, which share its threads
-#   SAVE       save, for runs                    OUT        results/<DATASET>-<TEACHER>-<STUDENTS>, for the report
+#   SAVE       save, for runs                    OUT        results/runs/<DATASET>-<TEACHER>-<STUDENTS>, for the report
 #   DATA       data, for datasets                PROCESSES  each run in so many under torchrun, one run at a time
 #   CACHE      0 asks the teachers in each run anew instead of keeping their logits in SAVE/cache
 #   DRY_RUN    1 only lists the commands and says how many there are

@@ -98,7 +98,7 @@ def out_of(environment: dict[str, str], values: dict[str, str]) -> str:
     students = [entry.partition(",")[0] for entry in values["STUDENTS"].split()]
     teachers = [entry.partition(",")[0] for entry in values["TEACHER"].split()]
     name = "-".join([values["DATASET"], *([*teachers, *students] if students else ["online"])])
-    return f"results/{name.replace('/', '.')}"
+    return f"results/runs/{name.replace('/', '.')}"  # not among those that are committed
 
 
 def plan(rows: Sequence[str], environment: dict[str, str]) -> tuple[list[Job], str]:

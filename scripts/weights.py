@@ -30,6 +30,7 @@ from helper.session import Session
 from helper.teachers.files import chosen_teachers
 from helper.teachers.loading import load_teachers
 from models import model_dict
+from scripts.outputs import folder_for
 from scripts.reporting.runs import Group, Run, group, read_run
 from train_student import Distillation
 
@@ -168,6 +169,7 @@ def main(arguments: Sequence[str]) -> None:
     given = {"--data_dir": opt.data_dir, "--device": opt.device}
     words = [str(word) for flag, value in given.items() if value is not None for word in (flag, value)]
     groups: list[Group] = group([finished(folder) for folder in opt.runs])
+    folder_for("--out", opt.out)
     found: dict[str, dict[str, PerClass]] = {}
     names: Sequence[Any] = ()
     for each in groups:
@@ -180,7 +182,6 @@ def main(arguments: Sequence[str]) -> None:
             of_runs.append(listened(task, session))
         found[each.label] = mean_over_seeds(of_runs)
         print(*lines(each.label, found[each.label], names), sep="\n", flush=True)
-    opt.out.mkdir(parents=True, exist_ok=True)
     write(found, names, opt.out / "classes.csv")
     drawn(found).savefig(opt.out / "classes.png", dpi=130)
 

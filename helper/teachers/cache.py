@@ -283,6 +283,11 @@ class TeacherCache:
         except OSError as error:
             raise UsageError(f"--teacher_cache: {folder} cannot be written ({error.strerror})") from None
 
+    @property
+    def full(self) -> bool:
+        """Whether something could not be stored, so that nothing is from now on."""
+        return self.files[0].room.closed
+
     def logits(
         self, images: torch.Tensor, views: torch.Tensor, teachers: Sequence[Compute]
     ) -> torch.Tensor | list[torch.Tensor]:

@@ -119,7 +119,10 @@ def chosen_teachers(
 
 
 def _listed(entry: tuple[str, str | None] | Teacher) -> TeacherFile:
-    """An entry of ``setting.py``."""
+    """An entry of ``setting.py``; UsageError for what is none."""
+    pair = isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[0], str)
+    if not isinstance(entry, Teacher) and not pair:
+        raise UsageError(f'setting.py: {entry!r} is no teacher; list pairs ("ARCHITECTURE", "CHECKPOINT"), or Teachers')
     teacher = entry if isinstance(entry, Teacher) else Teacher(*entry)
     path, key = (None, None) if teacher.path is None else located(local(str(teacher.path)))
     eyes, classes = _special(f"setting.py: {str(path or teacher.arch)!r}", vars(teacher))

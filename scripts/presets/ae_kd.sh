@@ -10,7 +10,7 @@ common=alpha=0.9,learning_rate=0.05
 METHODS="kd:AVERAGE_LOSS,$common hint:AVERAGE_LOSS:100,$common kd:AEKD,$common kd:AEKD,$common,qp_solver=svm"
 METHODS="$METHODS hint:AEKD:100,$common"
 export METHODS
-OUT=${OUT:-results/ae_kd} exec sh scripts/run.sh \
+OUT=${OUT:-results/runs/ae_kd} exec sh scripts/run.sh \
     'DATASET=cifar10 TEACHER=resnet56,nesterov TEACHER_NUM=5 STUDENTS="resnet20 MobileNetV2"' \
     'DATASET=cifar100 TEACHER=resnet56,nesterov TEACHER_NUM=5 STUDENTS="resnet20 MobileNetV2"' \
     'DATASET=cifar100 TEACHER=ResNet50,nesterov TEACHER_NUM=3 STUDENTS=ResNet18' \

@@ -14,4 +14,4 @@ for dataset in cifar10 cifar100; do
         set -- "$@" "$(row $dataset $model)"
     done
 done
-OUT=${OUT:-results/boc} exec sh scripts/run.sh "$@"
+OUT=${OUT:-results/runs/boc} exec sh scripts/run.sh "$@"

@@ -4,7 +4,7 @@
 set -eu
 cd -- "$(dirname -- "$0")/../.."
 
-OUT=${OUT:-results/ca_mkd} exec sh scripts/run.sh \
+OUT=${OUT:-results/runs/ca_mkd} exec sh scripts/run.sh \
     'TEACHER=wrn_40_2 STUDENTS=ShuffleV1' \
     'TEACHER=resnet56 STUDENTS=MobileNetV2' \
     'TEACHER=vgg13 STUDENTS="vgg8 MobileNetV2"' \

@@ -7,4 +7,4 @@ cd -- "$(dirname -- "$0")/../.."
 
 ONLINE="alone:resnet32,recipe=ONE ONE:resnet32 alone:resnet164_bottleneck,recipe=ONE ONE:resnet164_bottleneck"
 export ONLINE
-OUT=${OUT:-results/one} exec sh scripts/run.sh 'DATASET=cifar10 STUDENTS=' 'DATASET=cifar100 STUDENTS='
+OUT=${OUT:-results/runs/one} exec sh scripts/run.sh 'DATASET=cifar10 STUDENTS=' 'DATASET=cifar100 STUDENTS='

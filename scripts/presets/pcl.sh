@@ -16,4 +16,4 @@ for dataset in cifar10 cifar100; do
         set -- "$@" "$(row $dataset $model)"
     done
 done
-OUT=${OUT:-results/pcl} exec sh scripts/run.sh "$@"
+OUT=${OUT:-results/runs/pcl} exec sh scripts/run.sh "$@"

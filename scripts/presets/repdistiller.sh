@@ -12,7 +12,7 @@ with_fsp="$without_fsp$(words AVERAGE_LOSS fsp)"
 row() {
     echo "TEACHER_NUM=1 TEACHER=$1 STUDENTS=\"$2\" METHODS=\"$3\""
 }
-OUT=${OUT:-results/repdistiller} exec sh scripts/run.sh \
+OUT=${OUT:-results/runs/repdistiller} exec sh scripts/run.sh \
     "$(row wrn_40_2 wrn_16_2,no-nesterov "$with_fsp")" \
     "$(row wrn_40_2 'wrn_40_1,no-nesterov ShuffleV1,no-nesterov' "$without_fsp")" \
     "$(row resnet56 resnet20,no-nesterov "$with_fsp")" \

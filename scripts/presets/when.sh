@@ -37,21 +37,27 @@ for each in ${STUDENTS:-resnet8}; do
     students="$students $each${STRENGTHS:+,validation=0.1}"
 done
 export STUDENTS="$students" EPOCHS="${EPOCHS:-30}" SEEDS="${SEEDS:-0 1 2}"
-OUT=${OUT:-results/when}
-reports=
+OUT=${OUT:-results/runs/when}
+failed=0
+set --
 for set in ${SETS:-alike unequal wrong specialists}; do
     teachers=$(three "$set")
+    set -- "$@" "$OUT/$set"
     OUT=$OUT/$set sh scripts/run.sh \
         "TEACHER='${teachers%% *}' TEACHER_NUM=1 METHODS='$alone'" \
-        "TEACHER='$teachers' METHODS='$methods'"
-    reports="$reports $OUT/$set"
+        "TEACHER='$teachers' METHODS='$methods'" || failed=$?
+    case $failed in
+    75 | 1[0-9][0-9]) exit "$failed" ;; # stopped; of other failures the remaining sets know nothing
+    esac
 done
-if [ -z "${DRY_RUN:-}" ]; then
-    . scripts/setup.sh
-    set_up requirements.txt
-    for report in ${STRENGTHS:+$reports}; do
+if [ "$failed" != 0 ] || [ -n "${DRY_RUN:-}" ]; then
+    exit "$failed"
+fi
+. scripts/setup.sh
+set_up requirements.txt
+if [ -n "${STRENGTHS:-}" ]; then
+    for report; do
         "$python" -m scripts.report --folders "$report" --choose alpha --out "$report"
     done
-    # shellcheck disable=SC2086 # one word per folder
-    "$python" -m scripts.differences $reports --out "$OUT/differences.png"
 fi
+exec "$python" -m scripts.differences "$@" --out "$OUT/differences.png"

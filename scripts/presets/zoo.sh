@@ -16,4 +16,4 @@ for weighting in $WEIGHTINGS; do
         three="$three $each,kd_scale=unit"
     done
 done
-OUT=${OUT:-results/zoo} exec sh scripts/run.sh "TEACHER_NUM=1 METHODS='$one'" "TEACHER_NUM=3 METHODS='$three'"
+OUT=${OUT:-results/runs/zoo} exec sh scripts/run.sh "TEACHER_NUM=1 METHODS='$one'" "TEACHER_NUM=3 METHODS='$three'"

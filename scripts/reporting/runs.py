@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shlex
 import statistics
 from collections.abc import Callable, Collection, Sequence
@@ -16,11 +18,13 @@ import train_student
 import train_teacher
 from helper.errors import UsageError
 from helper.options import Options, text_of, typed
-from helper.run_folder import parameters_of, write_atomically
+from helper.run_folder import RunFolder, parameters_of, write_atomically
 from helper.teachers.files import TeacherFile, fingerprint
 
 SCRIPTS: dict[str, Any] = {"student": train_student, "online": train_online, "alone": train_teacher}
 REPEATS = {"trial", "seed"}  # tell repetitions of one setting apart
+BESIDE = ("images", "network", "cached")
+"""What a setting has beside options; see :attr:`Run.beside`."""
 RECORDS = "records.jsonl"
 """A report's own copy of its runs, a line each."""
 LEVELS = {"train_": "logits", "train_feature_": "feature maps"}
@@ -62,7 +66,19 @@ class Run:
         if "teachers" in self.result:
             files = [TeacherFile.recorded(each) for each in self.result["teachers"]]
             merged["teachers"], merged["teacher_num"] = fingerprint(files), len(files)
-        return {name: value for name, value in merged.items() if name not in REPEATS and options.changes_result(name)}
+        kept = {name: value for name, value in merged.items() if name not in REPEATS and options.changes_result(name)}
+        return kept | self.beside
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        """What no option says and the run's name does, or None: checksums of the images and of the network's file,
+        and whether the teachers' answers came from a cache."""
+        dataset, name = self.parameters["dataset"], self.path.name
+        named = re.search(rf"(?:^|(?:@([0-9a-f]{{6}}))?-){re.escape(dataset)}(?:@([0-9a-f]{{6}}))?-", name)
+        network, images = named.groups() if named else (None, None)
+        recorded = self.result.get("images")  # older runs do not have it
+        images = recorded.partition("@")[2] or None if recorded else images
+        return dict(zip(BESIDE, (images, network, True if "-cached-" in name else None), strict=True))
 
     @property
     def precision(self) -> str:
@@ -89,7 +105,8 @@ class Run:
     def command(self) -> str:
         """What was typed, without the options that say what to do with an earlier attempt."""
         words = shlex.split(self.result["command"])
-        return shlex.join(word for word in words if word not in ("--resume", "--overwrite"))
+        pairs = itertools.pairwise(["", *words])
+        return shlex.join(word for before, word in pairs if not of_an_attempt(word, before))
 
 
 @dataclass
@@ -138,6 +155,11 @@ class Group:
         return epochs, means, stds
 
 
+def of_an_attempt(word: str, before: str) -> bool:
+    """Whether a word of a command is of ``--overwrite`` or ``--resume [FOLDER]``."""
+    return word.partition("=")[0] in ("--resume", "--overwrite") or (before == "--resume" and not word.startswith("-"))
+
+
 @cache
 def parser_of(kind: str) -> Options:
     """The command line of the script that makes such runs."""
@@ -156,10 +178,18 @@ def default_options(kind: str, words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def runs_in(folder: Path) -> list[Run]:
-    """The runs that an earlier report has kept in ``folder``, or the finished run whose folder it is, if any."""
-    if (folder / RECORDS).is_file():
-        lines = map(json.loads, (folder / RECORDS).read_text(encoding="utf-8").splitlines())
-        return [Run(Path(line["folder"]), line["parameters"], line["result"], line["metrics"]) for line in lines]
+    """The runs that an earlier report has kept in ``folder``, or the finished run whose folder it is, if any.
+
+    Raises:
+        UsageError: they are damaged.
+    """
+    kept = folder / RECORDS
+    if kept.is_file():
+        try:
+            lines = map(json.loads, kept.read_text(encoding="utf-8").splitlines())
+            return [Run(Path(line["folder"]), line["parameters"], line["result"], line["metrics"]) for line in lines]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"{kept} is damaged ({error!r}); leave it out, or report on the run folders") from None
     run = read_run(folder)
     return [run] if run else []
 
@@ -174,14 +204,14 @@ def write_records(runs: Sequence[Run], folder: Path) -> None:
 
 
 def read_run(folder: Path) -> Run | None:
-    """The run in ``folder``; None if it is not finished."""
-    if not (folder / "result.json").is_file():
-        return None
-    parameters, result = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("parameters.json", "result.json")
-    )
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return Run(folder, parameters, result, rows)
+    """The run in ``folder``; None if it is not finished.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    run = RunFolder(folder)
+    parameters, result = run.read_json("parameters.json"), run.read_json("result.json")
+    return Run(folder, parameters, result, run.read_metrics()) if parameters and result else None
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
@@ -197,7 +227,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for setting, label, of_setting in zip(settings, labels, members, strict=True):
         twins = [other for other, same in zip(settings, labels, strict=True) if same == label]
-        told = {name: setting[name] for name in setting if differs(name, twins) and setting[name] is not None}
+        told = {name: setting[name] for name in telling(twins) if setting[name] is not None}
         if "teachers" in told:
             told["teachers"] = short_teachers(told["teachers"], {twin["teachers"] for twin in twins})
             told.pop("teacher_num", None)  # which that tells, too
@@ -256,6 +286,14 @@ def family(each: Group) -> tuple[str, ...]:
     """Dataset, network and label of a row, but for what tells it from others of the same method and loss."""
     setting = each.first.setting
     return setting["dataset"], each.first.model, short_label(setting)
+
+
+def telling(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """What tells settings apart: options, and what lies beside them only where options do not."""
+    names = [name for name in settings[0] if differs(name, settings)]
+    options = [name for name in names if name not in BESIDE]
+    rows = [[each.get(name) for name in options] for each in settings]
+    return options if all(row not in rows[:place] for place, row in enumerate(rows)) else names
 
 
 def differs(name: str, settings: Sequence[dict[str, Any]]) -> bool:

@@ -228,6 +228,20 @@ def test_no_teachers_listed(save_dir: Path) -> None:
     refused(distil(save_dir, "--dataset svhn"), save_dir, "setting.py", "svhn", "--teachers")
 
 
+@pytest.mark.parametrize(
+    "listed", [["x.pth"], ["resnet8"], ("resnet8", "x.pth"), [("resnet8", "x.pth", 32)], [{"resnet8": "x.pth"}], [None]]
+)
+def test_what_is_no_teacher_in_setting(listed: Any, save_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("setting.TEACHERS", {"digits": listed})
+    refused(distil(save_dir), save_dir, "setting.py", "is no teacher", '("ARCHITECTURE", "CHECKPOINT")')
+
+
+@pytest.mark.parametrize("option", ["--evaluate", "--save_dir", "--teachers", "--resume", "--config"])
+def test_a_path_that_no_file_system_takes(option: str, save_dir: Path) -> None:
+    outcome = distil(save_dir, f"{option} {'x' * 300}")
+    refused(outcome, save_dir, "x" * 300)
+
+
 @pytest.mark.parametrize("given", ["{}/nothing.pth", "{}:resnet8x"])
 def test_missing_teacher_on_the_command_line(save_dir: Path, tmp_path: Path, given: str) -> None:
     refused(distil(save_dir, f"--teachers {given.format(tmp_path)}"), save_dir, "--teachers", str(tmp_path))

@@ -82,6 +82,14 @@ def test_filling_ahead(words: str, tmp_path: Path, teachers: str, monkeypatch: p
     assert distil(tmp_path, f"{teachers} {cache_of(tmp_path)} --epochs 2").code == 0
 
 
+def test_what_has_no_room_is_not_there(tmp_path: Path, teachers: str) -> None:
+    command = f"--dataset digits --device cpu {teachers} {cache_of(tmp_path)} --all_views --teacher_cache_gb 0.00002"
+    refused = call(fill_cache.main, "fill_cache.py", command)
+    assert refused.code == 2
+    assert "views are there" not in refused.out
+    assert "--teacher_cache_gb" in refused.err.splitlines()[-1]
+
+
 def test_filling_needs_a_folder(teachers: str) -> None:
     refused = call(fill_cache.main, "fill_cache.py", f"--dataset digits {teachers}")
     assert refused.code == 2

@@ -50,6 +50,12 @@ def test_rows_are_compared_with_the_plain_average_of_all_teachers(folders: list[
     assert gaps["AVERAGE_LOSS, kd, 1 teacher"][0].mean == 0, "the same runs"
 
 
+def test_a_file_that_is_no_figure_is_refused_at_once(tmp_path: Path) -> None:
+    for name in ("x.foo", "x"):
+        with pytest.raises(UsageError, match=rf"--out: .*{name} does not end like a figure; choose from .* .png"):
+            differences.main([str(tmp_path / "missing"), "--out", str(tmp_path / name)])
+
+
 def test_rows_that_differ_in_their_teachers_alone_are_all_there(runs: Path, tmp_path: Path) -> None:
     solved = [run for folder in sorted(runs.glob("students/*-AEKD-*trial=*")) if (run := read_run(folder))]
     plain = [run for folder in sorted(runs.glob("students/*-AVERAGE_LOSS-*")) if (run := read_run(folder))]

@@ -96,6 +96,18 @@ def test_files_that_are_no_images_lose_no_run(tmp_path: Path) -> None:
     assert outcome.out.startswith(f"{tree}: left out: 1 .txt\n")
 
 
+def test_a_run_says_where_its_images_were(tmp_path: Path) -> None:
+    """Other images of the same classes and numbers cannot be told from a copy."""
+    tree, other, save_dir = make_tree(tmp_path / "tree"), make_tree(tmp_path / "other"), tmp_path / "save"
+    folder = train(tree, save_dir).folder
+    assert "counts as a copy" not in train(tree, save_dir).out
+    for words, now in (("", "is finished"), ("--resume", "resuming after epoch 1")):
+        outcome = train(other, save_dir, words)
+        assert now in outcome.out
+        assert f"{folder}: its images were those of --data_dir {tree}; {other} has as many of each class" in outcome.out
+        (folder / "result.json").unlink()
+
+
 def test_damaged_images_are_refused_or_left_out(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
     for path in ("train/cat/x.png", "train/dog/y.png", "test/dog/z.png"):

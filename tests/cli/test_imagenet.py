@@ -112,7 +112,7 @@ PUBLISHED = {
 def test_the_published_options(recipe: str, tmp_path: Path) -> None:
     given = variables_of(recipe, tmp_path, TRIAL="5", DATA_DIR="a b")
     jobs, out = run_all.plan([], given)
-    assert out == f"results/imagenet-{recipe}"
+    assert out == f"results/runs/imagenet-{recipe}"
     schedule = "--epochs 90 --learning_rate 0.1 --lr_decay_epochs 30,60 --weight_decay 1e-4"
     batch = 256
     if recipe == "boc":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any
 import pytest
 from checkout import ROOT, own_files
 from scipy import stats
-from tiny_runs import result
+from tiny_runs import call, result
 
 from scripts import report
+from scripts import weights as weights_by_class
 from scripts.reporting import figures, tables
 from scripts.reporting.page import page
 from scripts.reporting.published import OF, lines, published
@@ -104,9 +107,71 @@ def test_report_tells_settings_apart(runs: Path) -> None:
     assert labels == ["resnet8 alone, batch_size 64", "resnet8 alone, batch_size 128"]
 
 
+def test_report_tells_apart_what_only_the_names_of_runs_say(runs: Path) -> None:
+    first, second = (read_run(folder) for folder in sorted(runs.glob("students/*-kd-AVERAGE*")))
+    assert first is not None
+    assert second is not None
+    path, images = second.path, second.result["images"]
+
+    def labels(name: str, **result: Any) -> list[str]:
+        other = replace(second, path=path.with_name(name), result={**second.result, **result})
+        return [each.label.removeprefix("AVERAGE_LOSS, kd") for each in group([first, other])]
+
+    assert labels(path.name) == [""]
+    assert labels(path.name.replace("-trial", "-cached-trial")) == ["", ", cached True"]
+    assert labels(path.name, images=f"{images}@0a1b2c") == ["", ", images 0a1b2c"]
+    without = {name: value for name, value in second.result.items() if name != "images"}
+    older = replace(second, path=path.with_name(path.name.replace("-digits-", "-digits@0a1b2c-")), result=without)
+    assert [each.label for each in group([first, older])][1].endswith(", images 0a1b2c")
+    edited = [path.name.replace("resnet8-", f"net.py@{letters}-", 1) for letters in ("0a1b2c", "3d4e5f")]
+    both = [replace(second, path=path.with_name(name)) for name in edited]
+    assert [each.label.rpartition(", ")[2] for each in group(both)] == ["network 0a1b2c", "network 3d4e5f"]
+    second.parameters["batch_size"] = 128
+    assert labels(path.name, images=f"{images}@0a1b2c")[1].endswith(", batch_size 128"), "which tells that, too"
+
+
+def test_one_run_is_one_run_however_it_is_named(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sorted(runs.glob("students/*-kd-AVERAGE*"))[0]
+    monkeypatch.chdir(folder.parent)
+    report.main(["--folders", folder.name, str(folder), "--out", str(tmp_path)])
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 1
+
+
+def test_commands_leave_out_what_they_found(runs: Path) -> None:
+    run = read_run(sorted(runs.glob("students/*-kd-AVERAGE*"))[0])
+    assert run is not None
+    for words in ("--resume", "--resume save/a", "--resume=save/a", "--overwrite", "--overwrite --resume"):
+        run.result["command"] = f"python train_student.py --alpha 1 {words} --trial 2"
+        assert run.command == "python train_student.py --alpha 1 --trial 2", words
+        run.result["command"] = f"python train_student.py --trial 2 {words}"
+        assert run.command == "python train_student.py --trial 2", words
+
+
+@pytest.mark.parametrize("name", ["result.json", "parameters.json", "records.jsonl"])
+def test_damaged_runs_are_named(name: str, runs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sorted(runs.glob("students/*-kd-AVERAGE*"))[0], tmp_path / "run")
+    (folder / name).write_text("{")
+    outcome = call(report.main, "report", f"--folders {folder} --out {tmp_path / 'out'}")
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+    assert str(folder / name) in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("main", "option"), [(report.main, "--folders "), (weights_by_class.main, "")])
+def test_where_to_write_is_looked_at_first(
+    main: Callable[[Sequence[str]], None], option: str, runs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    folder = sorted(runs.glob("students/*-kd-AVERAGE*"))[0]
+    outcome = call(main, "tool", f"{option}{folder} --out {tmp_path / 'file'}")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"tool: error: --out: {tmp_path / 'file'} cannot be made (File exists)\n"
+
+
 def test_report_without_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    for words in (["--dataset", "cifar100"], ["--folders", str(runs / "students" / "unfinished")]):
+    missing = ["--folders", str(next(runs.glob("students/*"))), str(runs / "students" / "missing")]
+    for words in (["--dataset", "cifar100"], ["--folders", str(tmp_path)], missing):
         with pytest.raises(SystemExit) as end:
             report.main(["--save_dir", str(runs), "--out", str(out), *words])
         assert end.value.code == 2

@@ -85,7 +85,7 @@ def test_published_commands() -> None:
     cached = {"kd AVERAGE_LOSS -b 0", "kd EBKD -b 0", "kd AEKD -b 0"}
     assert said[4:] == [
         f"train_student.py --model_s vgg8 --dataset cifar100 --distill {method.replace(' ', ' --ensemble_method ', 1)} "
-        f"--nesterov -r 1 -a 1 {'--teacher_cache save/cache ' * (method in cached)}{end}"
+        f"--nesterov -r 1 -a 1 {end}{' --teacher_cache save/cache' * (method in cached)}"
         for method in methods
         for end in ends
     ]
@@ -118,9 +118,10 @@ def test_words_of_methods_and_peers() -> None:
 
 
 def test_what_cannot_be_counted_is_not_cached() -> None:
-    for dataset, cached in (("digits", True), ("imagenet", False)):
-        *_, job = jobs_of(variables(f"DATASET={dataset} METHODS=kd:AEKD", {}), "cache")
-        assert ("--teacher_cache" in job.words) == cached
+    cases = {"": True, "--augment none": True, "--augment randaugment": False, "--mixup 0.2": False}
+    for dataset, extra, cached in [("imagenet", "", False), *(("digits", *case) for case in cases.items())]:
+        *_, job = jobs_of(variables(f"DATASET={dataset} METHODS=kd:AEKD", {"EXTRA": extra}), "cache")
+        assert ("--teacher_cache" in job.words) == cached, extra
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,8 @@ def test_what_cannot_be_counted_is_not_cached() -> None:
     [
         ("TEACHERS=vgg13", "TEACHERS=vgg13: expected VARIABLE=value; choose from DATASET"),
         ("vgg13", "vgg13: expected VARIABLE=value"),
+        ("METHODS='kd:AEKD", "METHODS='kd:AEKD: a quote is not closed"),
+        ('EXTRA="--data_dir o\'brien"', "o'brien: a quote is not closed"),
         ("METHODS=kd", "METHODS: expected LOSS:WEIGHTING[:b]"),
         ("METHODS=kd:AEDK", "did you mean 'AEKD'?"),
         ("METHODS=kd:AEKD,sharp=1", "--sharp"),

@@ -312,7 +312,7 @@ TOOLS = (
 STUB = r"""#!/bin/sh
 echo "$*" >>"$STUB_LOG"
 case "$*" in
-"${STUB_FAILS:-nothing}"*) echo "broken" >&2; exit 3 ;;
+"${STUB_FAILS:-nothing}"*) echo "broken" >&2; exit "${STUB_CODE:-3}" ;;
 *--dry-run*) exit "${STUB_MISSING:-0}" ;;
 *whl/cpu*) exit 1 ;;
 tests/checkout.py) printf '%s' "${STUB_FILES-train_teacher.py tests/conftest.py}" | tr ' ' '\n' ;;
@@ -398,6 +398,25 @@ def test_four_reports_make_one_figure(checkout: Checkout) -> None:
     assert len(checkout.calls_of("-m scripts.run_all")) == 2
     assert checkout.calls[-1] == "-m scripts.differences out/alike out/wrong --out out/differences.png"
     assert not checkout.calls_of("-m scripts.report")
+
+
+@pytest.mark.parametrize(("code", "sets"), [(3, 2), (75, 1)])
+def test_a_set_that_fails_leaves_the_others_alone(code: int, sets: int, checkout: Checkout) -> None:
+    words = {"SETS": "alike wrong", "STUB_FAILS": "-m scripts.run_all", "STUB_CODE": str(code)}
+    assert checkout.run("presets/when.sh", **words).returncode == code
+    assert len(checkout.calls_of("-m scripts.run_all")) == sets
+    assert not checkout.calls_of("-m scripts.differences")
+
+
+def test_a_blank_in_the_folders_name(checkout: Checkout) -> None:
+    words = {"OUT": "my results", "SETS": "alike wrong", "STRENGTHS": "1 2"}
+    assert checkout.run("presets/when.sh", **words).returncode == 0
+    said = [call for tool in ("report", "differences") for call in checkout.calls_of(f"-m scripts.{tool}")]
+    folders = [f"my results/{name}" for name in ("alike", "wrong")]
+    assert said == [
+        *(f"-m scripts.report --folders {each} --choose alpha --out {each}" for each in folders),
+        f"-m scripts.differences {' '.join(folders)} --out my results/differences.png",
+    ]
 
 
 def test_strengths_are_chosen_on_images_held_out(checkout: Checkout) -> None:

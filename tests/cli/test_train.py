@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from ensemble.qp_solvers import qp_solver_dict
 from helper import checkpoint
 from helper.options import Options
 from helper.record import Record
+from helper.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("little_data")
 
@@ -338,6 +340,23 @@ def test_finished_run_says_so(tmp_path: Path) -> None:
         assert "is finished" in second.out
         assert f"{result(first.folder)['last']['test_accuracy']:.2f} %" in second.out
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
+
+
+def test_files_of_a_run_that_are_damaged_or_others_are_named(tmp_path: Path) -> None:
+    run = RunFolder(teach(tmp_path).folder)
+    damaged = {run.result: "{", run.path / "parameters.json": "[]"}
+    for path, text in damaged.items():
+        whole = path.read_text()
+        path.write_text(text)
+        refused = teach(tmp_path, f"--trial 1 --epochs 2 --resume {run.path}" * (path != run.result))
+        assert (refused.code, len(refused.err.splitlines())) == (2, 1), refused.err
+        assert f"{path} is damaged" in refused.err
+        path.write_text(whole)
+    run.result.unlink()
+    shutil.copy(run.best, run.last)
+    refused = teach(tmp_path, "--resume")
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1), refused.err
+    assert f"{run.last} lacks what going on needs: " in refused.err
 
 
 def test_resume_with_nothing_there_starts(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""What tools write to, looked at before they work for minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.backend_bases import FigureCanvasBase
+
+from helper.errors import UsageError
+
+
+def folder_for(option: str, path: Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        UsageError: it cannot be made; ``option`` named it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option}: {path} cannot be made ({error.strerror})") from None
+    return path
+
+
+def require_figure(option: str, path: Path) -> None:
+    """UsageError where no figure is written to files of that name; ``option`` named it."""
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix[1:].lower() not in kinds:
+        raise UsageError(f"{option}: {path} does not end like a figure; choose from .{', .'.join(kinds)}")
