@@ -257,7 +257,13 @@ class Distillation(Task):
         self.keep_all, self.about = True, {"answers": HEADS}
 
     def attach(self, images: torch.Tensor) -> None:
-        """Let the weighting methods build what they own; ``images`` ``[B, 3, H, W]`` show the shapes."""
+        """Let the weighting methods build what they own; ``images`` ``[B, 3, H, W]`` show the shapes.
+
+        Raises:
+            UsageError: the student answers through classifiers that cannot read its maps.
+        """
+        if self.answering is not self.student:
+            self.try_answering(images)
         if len(self.teachers) == 1 or all(type(term.method).attach is EnsembleMethod.attach for term in self.terms):
             return  # a single teacher is not weighed
         none = torch.zeros(len(images), dtype=torch.int64, device=images.device)
@@ -270,6 +276,20 @@ class Distillation(Task):
             described = term.describe(student, list(teachers), logits, batch, When(1, self.opt.epochs))
             term.method.attach(described[0])
         self.trained.train().to(images.device)
+
+    @torch.no_grad()
+    def try_answering(self, images: torch.Tensor) -> None:
+        """UsageError where a teacher's classifier does not take what the student makes for it of ``images``."""
+        self.trained.eval()
+        try:
+            self.answering(images)
+        except RuntimeError as error:
+            (why, *_) = str(error).splitlines()
+            raise UsageError(
+                f"--distill: {self.opt.distill} lets the student answer through the teachers' classifiers, and one of "
+                f"them cannot read its maps at their size ({why}); choose another loss, teacher or student"
+            ) from None
+        self.trained.train()
 
     def before(self, batches: Callable[[int], Iterable[Batch]]) -> None:
         """Let losses learn what they need from the teachers alone."""
@@ -328,14 +348,11 @@ class Distillation(Task):
             term.method.after_epoch()
 
     def loss_weights(self, epoch: int) -> tuple[float, ...]:
-        """``r, a, b, …`` in this epoch. ``--distill_decay``: ``a`` falls to 0 over the second half, ``r = 1 − a``."""
-        r, a = self.opt.gamma, self.opt.alpha
-        half = self.opt.epochs / 2
-        if self.opt.distill_decay and epoch > half:
-            a = a * (self.opt.epochs - epoch) / half
-            r = 1 - a
-        counts = feat_start_epoch(self.opt) <= epoch <= (self.opt.feat_stop_epoch or self.opt.epochs)
-        return r, a, *(b if counts else 0.0 for b in self.betas)
+        """:func:`loss_weights` of each term, behind that of the cross-entropy."""
+        return loss_weights(self.opt, self.betas, epoch)
+
+    def fullest_epoch(self, epochs: int) -> int:
+        return feat_start_epoch(self.opt)
 
     @staticmethod
     def counts(term: Term, weight: float) -> bool:
@@ -358,6 +375,16 @@ class Distillation(Task):
 def betas(opt: argparse.Namespace) -> list[float]:
     """``-b``: a weight for each loss that does not read logits alone."""
     return opt.beta if isinstance(opt.beta, list) else [opt.beta]
+
+
+def loss_weights(opt: argparse.Namespace, betas: Sequence[float], epoch: int) -> tuple[float, ...]:
+    """``r, a, b, …`` in an epoch. ``--distill_decay``: ``a`` falls to 0 over the second half, ``r = 1 − a``."""
+    r, a, half = opt.gamma, opt.alpha, opt.epochs / 2
+    if opt.distill_decay and epoch > half:
+        a = a * (opt.epochs - epoch) / half
+        r = 1 - a
+    counts = feat_start_epoch(opt) <= epoch <= (opt.feat_stop_epoch or opt.epochs)
+    return r, a, *(b if counts else 0.0 for b in betas)
 
 
 def feat_start_epoch(opt: argparse.Namespace) -> int:
@@ -605,6 +632,12 @@ def require_sound_objective(opt: argparse.Namespace, method: EnsembleMethod, tea
         raise UsageError(f"--distill_decay: r = 1 − a would be negative; choose -a from 0 to 1, not {opt.alpha:g}")
     if opt.gamma == opt.alpha == 0 and not any(given):
         raise UsageError("-r, -a, -b: all are 0, so that there is no loss")
+    empty = [epoch for epoch in range(1, opt.epochs + 1) if not any(loss_weights(opt, given, epoch))]
+    if empty:
+        raise UsageError(
+            f"-r, -a: both are 0, so that epoch {empty[0]} would have no loss (--feat_start_epoch, --feat_stop_epoch); "
+            "choose -r or -a above 0"
+        )
 
 
 def weightings(parser: Options, opt: argparse.Namespace) -> list[EnsembleMethod]:
@@ -622,6 +655,7 @@ def distillation(
     methods: Sequence[EnsembleMethod],
 ) -> Distillation:
     """The objective that the options describe: the chosen losses; beside those on features, one on logits."""
+    require_several_classes(opt, teachers)
     example, labels = session.example(), session.loaders.train.labels
     at_once = distributed.per_process("--batch_size", opt.batch_size, opt.accumulate)
     with autocast(session.device, session.precision):
@@ -641,6 +675,16 @@ def distillation(
         task = Distillation(student, teachers, losses, methods[: len(losses)], opt)
         task.attach(session.example(at_once))
     return task
+
+
+def require_several_classes(opt: argparse.Namespace, teachers: Teachers) -> None:
+    """UsageError where logits are compared with those of a teacher that knows a single class: they are all alike."""
+    numbers = [] if teachers.known is None else teachers.known.knows.sum(1).tolist()
+    if 1 in numbers and (opt.alpha > 0 or len(on_features(opt)) < len(chosen_names(opt, "distill"))):
+        raise UsageError(
+            f"--teachers: teacher {numbers.index(1)} knows a single class, of which logits say nothing; leave it "
+            "out, or choose a loss on maps, and -a 0"
+        )
 
 
 def evaluate(parser: Options, opt: argparse.Namespace, session: Session) -> None:

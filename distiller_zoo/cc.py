@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, Pair, distill_dict
+from distiller_zoo.maps import product
 from helper import distributed
 from helper.batch import Batch, When
 from helper.errors import require_positive
@@ -48,7 +49,7 @@ class CC(Distiller):
         gap = (full_precision(prepared) - full_precision(self.embed_teacher(teacher.vector))).abs()
         gap = distributed.gathered(gap, gradient=True)  # [N, feat_dim]
         pairs = (gap[1:] * gap[:-1]).sum(1)
-        return distributed.own(halves(len(gap), pairs.dtype, pairs.device) @ pairs)
+        return distributed.own(product(halves(len(gap), pairs.dtype, pairs.device), pairs))
 
 
 @functools.cache

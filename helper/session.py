@@ -219,7 +219,9 @@ class Session:
         first = torch.zeros(1, dtype=torch.int64, device=self.device)
         batch = Batch(self.example()[:1], first, places=first)
         with autocast(self.device, self.precision), uncompiled(opt.compile):
-            lonely = lone_values(task.trained, lambda: task.step(batch, When(opt.epochs, opt.epochs)))
+            lonely = lone_values(
+                task.trained, lambda: task.step(batch, When(task.fullest_epoch(opt.epochs), opt.epochs))
+            )
         if lonely:
             ways = ", or a smaller --accumulate" * (opt.accumulate > 1) + ", or --sync_bn" * (distributed.size() > 1)
             raise UsageError(

@@ -53,6 +53,10 @@ class Task:
         """Whether there is more to say of the network when training is over."""
         return type(self).compare is not Task.compare
 
+    def fullest_epoch(self, epochs: int) -> int:
+        """An epoch, of so many, in which everything is computed that ever is."""
+        return epochs
+
     def idles(self, epoch: int) -> bool:
         """Whether some weights get no gradient in this epoch."""
         return False

@@ -25,6 +25,9 @@ from models import model_dict
 pytestmark = pytest.mark.usefixtures("little_data")
 
 
+ONE_BY_ONE = "--distill srrl -b 1 --feat_start_epoch 1 --epochs 2 --batch_size 1"
+
+
 def refused(outcome: Outcome, save_dir: Path, *words: str) -> None:
     """Assert that the call failed as it should, with ``words`` in its one line."""
     assert outcome.code == 2
@@ -116,6 +119,10 @@ def test_teacher_options(save_dir: Path, words: str, expected: tuple[str, ...]) 
         ("--model_s torchvision/resnet18 --distill ofd -b 1", ("--distill", "torchvision/resnet18", "before their")),
         ("-a -1", ("-a", "at least 0")),
         ("-r 0 -a 0", ("-r", "-a", "-b")),
+        ("-r 0 -a 0 --distill at -b 1 --feat_stop_epoch 1 --epochs 3", ("-r", "-a", "epoch 2 would have no loss")),
+        ("-r 0 -a 0 --distill at -b 1 --feat_start_epoch 2 --epochs 3", ("-r", "-a", "epoch 1 would have no loss")),
+        (f"{ONE_BY_ONE} --feat_stop_epoch 0", ("--batch_size", "1", "a single value")),
+        (f"{ONE_BY_ONE} --feat_stop_epoch 1", ("--batch_size", "1", "a single value")),
         ("-a 2 --distill_decay", ("--distill_decay", "-a", "0 to 1")),
         ("--kd_T 0", ("--kd_T", "above 0")),
         # a transformer has no maps
@@ -226,6 +233,25 @@ def test_a_teacher_of_an_unknown_folder_comes_with_a_command_that_is_one(tmp_pat
 
 def test_no_teachers_listed(save_dir: Path) -> None:
     refused(distil(save_dir, "--dataset svhn"), save_dir, "setting.py", "svhn", "--teachers")
+
+
+def test_answers_through_a_classifier_that_cannot_read_them(save_dir: Path, tmp_path: Path) -> None:
+    """Its own map is twice as large as the student's."""
+    model = model_dict["vgg16_fc3"](num_classes=10).state_dict()
+    torch.save({"arch": "vgg16_fc3", "num_classes": 10, "model": model}, tmp_path / "x.pth")
+    words = f"--image_size 32 --model_s torchvision/resnet18 --teachers {tmp_path}/x.pth --distill simkd -r 0 -a 0 -b 1"
+    refused(distil(save_dir, words), save_dir, "--distill", "simkd", "Output size is too small")
+
+
+@pytest.mark.parametrize("distill", ["kd", "dkd", "ls", "hint -a 0 -b 1"])
+def test_a_teacher_of_a_single_class(distill: str, save_dir: Path, tmp_path: Path) -> None:
+    model = model_dict["resnet8"](num_classes=1).state_dict()
+    torch.save({"arch": "resnet8", "num_classes": 1, "model": model}, tmp_path / "x.pth")
+    words = f"""--teachers '{tmp_path}/x.pth:resnet8 {{"classes": [3]}}' --distill {distill}"""
+    if "hint" in distill:
+        assert distil(save_dir, words).code == 0
+    else:
+        refused(distil(save_dir, words), save_dir, "--teachers", "teacher 0 knows a single class")
 
 
 @pytest.mark.parametrize(
