@@ -143,6 +143,8 @@ ensemble_dict: Registry[type[EnsembleMethod]] = Registry("--ensemble_method")
 
 NOTHING = 1e-3
 """Positive and negative weights that sum to a smaller part of their size cancel out; scaled up they would explode."""
+NOWHERE = 1e4
+"""Of such a difference no exponential is left."""
 
 
 def weigh(method: EnsembleMethod, teachers: TeacherLosses, kd_scale: str) -> torch.Tensor:

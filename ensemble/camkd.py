@@ -7,11 +7,8 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from ensemble.base import EnsembleMethod, TeacherLosses, ensemble_dict
+from ensemble.base import NOWHERE, EnsembleMethod, TeacherLosses, ensemble_dict
 from helper.kl import full_precision
-
-NOWHERE = 1e4
-"""Of such a difference no exponential is left."""
 
 
 @ensemble_dict.register("CAMKD")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ensemble.base import EnsembleMethod, TeacherLosses, ensemble_dict
+from ensemble.base import NOWHERE, EnsembleMethod, TeacherLosses, ensemble_dict
 from helper import distributed
 from helper.kl import full_precision, softened_kl
 
@@ -61,6 +61,8 @@ class MTKDRL(nn.Module, EnsembleMethod):
     of these, CE, the teacher's logits and its pooled map, if there is one. Until it has learned for an epoch all
     weights are 1 (released). Each level has an agent of its own; the two of the released code share the first layer.
 
+    Teachers that do not know a sample's class are left out of both softmaxes, and the agent sees 0 as their CE and KL.
+
     The released agent minimises ``−Σ_k r_b log w_kb`` for a reward ``r_b`` from 0 to 1 of the sample: whatever the
     weights have done to the student, that is least where they are equal, so it can only learn its way back to the
     average. With ``reward`` it maximises ``Σ_k w_kb A_kb``, the policy gradient of a teacher that is drawn with
@@ -105,24 +107,26 @@ class MTKDRL(nn.Module, EnsembleMethod):
     @torch.no_grad()
     def look(self, teachers: TeacherLosses) -> Shown:
         """What the agent is shown."""
-        assert teachers.student_logits is not None
         theirs = full_precision(teachers.teacher_logits)  # [K, B, C]
         K, B, _ = theirs.shape
         target = teachers.target.repeat(K)
         cross_entropy = F.cross_entropy(theirs.flatten(0, 1), target, reduction="none").view(K, B)
-        divergence = softened_kl(teachers.student_logits, theirs, self.kd_T)
+        divergence = softened_kl(over_known(teachers), theirs, self.kd_T)
         vectors = [(full_precision(mine), full_precision(other)) for mine, other in teachers.vectors]
         cosine = [F.cosine_similarity(mine, other) for mine, other in vectors]
+        said = [teachers.where_known(each, 0.0) for each in (divergence, cross_entropy)]
+        logits = moderate(theirs, teachers.knows)
         columns: list[Tensor] = []
         for k in range(K):
-            columns.append(torch.stack([*cosine[k : k + 1], divergence[k], cross_entropy[k]], 1))
-            columns += [*(other for _, other in vectors[k : k + 1]), theirs[k]]
-        close = torch.stack(cosine) if cosine and teachers.level == "feature" else divergence
+            columns.append(torch.stack([*cosine[k : k + 1], *(each[k] for each in said)], 1))
+            columns += [*(other for _, other in vectors[k : k + 1]), logits[k]]
+        compared = cross_entropy, torch.stack(cosine) if cosine and teachers.level == "feature" else divergence
+        wrong, close = (teachers.where_known(each, -NOWHERE).softmax(0) for each in compared)
         return Shown(
             state=torch.cat(columns, 1),
-            certain=((1 - cross_entropy.softmax(0)) / (K - 1)).T,
-            close=close.softmax(0).T,
-            losses=teachers.losses.detach().T,
+            certain=((1 - wrong) / (K - 1)).T,
+            close=close.T,
+            losses=losses_alone(teachers).T,
         )
 
     def weights(self, teachers: TeacherLosses) -> Tensor:
@@ -154,6 +158,37 @@ class MTKDRL(nn.Module, EnsembleMethod):
         if hasattr(self, "agent"):  # a single teacher needs none
             self.agent.load_state_dict(self.pupil.state_dict())
             self.acts.copy_(self.taught)
+
+
+def over_known(teachers: TeacherLosses) -> Tensor:
+    """The student's logits ``[B, C]``; ``[K, B, C]`` where teachers know some classes, whose softmax is over those."""
+    assert teachers.student_logits is not None
+    if teachers.knows is None:
+        return teachers.student_logits
+    return teachers.student_logits.masked_fill(~teachers.knows.unsqueeze(1), -NOWHERE)
+
+
+def moderate(logits: Tensor, knows: Tensor | None) -> Tensor:
+    """Logits ``[K, B, C]``, in classes that a teacher does not know (``knows`` ``[K, C]``) its lowest of the others.
+
+    What stands there for a probability of 0 would drown all else that a network sees.
+    """
+    if knows is None:
+        return logits
+    known = knows.unsqueeze(1)
+    return torch.where(known, logits, logits.masked_fill(~known, torch.inf).amin(2, keepdim=True))
+
+
+def losses_alone(teachers: TeacherLosses) -> Tensor:
+    """The student's losses under each teacher alone, ``[K, B]``.
+
+    One that does not know a sample's class leaves it to those who do: the mean of theirs, no better and no worse.
+    """
+    losses, has_say = teachers.losses.detach(), teachers.has_say
+    if has_say is None:
+        return losses
+    # theirs are K/n times as large, which their mean over all K makes up for
+    return torch.where(has_say, losses * has_say.to(losses.dtype).mean(0), losses.mean(0))
 
 
 def standardised(values: Tensor) -> Tensor:

@@ -208,9 +208,9 @@ def teachers_of(known: list[tuple[int, ...]], labels: Tensor) -> TeacherLosses:
     draw, masks = torch.Generator().manual_seed(K), Known(known, C, CPU)
     logits = masks.spread([torch.randn(len(labels), len(each), generator=draw) for each in known])
     losses = masks.shared(torch.ones(K, len(labels)), labels)
-    gradients = torch.randn(K, 40, generator=draw)
+    gradients, student = torch.randn(K, 40, generator=draw), torch.randn(len(labels), C, generator=draw)
     return TeacherLosses(
-        losses, labels, "logit", lambda: logits, lambda: gradients, student_logits=logits[0], knows=masks.knows
+        losses, labels, "logit", lambda: logits, lambda: gradients, student_logits=student, knows=masks.knows
     )
 
 
@@ -231,6 +231,72 @@ def test_each_sample_is_taught_as_much_as_if_all_knew_it(name: str) -> None:
             if total is not None:
                 expected = weigh(method, everyone, scale).sum(0)
                 torch.testing.assert_close((per_sample * told.losses).sum(0), expected, rtol=1e-4, atol=1e-5)
+
+
+def agent_of(told: TeacherLosses, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    method: Any = ensemble_dict["MTKDRL"](**settings)
+    method.attach(told)
+    return method.train()
+
+
+def test_an_agent_is_shown_nothing_of_what_teachers_do_not_know() -> None:
+    """The two given weights of those who know a class are what they would be without the others."""
+    labels = torch.arange(5)
+    told = teachers_of([(0, 1, 2), (0, 1, 2, 3), (0, 1, 4)], labels)
+    shown = agent_of(told).look(told)
+    assert shown.state.abs().max() < 100
+    assert not shown.close[2, 2].any()
+    for knowing, these in (([0, 1, 2], labels[:2]), ([0, 1], labels[2:3])):
+        some = TeacherLosses(
+            told.losses[knowing][:, these],
+            these,
+            "logit",
+            lambda: told.logits[knowing][:, these],  # noqa: B023
+            told.gradients_of,
+            student_logits=told.student_logits[these],  # type: ignore[index]
+            knows=told.knows[knowing],  # type: ignore[index]
+        )
+        alone, n = agent_of(some).look(some), len(knowing)
+        torch.testing.assert_close(shown.close[these][:, knowing], alone.close)
+        torch.testing.assert_close(shown.certain[these][:, knowing] * (3 - 1), alone.certain * (n - 1))
+
+
+def test_all_classes_known_changes_nothing_that_an_agent_is_shown() -> None:
+    told = teachers_of([tuple(range(C))] * 3, torch.arange(5))
+    shown = agent_of(told).look(told)
+    told.knows = None
+    assert all(map(torch.equal, shown, agent_of(told).look(told)))
+
+
+@pytest.mark.parametrize("policy", ["released", "reward"])
+def test_an_agent_of_specialists_learns(policy: str) -> None:
+    """With ``reward``, that those with the smaller loss are better, but not those whose loss is 0 for want of a say."""
+    labels = torch.arange(5).repeat(8)
+    told = teachers_of([(0, 1, 2), (1, 2, 3), (0, 2, 3, 4)], labels)
+    told.losses = told.losses * torch.tensor([[1.0], [2.0], [1.5]])
+    method = agent_of(told, policy=policy)
+
+    def own() -> Tensor:  # [B, K]
+        return method.agent.head(method.agent.steam(method.look(told).state).relu()).softmax(1)
+
+    before = own()
+    assert before.max() < 0.99
+    for _ in range(20):
+        weights = weigh(method, told, "released")
+        method.after_step((weights * told.losses).sum(0))
+        method.after_epoch()
+    assert (own() - before).abs().max() > 0.01
+    if policy == "reward":
+        gain = own() - before
+        assert (gain[labels == 2, 0] > 0).all()
+        assert (gain[labels == 2, 1] < 0).all()
+        assert (gain[labels == 0, 0] > gain[labels == 0, 1]).all()
+
+
+def test_who_does_not_know_a_class_is_neither_better_nor_worse() -> None:
+    told = teachers_of([(0, 1, 2), (1, 2, 3), (2, 3, 4)], torch.arange(5))  # losses of 1 each, before they are shared
+    torch.testing.assert_close(agent_of(told).look(told).losses, torch.ones(5, 3))
 
 
 def test_weights_of_those_without_a_say_go_to_the_others() -> None:
