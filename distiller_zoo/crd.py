@@ -32,7 +32,7 @@ class CRD(Distiller):
     the unit vectors of ``nce_m·row + (1 − nce_m)·e``.
 
     Images of other classes are drawn anew for each sample, none twice; all there are, if fewer. The draw follows from
-    seed, epoch, step and place in the batch of all processes, each of which remembers all.
+    seed, epoch, step, micro-batch and place in that of all processes, each of which remembers all.
 
     Args:
         pair: the widths of both vectors, and the labels of the N training images.
@@ -97,7 +97,8 @@ class CRD(Distiller):
 
     def draw(self, target: Tensor, when: When) -> Tensor:
         """Labels ``[B]`` → numbers of images of other classes ``[B, negatives]``, the same for all teachers."""
-        return drawn(self.labels, target, self.negatives, when.step, shared_seed())
+        number = when.step + when.part * when.steps  # no other micro-batch of the epoch has it
+        return drawn(self.labels, target, self.negatives, number, shared_seed())
 
     def scores(self, embedded: Tensor, bank: Tensor, chosen: Tensor) -> Tensor:
         """Embeddings ``[B, feat_dim]``, a bank, and rows of it ``[B, n]`` → exponentials of their similarities."""
@@ -116,10 +117,10 @@ class CRD(Distiller):
 
 
 @lru_cache(maxsize=1)  # of the same two tensors: all teachers of a step draw the same
-def drawn(labels: Tensor, target: Tensor, count: int, step: int, seed: int) -> Tensor:
+def drawn(labels: Tensor, target: Tensor, count: int, draw: int, seed: int) -> Tensor:
     """Labels of all images ``[N]`` and of the batch ``[B]`` → numbers of images of other classes, ``[B, count]``."""
     first, number = distributed.rank() * len(target), distributed.size() * len(target)
-    source = torch.Generator(target.device).manual_seed((seed * 1_000_003 + step) % 2**63)
+    source = torch.Generator(target.device).manual_seed((seed * 1_000_003 + draw) % 2**63)
     keys = torch.rand(number, len(labels), generator=source, device=target.device)[first : first + len(target)]
     return keys.masked_fill(labels == target[:, None], -1.0).topk(count, sorted=False).indices
 

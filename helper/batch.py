@@ -9,12 +9,13 @@ from torch import Tensor
 
 
 class When(NamedTuple):
-    """Where in its run a step is; epochs and steps of an epoch count from 1."""
+    """Where in its run a step is; epochs and steps of an epoch count from 1, micro-batches of a step from 0."""
 
     epoch: int
     epochs: int
     step: int = 1
     steps: int = 1
+    part: int = 0
 
 
 class Batch(NamedTuple):

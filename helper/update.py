@@ -77,7 +77,7 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.opt.accumulate)
         try:
-            each = [self.backward(part, when, len(parts), part is parts[-1]) for part in parts]
+            each = [self.backward(part, when._replace(part=number), len(parts)) for number, part in enumerate(parts)]
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not out_of_memory(error):
                 raise
@@ -90,9 +90,9 @@ class Update:
         self.task.after_step()
         return each[0] if len(each) == 1 else {name: torch.stack([s[name] for s in each]).mean() for name in each[0]}
 
-    def backward(self, batch: Batch, when: When, parts: int, is_last: bool) -> Scalars:
-        """Add the gradient of a micro-batch; processes exchange theirs after the last."""
-        alone = is_last or not isinstance(self.forward, DistributedDataParallel)
+    def backward(self, batch: Batch, when: When, parts: int) -> Scalars:
+        """Add the gradient of a micro-batch, one of so many; processes exchange theirs after the last."""
+        alone = when.part == parts - 1 or not isinstance(self.forward, DistributedDataParallel)
         with contextlib.nullcontext() if alone else self.forward.no_sync():  # type: ignore[operator]
             scalars: Scalars = self.forward(batch, when)
             (scalars["loss"] / parts).backward()
@@ -104,7 +104,7 @@ class Update:
         while size and distributed.size() == 1:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                self.backward(batch.part(0, size), when, 1, True)
+                self.backward(batch.part(0, size), when, 1)
                 break
             except RuntimeError:
                 size //= 2

@@ -20,7 +20,13 @@ THROUGH = "-r 0 -a 0 --distill simkd -b 1 --ensemble_method CAMKD --epochs 2"
 
 
 @pytest.mark.parametrize(
-    ("of", "losses"), [((0, 1), "ft,crd,simkd -b 20,0.8,1 --nce_k 20"), ((2,), "ofd -b 0.001")], ids=["memories", "ofd"]
+    ("of", "losses"),
+    [
+        ((0, 1), "ft,crd,simkd -b 20,0.8,1 --nce_k 20"),
+        ((0, 1), "crd -b 0.8 --nce_k 20 --accumulate 2"),
+        ((2,), "ofd -b 0.001"),
+    ],
+    ids=["memories", "micro-batches", "ofd"],
 )
 def test_resuming_gives_the_bits_of_an_undisturbed_run(
     tmp_path: Path, teacher_files: list[Path], of: tuple[int, ...], losses: str

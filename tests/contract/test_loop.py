@@ -109,6 +109,19 @@ def test_micro_batches_are_the_whole_batch(parts: int, tmp_path: Path) -> None:
         assert rows[0][name] == pytest.approx(rows[1][name], abs=1e-9)
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+def test_micro_batches_are_told_apart(parts: int, tmp_path: Path) -> None:
+    told = []
+
+    class Told(Linear):
+        def step(self, batch: Batch, when: When) -> dict[str, torch.Tensor]:
+            told.append((when.epoch, when.step, when.part))
+            return super().step(batch, when)
+
+    fit_of(tmp_path, Told(), "--accumulate", str(parts))()
+    assert told == list(itertools.product((1, 2), range(1, STEPS + 1), range(parts)))
+
+
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_a_position_within_an_epoch_is_resumed_bitwise(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

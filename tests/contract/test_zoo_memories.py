@@ -128,6 +128,16 @@ def test_who_an_image_is_told_from() -> None:
     assert (counts[others] / 100 - 1).abs().max() < 0.35  # 10 of 30, 300 times; a deviation of 8
 
 
+def test_each_micro_batch_draws_anew() -> None:
+    """The first one what a whole batch would."""
+    loss, target = contrast(nce_k=10), torch.zeros(6, dtype=torch.int64)
+    plain = loss.draw(target, When(1, 1, 3))
+    assert torch.equal(loss.draw(target, When(1, 1, 3, 5, part=0)), plain)
+    places = [(step, part) for step in range(1, 6) for part in range(4)]
+    draws = torch.stack([loss.draw(target, When(1, 1, step, 5, part)).sort(1).values for step, part in places])
+    assert len(draws.unique(dim=0)) == len(places)
+
+
 def test_all_teachers_draw_once(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, target = torch.arange(40) % 4, torch.arange(6) % 4
     losses: list[Any] = [distill_dict["crd"](Pair([(5,)], [(9,)], 4, labels), nce_k=10) for _ in range(3)]
