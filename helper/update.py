@@ -71,7 +71,7 @@ class Update:
         """One update; the mean scalars of its micro-batches.
 
         Raises:
-            UsageError: the batch does not fit in the memory; it says which would.
+            UsageError: the batch does not fit in the memory; it says which would, if one does.
         """
         begin_step(self.opt.compile, self.device)
         self.optimizer.zero_grad(set_to_none=True)
@@ -106,7 +106,7 @@ class Update:
             try:
                 self.backward(batch.part(0, size), when, 1)
                 break
-            except RuntimeError:
+            except (RuntimeError, UsageError, ValueError):  # some losses fit one size, BatchNorm wants several values
                 size //= 2
         hint = f"{size} images at once fit, so try --accumulate" if size else "try a smaller one, or --accumulate"
         return f"--batch_size: {self.opt.batch_size} does not fit in the memory; {hint}"

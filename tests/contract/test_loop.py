@@ -383,6 +383,16 @@ def test_too_little_memory_says_what_would_fit(tmp_path: Path) -> None:
     fit_of(tmp_path / "b", Large(), "--accumulate", "4")()
 
 
+@pytest.mark.parametrize("refusal", [UsageError("built for 8"), ValueError("1 value"), RuntimeError("shapes")])
+def test_too_little_memory_is_said_where_no_other_size_would_do(refusal: Exception, tmp_path: Path) -> None:
+    class OfOneSize(Linear):
+        def step(self, batch: Batch, when: When) -> dict[str, torch.Tensor]:
+            raise torch.OutOfMemoryError("out of memory") if len(batch.target) == BATCH else refusal
+
+    with pytest.raises(UsageError, match=r"^--batch_size: 8 does not fit in the memory; try a smaller one, or --accum"):
+        fit_of(tmp_path, OfOneSize())()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "epoch", "expected"),
     [
