@@ -167,7 +167,7 @@ class BOC(OnlineMethod):
         if len(logits) > 1:
             losses["kd"] = mean_kl(logits, logits.mean(0).detach(), self.kd_T, eps=0.0)
         if len(self.adapters):
-            losses["map"] = self.map_losses(outputs)
+            losses["map"] = outputs.once(self.map_losses)
         return losses
 
     def map_losses(self, outputs: Outputs) -> Tensor:

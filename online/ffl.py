@@ -80,7 +80,7 @@ class FFL(OnlineMethod):
         self.fusion = Fusion(outputs.maps[0][-1].shape[1], self.num_branches, outputs.logits.shape[-1])
 
     def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
-        logits, fused = full_precision(outputs.logits), self.fused(outputs)[None]  # [m, B, C], [1, B, C]
+        logits, fused = full_precision(outputs.logits), outputs.once(self.fused)[None]  # [m, B, C], [1, B, C]
         kd = [
             mean_kl(logits, fused.detach(), self.kd_T),
             mean_kl(fused, logits.mean(0).detach(), self.kd_T),

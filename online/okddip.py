@@ -63,13 +63,17 @@ class OKDDip(OnlineMethod):
 
     def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
         peers, leader = full_precision(outputs.logits[:-1]), outputs.logits[-1:]
-        attention = self.attention(outputs.features[:-1])  # [B, m − 1, m − 1]
+        attention = outputs.once(self.attended)  # [B, m − 1, m − 1]
         even = torch.full_like(attention[:, :1], 1 / len(peers))  # [B, 1, m − 1]
         kd = [
             mean_kl(peers, self.mixed(attention, peers), self.kd_T),
             mean_kl(leader, self.mixed(even, peers), self.kd_T),
         ]
         return {"ce": self.cross_entropies(outputs.logits, target), "kd": torch.cat(kd)}
+
+    def attended(self, outputs: Outputs) -> Tensor:
+        """How much each auxiliary peer attends to each, ``[B, m − 1, m − 1]``."""
+        return self.attention(outputs.features[:-1])
 
     def mixed(self, weights: Tensor, logits: Tensor) -> Tensor:
         """Weights ``[B, n, m]`` and logits ``[m, B, C]`` → the logits of n mixtures, ``[n, B, C]``."""

@@ -67,7 +67,7 @@ class ONE(OnlineMethod):
         self.gate = Gate(outputs.trunk.shape[1], self.num_branches)
 
     def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
-        ensemble = self.mixed(outputs)
+        ensemble = outputs.once(self.mixed)
         ce = self.cross_entropies(torch.cat([full_precision(outputs.logits), ensemble[None]]), target)  # [m + 1]
         target_logits = ensemble.detach() if self.detach_targets else ensemble
         return {"ce": ce, "kd": mean_kl(outputs.logits, target_logits, self.kd_T)}

@@ -67,11 +67,15 @@ class PCL(OnlineMethod):
     def losses(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
         assert outputs.averaged is not None
         logits = full_precision(outputs.logits)  # [m, B, C]
-        together = full_precision(self.classifier(torch.cat(outputs.vectors, 1)))  # [B, C]
+        together = outputs.once(self.together)  # [B, C]
         each = mean_kl(logits[:, None], outputs.averaged[None], self.kd_T, eps=0.0)  # [m, m]: of averaged j to peer i
         others = (each.sum(1) - each.diagonal()) / (len(each) - 1)
         kd = mean_kl(logits, together.detach(), self.kd_T, eps=0.0) + others
         return {"ce": self.cross_entropies(torch.cat([logits, together[None]]), target), "kd": kd}
+
+    def together(self, outputs: Outputs) -> Tensor:
+        """What the linear layer makes of all peers' vectors, logits ``[B, C]``."""
+        return full_precision(self.classifier(torch.cat(outputs.vectors, 1)))
 
     def weights(self, epoch: int, epochs: int) -> dict[str, float]:
         if self.ramp_up == "paper":

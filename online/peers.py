@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -34,6 +34,16 @@ class Outputs:
     maps: tuple[tuple[Tensor, ...], ...]
     trunk: Tensor | None
     averaged: Tensor | None = None
+    _computed: dict[Callable[[Outputs], Tensor], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, compute: Callable[[Outputs], Tensor]) -> Tensor:
+        """``compute(self)``, the same tensor whenever it is asked for again: mixed images have two labels each.
+
+        For what a method's own modules make of the peers, whose batch statistics would move once for each label.
+        """
+        if compute not in self._computed:
+            self._computed[compute] = compute(self)
+        return self._computed[compute]
 
     @property
     def features(self) -> Tensor:

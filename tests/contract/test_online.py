@@ -136,6 +136,25 @@ def test_every_part_learns(name: str, peers: str) -> None:
 
 
 @each_pair
+def test_mixed_images_have_both_labels_and_are_looked_at_once(name: str, peers: str) -> None:
+    """The losses are those with each label, by its share; a method's own modules run, and count, once a step."""
+    task = make_task(name, **settings_of(peers))
+    task.trained.train()
+    calls: list[nn.Module] = []
+    one, two, mixed = (copy.deepcopy(task) for _ in range(3))
+    for module in mixed.method.modules():
+        module.register_forward_hook(lambda module, *_: calls.append(module))
+    plain = Batch(images(), labels())
+    first = one.step(plain, When(5, 10))
+    second = two.step(plain._replace(target=labels().flip(0)), When(5, 10))
+    both = mixed.step(plain._replace(other=labels().flip(0), share=torch.full((4,), 0.7)), When(5, 10))
+    for part in first.keys() - {"accuracy"}:
+        torch.testing.assert_close(both[part], 0.7 * first[part] + 0.3 * second[part])
+    assert len(calls) == len(set(calls))
+    torch.testing.assert_close(dict(mixed.trained.named_buffers()), dict(one.trained.named_buffers()))
+
+
+@each_pair
 def test_evaluation_changes_nothing(name: str, peers: str) -> None:
     task = make_task(name, **settings_of(peers))
     task.trained.train()
