@@ -80,6 +80,7 @@ class OKDDip(OnlineMethod):
         if self.mix == "logits":
             return (weights.permute(1, 2, 0)[..., None] * logits).sum(1)
         softened = (logits / self.kd_T).log_softmax(-1)  # [m, B, C]
+        weights = weights.clamp_min(torch.finfo(weights.dtype).tiny)  # the logarithm of 0 has no finite gradient
         mixtures = weights.log().permute(1, 2, 0)[..., None] + softened  # [n, m, B, C]
         # logits whose softmax at T is the mixture of probabilities
         return mixtures.logsumexp(1) * self.kd_T

@@ -197,6 +197,20 @@ def test_okddips_mixtures(mix: str) -> None:
     torch.testing.assert_close(mixed, expected)
 
 
+@pytest.mark.parametrize("mix", ["logits", "probabilities"])
+def test_okddips_attention_to_one_peer_alone_has_a_finite_gradient(mix: str) -> None:
+    """Scores so far apart that softmax gives the others exactly 0."""
+    method = online_dict["OKDDip"](mix=mix)
+    logits, vectors = torch.randn(4, 8, CLASSES, requires_grad=True), (400 * torch.rand(4, 8, 64)).requires_grad_()
+    outputs = fake_outputs(logits, vectors)
+    method.attach(outputs)
+    assert (method.attended(outputs) == 0).any()
+    method.losses(outputs, labels(8))["kd"].sum().backward()
+    for each in (logits, vectors, *method.parameters()):
+        assert each.grad is not None
+        assert each.grad.isfinite().all()
+
+
 def test_ensembles_are_not_rounded_to_half_precision() -> None:
     torch.manual_seed(0)
     logits, weights = torch.randn(3, 4, CLASSES), torch.rand(4, 2, 3).softmax(-1)
