@@ -102,7 +102,7 @@ def options() -> Options:
 
 def parse(parser: Options, arguments: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
     """The options, with the chosen method's published recipe for defaults, and that recipe."""
-    first = parser.parse(arguments)
+    first = parser.read(arguments)
     recipe = online_dict[first.method].published(first.model, first.dataset)
     parser.set_defaults(**recipe.defaults())
     return parser.parse(arguments), recipe

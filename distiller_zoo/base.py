@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from helper.batch import Batch, When
 from helper.errors import UsageError, nearest
 from helper.kl import full_precision
-from helper.registry import Registry
+from helper.registry import Registry, Unread
 from helper.seen import Reads, Seen, Shape
 
 
@@ -61,6 +61,8 @@ class Distiller(nn.Module):
     """
     predicts: ClassVar[bool] = False
     """Whether the student's answers are what the teacher's classifier makes of :meth:`as_teacher_reads`."""
+    unread: ClassVar[Unread] = {}
+    """Of hyperparameters: another option, and at which of its values it is no use to type them."""
     warmup: int = 0
     """Over so many epochs its weight rises to what ``-a`` or ``-b`` says: of n, the first has 1/n of it."""
 

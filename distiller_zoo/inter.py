@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from distiller_zoo.base import FeatureDistiller, Pair, distill_dict
 from distiller_zoo.maps import bottleneck, conv_bn_relu, narrower
+from helper.registry import Unread
 
 
 @distill_dict.register("inter")
@@ -23,6 +24,8 @@ class Inter(FeatureDistiller):
         convs: a 1×1 → 3×3 → 1×1 bottleneck instead of one 1×1 convolution.
         factor: how much narrower than the student's map the bottleneck is (released code).
     """
+
+    unread: ClassVar[Unread] = {"factor": ("convs", lambda convs: not convs)}
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from distiller_zoo.dkd import DKD
 from distiller_zoo.kd import KD
 from helper.batch import Batch, When
 from helper.errors import require_not_negative, require_positive
+from helper.registry import Unread
 from helper.seen import Reads, Seen
 
 FLAT = 0.01
@@ -31,6 +32,7 @@ class LS(Distiller):
 
     student = teacher = Reads(logits=True)
     broadcasts = True
+    unread: ClassVar[Unread] = dict.fromkeys(("dkd_alpha", "dkd_beta"), ("ls_loss", lambda loss: loss == "kd"))
 
     def __init__(
         self,

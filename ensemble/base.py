@@ -11,7 +11,7 @@ import torch
 
 from helper import distributed
 from helper.batch import When
-from helper.registry import Registry
+from helper.registry import Registry, Unread
 
 
 @dataclass
@@ -107,6 +107,8 @@ class EnsembleMethod:
     """Whether the same teachers in another order get the same weights in that order: no chance, no favourites."""
     nonnegative: ClassVar[bool] = False
     """Whether no weight is below 0."""
+    unread: ClassVar[Unread] = {}
+    """Of hyperparameters: another option, and at which of its values it is no use to type them."""
     differentiable: bool | None = None
     """Whether, at the feature level, a gradient flows through the weights to the student; None: sometimes."""
 

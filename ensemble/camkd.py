@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from ensemble.base import NOWHERE, EnsembleMethod, TeacherLosses, ensemble_dict
 from helper.kl import full_precision
+from helper.registry import Unread
 
 
 @ensemble_dict.register("CAMKD")
@@ -24,6 +25,7 @@ class CAMKD(EnsembleMethod):
 
     released_division = True
     symmetric = nonnegative = differentiable = True
+    unread: ClassVar[Unread] = {"detach_weights": ("beta", lambda b: not b)}
 
     def __init__(
         self,

@@ -19,6 +19,10 @@ Schedule = Callable[[When], float]
 
 optimizer_dict: Registry[Callable[[Groups, argparse.Namespace], torch.optim.Optimizer]] = Registry("--optimizer")
 schedule_dict: Registry[Callable[[argparse.Namespace, Sequence[int]], Schedule]] = Registry("--lr_schedule")
+WITHOUT_MOMENTUM = ("adam", "adamw")
+"""Optimizers that do not read ``--momentum``."""
+WITHOUT_DROPS = ("cosine", "onecycle")
+"""Schedules that do not read ``--lr_decay_rate``."""
 
 
 def parameter_groups(

@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 
 from helper.errors import UsageError, unknown
 from helper.names import local
-from helper.registry import Registry
+from helper.registry import Registry, Silence
 
 Values = dict[str, Any]
 
@@ -122,19 +122,21 @@ class Options(Parser):
         self._unnamed = {"config"}
         self._owners: dict[str, dict[str, Values]] = {}  # of each --dest: argument → method → default
         self._methods: dict[str, Mapping[str, Any]] = {}
+        self._unread: dict[str, Silence] = {}
         self.add_argument(
             "--config", type=Path, metavar="FILE", help="repeat a run: its parameters.json; other options override it"
         )
 
     def section(self, title: str) -> Callable[..., None]:
-        """A titled group; returns a function like ``add_argument`` with one more keyword.
+        """A titled group; returns a function like ``add_argument`` with two more keywords.
 
         ``named=False`` marks an option that does not change what is learned, so that the run's name leaves it out.
-        UsageError where a method has a hyperparameter of that name.
+        ``unread`` names another option and says at which of its values nothing reads this one. UsageError where a
+        method has a hyperparameter of that name.
         """
         group = self.add_argument_group(title)
 
-        def add(*flags: str, named: bool = True, **settings: Any) -> None:
+        def add(*flags: str, named: bool = True, unread: Silence | None = None, **settings: Any) -> None:
             name = flags[-1].lstrip("-")
             owners = sorted({method for each in self._owners.values() for method in each.get(name, ())})
             if owners and any(action.dest == name for action in self._actions):
@@ -144,6 +146,8 @@ class Options(Parser):
             action = group.add_argument(*flags, **settings)
             if not named:
                 self._unnamed.add(action.dest)
+            if unread:
+                self._unread[action.dest] = unread
 
         return add
 
@@ -183,6 +187,21 @@ class Options(Parser):
         add(*flags, default=argparse.SUPPRESS, **settings)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """As :meth:`read`, but with nothing typed that the other options leave without effect.
+
+        Raises:
+            UsageError: also for such an option, unless its value is the default or a config's.
+        """
+        options = self.read(arguments)
+        given, _ = self.parse_known_args(arguments)
+        for action in self._actions:
+            value, other = getattr(given, action.dest, None), self._silenced_by(options, action.dest)
+            if other and value is not None and value not in self._published_defaults(options, action):
+                said, beside = (" ".join(words) for words in (_words(action, value), other))
+                raise UsageError(f"{said}: nothing reads it with {beside}; leave it out")
+        return options
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Options from the command line, over those of ``--config``, over the defaults.
 
         Raises:
@@ -243,6 +262,18 @@ class Options(Parser):
                 defaults.append(owners[name])
         return defaults
 
+    def _silenced_by(self, options: argparse.Namespace, name: str) -> list[str]:
+        """What one types to get the option with which nothing reads this one; nothing if something does."""
+        values, rules = vars(options), [self._unread.get(name)]
+        dest = self._dest_of(name)
+        if dest is not None:
+            owners = [each for each in chosen_names(options, dest) if each in self._owners[dest][name]]
+            rules = [getattr(self._methods[dest][each], "unread", {}).get(name) for each in owners]
+        silent = [other for other, silences in filter(None, rules) if silences(values[other])]
+        if not silent or len(silent) < len(rules):
+            return []
+        return _words(next(each for each in self._actions if each.dest == silent[0]), values[silent[0]])
+
     def hyperparameters(self, options: argparse.Namespace, dest: str, name: str | None = None) -> Values:
         """Keyword arguments for the constructor of the entry chosen as ``--dest``, or of another one beside it."""
         entry = self._methods[dest][name or getattr(options, dest)]
@@ -266,8 +297,12 @@ class Options(Parser):
         return parts
 
     def _published_defaults(self, options: argparse.Namespace, action: argparse.Action) -> list[Any]:
-        dest = next((dest for dest, owners in self._owners.items() if action.dest in owners), None)
+        dest = self._dest_of(action.dest)
         return [action.default] if dest is None else self._defaults_of(options, dest, action.dest)
+
+    def _dest_of(self, name: str) -> str | None:
+        """The option that chooses among methods of which some have this hyperparameter; None if none has."""
+        return next((dest for dest, owners in self._owners.items() if name in owners), None)
 
 
 def chosen_names(options: argparse.Namespace, dest: str) -> list[str]:

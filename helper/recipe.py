@@ -10,7 +10,7 @@ from typing import Any
 
 from helper.errors import UsageError
 from helper.images import add_images, require_sound_images
-from helper.optimisation import optimizer_dict, schedule_dict
+from helper.optimisation import WITHOUT_DROPS, WITHOUT_MOMENTUM, optimizer_dict, schedule_dict
 from helper.options import (
     Flatten,
     Options,
@@ -114,7 +114,13 @@ def _add_optimisation(options: Options, nesterov_help: str) -> None:
         help="epochs after which the learning rate drops; the published fractions of --epochs, unless given "
         "(150,180,210 of 240 in the offline recipe)",
     )
-    add("--lr_decay_rate", type=positive_float, default=0.1, help="factor of each drop")
+    add(
+        "--lr_decay_rate",
+        type=positive_float,
+        default=0.1,
+        unread=("lr_schedule", lambda schedule: schedule in WITHOUT_DROPS),
+        help="factor of each drop",
+    )
     add(
         "--lr_schedule",
         type=one_of("--lr_schedule", schedule_dict),
@@ -135,7 +141,13 @@ def _add_optimisation(options: Options, nesterov_help: str) -> None:
     )
     add("--label_smoothing", type=fraction, default=0.0, help="share of each label that goes to all classes alike")
     add("--weight_decay", "--wd", type=weight, default=5e-4, help="L2 penalty")
-    add("--momentum", type=fraction, default=0.9, help="of SGD")
+    add(
+        "--momentum",
+        type=fraction,
+        default=0.9,
+        unread=("optimizer", lambda optimizer: optimizer in WITHOUT_MOMENTUM),
+        help="of SGD",
+    )
     add(
         "--optimizer",
         type=one_of("--optimizer", optimizer_dict),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from helper.errors import UsageError, unknown
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 Value = TypeVar("Value")
+Silence: TypeAlias = tuple[str, Callable[[Any], bool]]
+"""Another option, and at which of its values nothing reads the one that it is said of."""
+Unread: TypeAlias = Mapping[str, Silence]
 
 
 class Registry(Mapping[str, Value], Generic[Value]):

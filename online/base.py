@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from helper.errors import UsageError, require_not_negative, require_positive
 from helper.kl import full_precision, softened_kl
 from helper.recipe import Recipe
-from helper.registry import Registry
+from helper.registry import Registry, Unread
 from online.peers import Network, Outputs, Peers
 
 OKDDIP_RECIPE = Recipe(epochs=300, drops=(150, 225), batch_size=128, learning_rate=0.1, nesterov=True)
@@ -66,6 +66,8 @@ class OnlineMethod(nn.Module):
     """Index of the peer that is used in the end."""
     ensemble: ClassVar[str] = "ensemble"
     """Which of :meth:`predictions` is the peers' joint one."""
+    unread: ClassVar[Unread] = {}
+    """Of hyperparameters: another option, and at which of its values it is no use to type them."""
     rate: ClassVar[float] = 1.0
     """Factor of the learning rate of the method's own modules."""
     label_smoothing: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn, stack
@@ -14,6 +14,7 @@ from helper.cost import parameter_count
 from helper.errors import UsageError
 from helper.kl import full_precision
 from helper.recipe import Recipe
+from helper.registry import Unread
 from online.base import OnlineMethod, mean_kl, online_dict
 from online.peers import Network, Outputs, Peers
 
@@ -91,6 +92,9 @@ class BOC(OnlineMethod):
     """
 
     rate = 0.5
+    unread: ClassVar[Unread] = dict.fromkeys(
+        ("ratios", "kd_T", "adapters"), ("single_student", lambda j: j is not None)
+    )
     adapters: nn.ModuleList
 
     def __init__(

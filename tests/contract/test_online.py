@@ -510,6 +510,13 @@ def test_published_ratios(model: str, dataset: str, ratios: tuple[float, ...], k
     assert (method.ratios, method.kd_T) == (ratios, kd_T)
 
 
+def test_a_recipes_own_values_are_no_mistake() -> None:
+    """Typed or not, and whatever the default method's are."""
+    words = ["--method", "BOC", "--dataset", "imagenet", "--lr_schedule", "cosine"]
+    for typed in ([], ["--lr_decay_rate", "0.5", "--momentum", "0.9"]):
+        assert train_online.parse(train_online.options(), [*words, *typed])[0].lr_decay_rate == 0.5
+
+
 def test_every_recipe_is_of_a_known_network_and_dataset() -> None:
     """A misspelt row would never be used."""
     assert set(RECIPES) <= set(dataset_dict)
@@ -685,7 +692,7 @@ def test_adapters_train_from_the_first_step_at_half_the_rate(
 @pytest.mark.usefixtures("_few_digits")
 def test_a_single_student(tmp_path: Path) -> None:
     arguments = ("--method", "BOC", "--model", "resnet8", "--epochs", "1", "--single_student", "2")
-    folder = run(tmp_path, *arguments, "--no-adapters")
+    folder = run(tmp_path, *arguments)
     (cost,) = json.loads((folder / "result.json").read_text())["peers"]
     full, thin = (make_task("BOC").peers.networks[j] for j in (0, 2))
     assert cost["parameters"] == parameter_count(thin) < parameter_count(full)
@@ -736,6 +743,11 @@ def test_half_precision(name: str, tmp_path: Path) -> None:
         ("--method BOC --ratios 0,0,0", "--ratios: expected three numbers"),
         ("--method BOC --single_student 5", "--single_student: there are students 0 to 4, got 5"),
         ("--method BOC --single_student=-1", "--single_student: there are students 0 to 4, got -1"),
+        ("--method BOC --single_student 1 --ratios 1,1,1", "--ratios=1,1,1: nothing reads it with --single_student=1"),
+        ("--method BOC --single_student 1 --kd_T 5", "--kd_T=5.0: nothing reads it with --single_student=1"),
+        ("--method BOC --single_student 1 --no-adapters", "--no-adapters: nothing reads it with --single_student=1"),
+        ("--method BOC --lr_schedule cosine --lr_decay_rate 0.5", "--lr_decay_rate=0.5: nothing reads it with --lr_s"),
+        ("--method BOC --momentum 0.5", "--momentum=0.5: nothing reads it with --optimizer=adam"),
         ("--method BOC --num_students 1", "--num_students: BOC needs at least 2, got 1"),
         ("--method BOC --num_students 17", "--num_students: student 16 of 17 would be left without channels"),
         (

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import train_online
 import train_student
 import train_teacher
 from dataset import dataset_dict
@@ -24,6 +25,7 @@ from helper.recipe import PUBLISHED_DROPS, PUBLISHED_EPOCHS, lr_drops, require_s
 from helper.run_folder import RunFolder, parameters_of
 from helper.session import Session, folder_name
 from helper.teachers.files import TeacherFile
+from online import online_dict
 
 FILES = [TeacherFile("resnet20", Path("save/a.pth")), TeacherFile("resnet20", Path("save/b.pth"))]
 
@@ -136,6 +138,58 @@ def test_an_option_of_another_method(arguments: Sequence[str], option: str, owne
     message = error_of(*arguments)
     assert message.startswith(f"{option}: ")
     assert owner in message
+
+
+# what the user typed for nothing, with what
+IN_VAIN = [
+    ("--lr_decay_rate 0.5", "--lr_schedule cosine"),
+    ("--lr_decay_rate 0.5", "--lr_schedule onecycle"),
+    ("--momentum 0.5", "--optimizer adam"),
+    ("--momentum 0.0", "--optimizer adamw"),
+    ("--factor 4", "--distill inter -b 1 --no-convs"),
+    ("--dkd_beta 2.0", "--distill ls --ls_loss kd"),
+    ("--dkd_alpha 2.0", "--distill ls --ls_loss kd"),
+    ("--detach_weights", "--ensemble_method CAMKD --beta 0.0"),
+]
+
+
+@pytest.mark.parametrize(("typed", "beside"), IN_VAIN)
+def test_an_option_that_another_leaves_without_effect(typed: str, beside: str, tmp_path: Path) -> None:
+    """Refused where it is typed; its default, and what an earlier run has on record, are not."""
+    option, other = typed.replace(" ", "="), "=".join(beside.split("--")[-1].split())
+    assert error_of(*beside.split(), *typed.split()) == f"{option}: nothing reads it with --{other}; leave it out"
+    plain = parse(*beside.split())
+    path, (name, *value) = tmp_path / "parameters.json", typed.removeprefix("--").split()
+    assert vars(parse(*beside.split(), *default_words(name, getattr(plain, name)))) == vars(plain)
+    path.write_text(json.dumps({**parameters_of(plain), name: json.loads(value[0]) if value else True}))
+    assert getattr(parse("--config", str(path)), name) != getattr(plain, name)
+
+
+def default_words(name: str, value: object) -> list[str]:
+    return [f"--no-{name}"] if value is False else [f"--{name}", str(value)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("--distill inter --convs --factor 4", "--distill inter,simkd -b 1,1 --factor 4"),
+        *("--distill ls --ls_loss dkd --dkd_beta 2", "--distill dkd --dkd_beta 2"),
+        *("--ensemble_method CAMKD --detach_weights --distill hint -b 1", "--optimizer sgd --momentum 0.5"),
+    ],
+)
+def test_an_option_that_has_an_effect(words: str) -> None:
+    parse(*words.split())
+
+
+@pytest.mark.parametrize(
+    ("script", "registry"),
+    [(train_student, distill_dict), (train_student, ensemble_dict), (train_online, online_dict)],
+)
+def test_what_leaves_an_option_without_effect_is_an_option(script: Any, registry: dict[str, Any]) -> None:
+    dests = {action.dest for action in script.options()._actions}
+    for entry in registry.values():
+        assert entry.unread.keys() <= {parameter.name for parameter in _hyperparameters(entry)}
+        assert {other for other, _ in entry.unread.values()} <= dests
 
 
 def test_several_losses_at_once() -> None:
@@ -398,7 +452,10 @@ def test_a_config_repeats_a_run(recorded: Path) -> None:
 
 def test_the_command_line_overrides_a_config(recorded: Path) -> None:
     config = ("--config", str(recorded))
-    later = ("--schedule", "7", "-C", "0.9", "--svm_norm", "--no-convs", "--lr", "0.3", "--teachers", "c.pth")
+    later = (
+        *("--schedule", "7", "-C", "0.9", "--svm_norm", "--no-convs", "--factor", "2", "--lr", "0.3"),
+        *("--teachers", "c.pth"),
+    )
     opt = parse(*config, *later)
     assert (opt.lr_decay_epochs, opt.C, opt.svm_norm, opt.convs) == ([7], 0.9, True, False)
     assert (opt.learning_rate, opt.teachers, opt.epochs) == (0.3, ["c.pth"], 30)
