@@ -46,7 +46,7 @@ from helper.recipe import add_recipe
 from helper.script import run_script
 from helper.seen import Observed, Reads, Seen, Shapes, either, feature_shapes, norms_of, observe
 from helper.session import Session
-from helper.task import Task
+from helper.task import Context, Task
 from helper.teachers.asked import Teachers, ensemble_logits
 from helper.teachers.cache import TeacherCache
 from helper.teachers.classes import Known
@@ -291,13 +291,13 @@ class Distillation(Task):
             ) from None
         self.trained.train()
 
-    def before(self, batches: Callable[[int], Iterable[Batch]]) -> None:
+    def before(self, batches: Callable[[int], Iterable[Batch]], inside: Context) -> None:
         """Let losses learn what they need from the teachers alone."""
         _, *shares = self.loss_weights(feat_start_epoch(self.opt))
         terms = [term for term, share in zip(self.terms, shares, strict=True) if self.counts(term, share)]
         firsts = [First(loss, k, self.opt.epochs) for term in terms for k, loss in enumerate(term.losses)]
         _, of_teachers = self.reads(terms)
-        pretrain(firsts, lambda batch: self.teachers.observe(batch.images, of_teachers)[0], batches)
+        pretrain(firsts, lambda batch: self.teachers.observe(batch.images, of_teachers)[0], batches, inside)
 
     def step(self, batch: Batch, when: When) -> Scalars:
         """A batch → ``loss`` and its parts, each a batch mean."""

@@ -101,8 +101,8 @@ class Fit:
             with self.record.opened(self.progress.epoch + 1), losses_said(advice):
                 if self.state is None:
                     once = partial(interruptible, self.train, LOOK)
-                    with autocast(self.device, self.precision):
-                        self.progress.seconds += before_training(self.task, self.train, once, self.opt)
+                    inside = partial(autocast, self.device, self.precision)
+                    self.progress.seconds += before_training(self.task, self.train, once, inside, self.opt)
                 while self.progress.epoch < self.opt.epochs:
                     self._epoch(self.progress.epoch + 1)
                     asked = self.looks.asked()

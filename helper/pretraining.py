@@ -16,7 +16,7 @@ from helper.progress import progress
 from helper.recipe import seed_of
 from helper.resuming import seed_everything
 from helper.seen import Observed
-from helper.task import Task
+from helper.task import Context, Task
 
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 """Of the released codes' SGD for it."""
@@ -50,7 +50,10 @@ class First:
 
 
 def pretrain(
-    firsts: Sequence[First], observe: Callable[[Batch], list[Observed]], batches: Callable[[int], Iterable[Batch]]
+    firsts: Sequence[First],
+    observe: Callable[[Batch], list[Observed]],
+    batches: Callable[[int], Iterable[Batch]],
+    inside: Context,
 ) -> None:
     """Run over the training images as often as any of the losses wants to.
 
@@ -58,21 +61,26 @@ def pretrain(
         firsts: of all losses.
         observe: a batch → what each teacher makes of it.
         batches: the number of an epoch, from 1 → its batches.
+        inside: where networks run.
     """
     for epoch in range(1, max((each.epochs for each in firsts), default=0) + 1):
         for batch in batches(epoch):
-            observed = observe(batch)
-            for each in firsts:
-                if epoch <= each.epochs:
-                    each.step(observed[each.teacher])
+            with inside():  # anew for each batch: until it is left, autocast keeps copies of the weights as they were
+                observed = observe(batch)
+                for each in firsts:
+                    if epoch <= each.epochs:
+                        each.step(observed[each.teacher])
 
 
-def before_training(task: Task, train: Any, once: Callable[[], Iterable[Batch]], opt: argparse.Namespace) -> float:
+def before_training(
+    task: Task, train: Any, once: Callable[[], Iterable[Batch]], inside: Context, opt: argparse.Namespace
+) -> float:
     """Let a task learn what it needs before the first epoch; the seconds that it took.
 
     Args:
         train: the loader of the training images.
         once: → the batches of the epoch that it is set to.
+        inside: where networks run.
         opt: ``batch_size`` and what the seed follows from.
     """
     started = time.perf_counter()
@@ -83,5 +91,5 @@ def before_training(task: Task, train: Any, once: Callable[[], Iterable[Batch]],
         with progress(once(), f"before, {epoch}", len(train), 0, opt.batch_size) as shown:
             yield from shown
 
-    task.before(batches)
+    task.before(batches, inside)
     return time.perf_counter() - started

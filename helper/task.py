@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from helper.batch import Batch, When
 from helper.meters import Scalars
 from helper.recipe import PUBLISHED, Recipe
+
+Context = Callable[[], AbstractContextManager[Any]]
 
 
 class Task:
@@ -61,8 +64,12 @@ class Task:
         """Whether some weights get no gradient in this epoch."""
         return False
 
-    def before(self, batches: Callable[[int], Iterable[Batch]]) -> None:
-        """Called once, before the first epoch of a run that begins; ``batches(n)`` are those of an epoch, from 1."""
+    def before(self, batches: Callable[[int], Iterable[Batch]], inside: Context) -> None:
+        """Called once, before the first epoch of a run that begins; ``batches(n)`` are those of an epoch, from 1.
+
+        Networks run within ``inside()``, which is entered anew for each batch, as each step changes the weights that
+        autocast keeps copies of.
+        """
 
     def after_step(self) -> None:
         """Called after each update."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ from distiller_zoo.ofd import Margin, distance, expected_negative
 from helper.answering import Heads
 from helper.batch import Batch, When
 from helper.errors import UsageError
-from helper.pretraining import First, pretrain
+from helper.machine import autocast
+from helper.pretraining import First, before_training, pretrain
 from helper.seen import Observed, Seen, norms_of, observe
 from helper.teachers.asked import Teachers
 from models import StagedModel, model_dict
@@ -222,7 +225,7 @@ def test_a_paraphraser_learns_before_all_else_and_then_stays() -> None:
         return [Observed(torch.zeros(B, CLASSES), [None, each, None]) for each in maps]
 
     before = [{name: each.clone() for name, each in loss.state_dict().items()} for loss in losses]
-    pretrain([First(loss, k, 160) for k, loss in enumerate(losses)], see, batches)
+    pretrain([First(loss, k, 160) for k, loss in enumerate(losses)], see, batches, nullcontext)
     assert asked == list(range(1, 21))
     for loss, each, error, names, state in zip(losses, maps, errors, frozen, before, strict=True):
         assert loss.first_loss(Seen(maps=(each,))) < 0.9 * error  # of noise, half as many channels cannot hold all
@@ -230,6 +233,34 @@ def test_a_paraphraser_learns_before_all_else_and_then_stays() -> None:
         assert changed == names
         assert {name for name, value in loss.named_parameters() if not value.requires_grad} == names
         assert all(value.grad is None for value in loss.parameters())
+
+
+class Epoch(list[Batch]):
+    """A loader whose epochs are all alike."""
+
+    def set_epoch(self, epoch: int) -> None:
+        pass
+
+
+def first_losses(opt: argparse.Namespace, precision: str) -> Tensor:
+    """Of the steps of a paraphraser, over an eighth of the run's epochs of three batches."""
+    torch.manual_seed(0)
+    student, teacher = (model_dict[arch](num_classes=CLASSES) for arch in ("resnet8", "resnet14"))
+    task = make_objective("ft", "AVERAGE_LOSS", student, Teachers([teacher]), opt, normal(B, 3, 16, 16))
+    (loss,), values = task.adapters, []
+    learns = loss.first_loss
+    loss.first_loss = lambda seen: values.append(learns(seen)) or values[-1]
+    train = Epoch([batch_of(torch.arange(B), torch.arange(9) % CLASSES)] * 3)
+    inside = partial(autocast, torch.device("cpu"), precision)
+    before_training(task, train, lambda: train, inside, argparse.Namespace(seed=0, batch_size=B))
+    return torch.stack(values).detach()
+
+
+def test_a_paraphraser_learns_as_well_in_bfloat16(loss_options: Make) -> None:
+    """Each step is that of the weights which the last one has left, not of copies that autocast keeps."""
+    exact, coarse = (first_losses(loss_options(epochs=160), precision) for precision in ("fp32", "bf16"))
+    assert exact[-1] < 0.25 * exact[0]
+    torch.testing.assert_close(coarse, exact, rtol=0.2, atol=0)
 
 
 @pytest.mark.parametrize(("given", "epochs", "expected"), [(None, 240, 30), (None, 2, 1), (None, 30, 4), (7, 240, 7)])
@@ -240,7 +271,7 @@ def test_how_long_it_learns(given: int | None, epochs: int, expected: int) -> No
 
 def test_losses_that_learn_nothing_first_ask_for_no_epoch(loss_options: Make) -> None:
     task = through(loss_options())
-    task.before(lambda epoch: pytest.fail("a batch was asked for"))
+    task.before(lambda epoch: pytest.fail("a batch was asked for"), nullcontext)
 
 
 # ---- answers through heads
