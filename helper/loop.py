@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +92,7 @@ class Fit:
         """Train until the last epoch and write the result.
 
         Raises:
-            UsageError: the loss is no longer finite, the memory or the disk is full, or an image cannot be read; the
+            UsageError: a loss is no longer finite, the memory or the disk is full, or an image cannot be read; the
                 last good checkpoint stays.
             Stopped: a signal asked for it, or a process is lost.
         """
@@ -135,6 +136,8 @@ class Fit:
             if isinstance(reason, Asked) or distributed.size() == 1:
                 self._save_position(len(self.train), means, speed)
             raise
+        if not math.isfinite(scores["loss"]):  # the losses of the steps were those before their updates
+            raise self._diverged(f"the loss on the {self.chosen_name} set", f"after epoch {epoch}")
         self.task.after_epoch()
         self.progress.seconds += time.perf_counter() - started
         row = {
@@ -209,10 +212,11 @@ class Fit:
         found = bad.read()
         if found:
             step, parts = found
-            raise UsageError(
-                f"{', '.join(parts)} became infinite or not a number in step {step} of epoch {epoch}; "
-                f"{self.progress.kept}; try a smaller --learning_rate"
-            )
+            raise self._diverged(", ".join(parts), f"in step {step} of epoch {epoch}")
+
+    def _diverged(self, what: str, where: str) -> UsageError:
+        advice = "try a smaller --learning_rate"
+        return UsageError(f"{what} became infinite or not a number {where}; {self.progress.kept}; {advice}")
 
     def evaluate(self, loader: Any, compare: bool = False) -> dict[str, float]:
         """Named scores of the task's predictions; the names of its main one are left out."""

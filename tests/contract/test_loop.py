@@ -358,6 +358,33 @@ def test_a_loss_that_is_not_finite_names_step_and_part(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "last.pth")["epoch"] == 1
 
 
+class Ruined(Linear):
+    """By the last update of an epoch; no loss of a step shows it."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self.last = epoch * STEPS
+
+    def after_step(self) -> None:
+        if len(self.seen) == self.last:
+            self.trained["network"][1].weight.data.fill_(float("inf"))
+
+
+@pytest.mark.parametrize("validates", [False, True])
+@pytest.mark.parametrize(("epoch", "kept"), [(1, "there is no checkpoint yet"), (2, "the checkpoint of epoch 1 is")])
+def test_weights_that_the_last_update_ruins_are_not_saved(
+    epoch: int, kept: str, validates: bool, tmp_path: Path
+) -> None:
+    fit = fit_of(tmp_path, Ruined(epoch))
+    fit.validation = Data() if validates else None
+    expected = rf"the loss on the \w+ set became infinite or not a number after epoch {epoch}; {kept}"
+    with pytest.raises(UsageError, match=expected):
+        fit()
+    assert len(fit.run.read_metrics()) == epoch - 1
+    assert [(tmp_path / name).exists() for name in ("last.pth", "best.pth")] == [epoch == 2] * 2
+    assert not fit.run.finished
+
+
 def test_the_first_bad_step_is_remembered() -> None:
     bad = FirstBad()
     assert bad.read() is None
