@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ class RunFolder:
         return self.result.exists()
 
     @property
+    def saved(self) -> bool:
+        """Whether there is a checkpoint to go on from, whole or damaged."""
+        return self.last.exists() or checkpoint.previous(self.last).exists()
+
+    @property
     def precision(self) -> str | None:
         """What the run has been computed with so far; None before its first checkpoint."""
         state, _ = self.newest()
@@ -77,8 +82,7 @@ class RunFolder:
             UsageError: it needs ``--resume`` or ``--overwrite``.
         """
         recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
-        started = recorded or self.last.exists() or checkpoint.previous(self.last).exists()
-        if started and not self.finished and not resume and not overwrite:
+        if (recorded or self.saved) and not self.finished and not resume and not overwrite:
             raise UsageError(f"{self.path} holds an unfinished run; continue it with --resume, or --overwrite it")
 
     def leave_word(self, finished: bool) -> None:
@@ -125,19 +129,37 @@ class RunFolder:
         if overwrite:
             for entry in self.path.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        if earlier is not None and not self.last.exists() and not checkpoint.previous(self.last).exists():
-            # the last one last: with that this run has begun; one that was cut off in its first epoch has no other
-            for source in (path for path in (earlier.metrics, earlier.best, earlier.last) if path.exists()):
-                with checkpoint.written_beside(self.path / source.name) as partial:
+        if earlier is None or self.saved:
+            return self._resume(parameters)
+        try:
+            self._copy(earlier)
+            return self._resume(parameters)
+        except (OSError, UsageError):
+            for path in (self.last, self.best, self.metrics):  # with which this run would have begun
+                path.unlink(missing_ok=True)
+            raise
+
+    def _copy(self, earlier: RunFolder) -> None:
+        """Begin with what another run has come to."""
+        state, damaged = earlier.newest()
+        rows = earlier._rows_until(state)
+        say_damaged(damaged)
+        whole = earlier.last if earlier.last.exists() and not damaged else checkpoint.previous(earlier.last)
+        self._write_metrics(rows)
+        # the last one last: with that this run has begun; one that was cut off in its first epoch has no other
+        for source, target in ((earlier.best, self.best), (whole, self.last)):
+            if source.exists():
+                with checkpoint.written_beside(target) as partial:
                     shutil.copyfile(source, partial)
+
+    def _resume(self, parameters: dict[str, Any]) -> dict[str, Any] | None:
         for path in (self.last, self.best):
             checkpoint.tidy(path)
-        state, notes = self.newest()
-        for note in notes:
-            print(f"{note}; the one before it is used", flush=True)
-        if notes:
+        state, damaged = self.newest()
+        say_damaged(damaged)
+        if damaged:
             checkpoint.set_aside(self.last)
-        self._cut_metrics(state["epoch"] if state else 0)
+        self._write_metrics(self._rows_until(state))  # a cut off run may have written more than its last checkpoint
         self.write_json("parameters.json", parameters)
         return state
 
@@ -158,12 +180,13 @@ class RunFolder:
         self._lock = lock
         os.register_at_fork(after_in_child=self.close)  # processes that read images outlive a killed run by seconds
 
-    def _cut_metrics(self, epoch: int) -> None:
-        """Drop lines that a cut off run wrote after its last checkpoint.
+    def _rows_until(self, state: dict[str, Any] | None) -> list[dict[str, Any]]:
+        """The lines of the epochs that a checkpoint has behind it.
 
         Raises:
-            UsageError: lines from before it are missing.
+            UsageError: some are missing.
         """
+        epoch = state["epoch"] if state else 0
         rows = [row for row in self.read_metrics() if row["epoch"] <= epoch]
         missing = {*range(1, epoch + 1)} - {row["epoch"] for row in rows}
         if missing:
@@ -171,6 +194,9 @@ class RunFolder:
                 f"--resume: {self.metrics} is damaged: the lines from epoch {min(missing)} on are missing or cannot be "
                 "read; repair it, or --overwrite starts again"
             )
+        return rows
+
+    def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -233,6 +259,12 @@ class RunFolder:
             raise UsageError(
                 f"{self.best}: {error}; its test accuracy cannot be found out, {self.last.name} is whole"
             ) from None
+
+
+def say_damaged(notes: Sequence[str]) -> None:
+    """Print what :meth:`RunFolder.newest` has found out."""
+    for note in notes:
+        print(f"{note}; the one before it is used", flush=True)
 
 
 @contextlib.contextmanager

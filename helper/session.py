@@ -326,7 +326,7 @@ def check_earlier(opt: argparse.Namespace, dataset: str) -> None:
     """
     earlier = RunFolder(opt.resume)
     stored = earlier.read_json("parameters.json")
-    if stored is None or not earlier.last.exists():
+    if stored is None or not earlier.saved:
         raise UsageError(f"--resume: {opt.resume} holds no run to go on from")
     now = parameters_of(opt)
     if NETWORKS & stored.keys() != NETWORKS & now.keys():

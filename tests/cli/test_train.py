@@ -408,6 +408,18 @@ def test_a_finished_run_goes_on_to_more_epochs(tmp_path: Path, teachers: str) ->
     assert without_times(metrics(straight)) == without_times(metrics(longer.folder))
 
 
+@pytest.mark.parametrize("damage", ["half", "gone"])
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_to_more_epochs(damage: str, tmp_path: Path) -> None:
+    run = RunFolder(teach(tmp_path, "--epochs 2").folder)
+    if damage == "half":
+        run.last.write_bytes(run.last.read_bytes()[:-99])
+    else:
+        run.last.unlink()
+    longer = teach(tmp_path, f"--epochs 3 --resume {run.path}")
+    assert "resuming after epoch 1" in longer.out
+    assert [row["epoch"] for row in metrics(longer.folder)] == [1, 2, 3]
+
+
 def test_a_run_that_goes_on_may_be_cut_off_too(tmp_path: Path) -> None:
     """Drops of the learning rate that have passed before it went on stay where they were."""
     words = "--lr_decay_rate 0.5"

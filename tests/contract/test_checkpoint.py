@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 import torchvision
 from torch import nn
 
-from helper import checkpoint, foreign
+from helper import checkpoint, foreign, run_folder
 from helper.checkpoint import Damaged, load, load_newest, previous, save, tidy
 from helper.errors import UsageError
 from helper.run_folder import RunFolder
@@ -41,8 +42,13 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def full(epoch: int) -> dict[str, Any]:
+    """All that a run needs to go on."""
+    return {**dict.fromkeys(run_folder.NEEDED), "epoch": epoch}
+
+
 def small(value: float) -> dict[str, Any]:
-    return {"model": {"weight": torch.full((4,), value)}, "arch": "resnet8", "epoch": 3, "best": None}
+    return {**full(3), "model": {"weight": torch.full((4,), value)}, "arch": "resnet8"}
 
 
 def value_of(state: Mapping[str, Any] | None) -> float:
@@ -242,6 +248,60 @@ def test_the_one_before_replaces_a_damaged_one(path: Path, damage: str, capsys: 
     assert message.startswith("--resume: ")
     assert message.count(".pth") >= 2
     assert "--overwrite" in message
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> RunFolder:
+    """A run of two epochs."""
+    run = RunFolder(tmp_path / "earlier")
+    run.open({}, overwrite=False)
+    for epoch in (1, 2):
+        run.append_metrics({"epoch": epoch})
+        save(full(epoch), run.last)
+    save(full(1), run.best)
+    run.close()
+    return run
+
+
+@pytest.mark.parametrize("damage", ["none", "half", "gone"])
+def test_going_on_elsewhere_starts_from_the_newest_whole_one(damage: str, earlier: RunFolder, tmp_path: Path) -> None:
+    if damage == "half":
+        earlier.last.write_bytes(earlier.last.read_bytes()[:-99])
+    elif damage == "gone":
+        earlier.last.unlink()
+    before = {path: path.read_bytes() for path in earlier.path.iterdir()}
+    run, epoch = RunFolder(tmp_path / "longer"), 2 if damage == "none" else 1
+    for _ in range(2):  # the second one finds what the first has left
+        state = run.open({}, overwrite=False, earlier=earlier)
+        run.close()
+        assert state == load(run.last) == full(epoch)
+        assert load(run.best) == full(1)
+        assert run.read_metrics() == [{"epoch": each} for each in range(1, epoch + 1)]
+        assert sorted(path.name for path in run.path.iterdir()) == [
+            *("best.pth", "last.pth", "metrics.jsonl", "parameters.json")
+        ]
+    assert {path: path.read_bytes() for path in earlier.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("fault", ["all damaged", "lines are missing", "the disk is full", "the disk is full at last"])
+def test_what_is_refused_leaves_no_run_that_has_begun(
+    fault: str, earlier: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = RunFolder(tmp_path / "longer")
+    with monkeypatch.context() as patch:
+        if fault == "all damaged":
+            earlier.last.write_bytes(b"")
+            previous(earlier.last).write_bytes(b"")
+        elif fault == "lines are missing":
+            earlier.metrics.write_text('{"epoch": 2}\n')
+        else:
+            patch.setattr(*((RunFolder, "write_json") if "last" in fault else (shutil, "copyfile")), refuse)
+        message = error_of(run.open, {}, False, earlier)
+    assert str(run.path if "disk" in fault else earlier.path) in message
+    assert not list(run.path.iterdir())
 
 
 def forms(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
