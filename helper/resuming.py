@@ -53,8 +53,9 @@ class Progress:
         if state is None:
             return cls(drops)
         before = state.get("drops", drops)  # not always those of so many epochs: the run may have been extended
-        now = before if state["epochs"] == epochs else rescaled_drops(before, drops, state["epoch"])
         position = state.get("position")
+        begun = state["epoch"] + (position is not None)
+        now = before if state["epochs"] == epochs else rescaled_drops(before, drops, begun)
         return cls(
             now,
             state["epoch"],
@@ -117,7 +118,7 @@ class Progress:
 
 
 def rescaled_drops(old: Sequence[int], new: Sequence[int], epoch: int) -> list[int]:
-    """Where the learning rate drops when the number of epochs has changed after ``epoch``.
+    """Where the learning rate drops when the number of epochs has changed in or after ``epoch``.
 
     Drops that have taken effect stay; the others go where the new number of epochs puts them, at once if that has
     passed.

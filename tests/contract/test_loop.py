@@ -20,7 +20,7 @@ from helper.batch import Batch, When
 from helper.errors import InputError, UsageError
 from helper.loop import Fit
 from helper.meters import FirstBad, Means, accuracy
-from helper.resuming import rescaled_drops
+from helper.resuming import Progress, rescaled_drops
 from helper.run_folder import RunFolder
 from helper.script import run_script
 from helper.stopping import RESUME_ME, SIGNALS, Looks, ReadersLost, Signals, Stopped, signals
@@ -433,6 +433,18 @@ def test_too_little_memory_is_said_where_no_other_size_would_do(refusal: Excepti
 )
 def test_drops_when_the_epochs_change(old: list[int], new: list[int], epoch: int, expected: list[int]) -> None:
     assert rescaled_drops(old, new, epoch) == expected
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["after an epoch", "within one"])
+@pytest.mark.parametrize("epochs", [200, 240, 480])
+def test_more_epochs_leave_the_rate_of_an_epoch_that_has_begun(within: bool, epochs: int) -> None:
+    """Of 240 epochs 150 are done: a drop after these has taken effect in the next one and in no other."""
+    position = {"step": 3, "means": [], "generators": [], "speed": 1.0} if within else None
+    state = {"epoch": 150, "epochs": 240, "seconds": 1.0, "accuracy": 1.0, "best": None, "position": position}
+    drops = [epochs * part // 8 for part in (5, 6, 7)]
+    found = Progress.of({**state, "drops": [150, 180, 210]}, epochs, drops).drops
+    assert found[0] == (150 if within else max(150, drops[0]))
+    assert found[1:] == [max(150 + within, drop) for drop in drops[1:]]
 
 
 def test_means_go_on_from_a_state() -> None:
