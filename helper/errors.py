@@ -12,7 +12,7 @@ class UsageError(Exception):
 
 
 class InputError(UsageError):
-    """An image cannot be read; raised between two batches, so that what is trained can be saved first."""
+    """An image cannot be read or evaluated; raised between two updates, so that what is trained can be saved first."""
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:

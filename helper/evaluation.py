@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from helper.machine import autocast
+from helper.errors import InputError
+from helper.machine import autocast, out_of_memory
 from helper.meters import Means, PerClass, correct
 
 BINS = 15
@@ -39,6 +40,9 @@ def evaluate(
             is scored on all images.
         per_class: takes in what is predicted under the first name.
 
+    Raises:
+        InputError: not one image fits in the memory.
+
     Returns:
         for each name ``accuracy`` and ``accuracy5`` in percent, ``loss`` (cross-entropy in nats, which is the negative
         log-likelihood) and ``ece`` (expected calibration error in percent); the mean of a measure under the empty name.
@@ -47,8 +51,7 @@ def evaluate(
     means: dict[str, Means] = {}
     with torch.no_grad():
         for batch in loader:
-            with autocast(device, precision):
-                predictions = predict(batch.images)
+            predictions = _predicted(predict, batch.images, device, precision)
             if per_class is not None:
                 per_class.add(next(iter(predictions.values())), batch.target)
             for name, prediction in predictions.items():
@@ -59,6 +62,21 @@ def evaluate(
                 for which, sums, count in _named_sums(name, prediction, target):
                     means.setdefault(which, Means()).add_sums(sums, count)
     return _calibrated(Means.read_together(means))
+
+
+def _predicted(predict: Predict, images: torch.Tensor, device: torch.device, precision: str) -> dict[str, torch.Tensor]:
+    """What ``predict`` says of ``images``, of halves where all at once do not fit in the memory."""
+    try:
+        with autocast(device, precision):
+            return predict(images)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    # not inside the handler, whose error holds what has been computed so far
+    if len(images) == 1:
+        raise InputError("evaluating one image takes more memory than there is (make room, or choose another --device)")
+    halves = [_predicted(predict, half, device, precision) for half in images.chunk(2)]
+    return {name: torch.cat([half[name] for half in halves], max(0, one.ndim - 2)) for name, one in halves[0].items()}
 
 
 def _named_sums(name: str, prediction: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[str, Sums, int]]:

@@ -104,6 +104,11 @@ def keep_memory(device: torch.device) -> None:
         libc.mallopt(number, size)
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the accelerator's or the host's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Where networks run: bfloat16 for ``bf16``; losses and weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

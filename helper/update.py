@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from helper import distributed
 from helper.batch import Batch, When
 from helper.errors import UsageError
-from helper.machine import autocast, begin_step
+from helper.machine import autocast, begin_step, out_of_memory
 from helper.meters import Scalars
 from helper.task import Task
 
@@ -74,21 +75,25 @@ class Update:
             UsageError: the batch does not fit in the memory; it says which would, if one does.
         """
         begin_step(self.opt.compile, self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = batch.split(self.opt.accumulate)
         try:
-            each = [self.backward(part, when._replace(part=number), len(parts)) for number, part in enumerate(parts)]
+            each = self._update(batch.split(self.opt.accumulate), when)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not out_of_memory(error):
                 raise
             each = []
         if not each:
             raise UsageError(self._too_large(batch, when))
+        self.task.after_step()
+        return each[0] if len(each) == 1 else {name: torch.stack([s[name] for s in each]).mean() for name in each[0]}
+
+    def _update(self, parts: Sequence[Batch], when: When) -> list[Scalars]:
+        """Micro-batches → new weights; the scalars of each."""
+        self.optimizer.zero_grad(set_to_none=True)
+        each = [self.backward(part, when._replace(part=number), len(parts)) for number, part in enumerate(parts)]
         if self.opt.clip_grad:
             nn.utils.clip_grad_norm_(self.task.trained.parameters(), self.opt.clip_grad)
         self.optimizer.step()
-        self.task.after_step()
-        return each[0] if len(each) == 1 else {name: torch.stack([s[name] for s in each]).mean() for name in each[0]}
+        return each
 
     def backward(self, batch: Batch, when: When, parts: int) -> Scalars:
         """Add the gradient of a micro-batch, one of so many; processes exchange theirs after the last."""
@@ -99,19 +104,13 @@ class Update:
         return {name: value.detach() for name, value in scalars.items()}
 
     def _too_large(self, batch: Batch, when: When) -> str:
-        """Says which batch would fit, found by trying halves."""
+        """Says which batch would fit, found by trying halves; nothing of these weights is saved any more."""
         size = len(batch.target) // self.opt.accumulate // 2
         while size and distributed.size() == 1:
-            self.optimizer.zero_grad(set_to_none=True)
             try:
-                self.backward(batch.part(0, size), when, 1)
+                self._update([batch.part(0, size)], when)
                 break
             except (RuntimeError, UsageError, ValueError):  # some losses fit one size, BatchNorm wants several values
                 size //= 2
         hint = f"{size} images at once fit, so try --accumulate" if size else "try a smaller one, or --accumulate"
         return f"--batch_size: {self.opt.batch_size} does not fit in the memory; {hint}"
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the accelerator's or the host's memory is full."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

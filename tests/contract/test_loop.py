@@ -420,6 +420,46 @@ def test_too_little_memory_is_said_where_no_other_size_would_do(refusal: Excepti
         fit_of(tmp_path, OfOneSize())()
 
 
+class Crowded(Linear):
+    """Its evaluation has memory for so many images."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def predict(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().predict(images)
+
+
+def test_too_little_memory_for_an_evaluation_costs_no_step(tmp_path: Path) -> None:
+    straight = Linear()
+    fit_of(tmp_path / "a", straight)()
+    expected = rf"^evaluating one image .*: .*b is saved after step {STEPS} of epoch 1; --resume goes on from there$"
+    with pytest.raises(UsageError, match=expected):
+        fit_of(tmp_path / "b", Crowded(0))()
+    resumed = Crowded(3)
+    fit_of(tmp_path / "b", resumed)()
+    assert len(resumed.seen) == STEPS
+    assert torch.equal(weights(resumed), weights(straight))
+    mine, theirs = (RunFolder(tmp_path / name).read_metrics() for name in "ab")
+    assert [row["test_accuracy"] for row in mine] == [row["test_accuracy"] for row in theirs]
+
+
+@pytest.mark.parametrize("call", ["torch.optim.SGD.step", "torch.nn.utils.clip_grad_norm_"])
+def test_too_little_memory_for_an_update_is_said(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    fit = fit_of(tmp_path, Linear(), "--clip_grad", "1")
+    monkeypatch.setattr(call, refuse)
+    with pytest.raises(
+        UsageError, match=r"^--batch_size: 8 does not fit in the memory; try .*; there is no checkpoint"
+    ):
+        fit()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "epoch", "expected"),
     [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from helper.batch import Batch
+from helper.errors import InputError
 from helper.evaluation import compared, evaluate
 
 CPU = torch.device("cpu")
@@ -50,6 +53,23 @@ def test_calibration_error_of_peers_is_their_mean() -> None:
     each = [100 * expected_calibration_error(peer, target) for peer in logits]
     assert [scores[f"peer_{j}"]["ece"] for j in range(3)] == pytest.approx(each)
     assert scores["peer"]["ece"] == pytest.approx(sum(each) / 3)
+
+
+def test_what_fits_in_the_memory_in_parts_has_the_same_scores() -> None:
+    torch.manual_seed(0)
+    images, target = torch.randn(21, 10), torch.randint(0, 10, (21,))
+
+    def predict(images: torch.Tensor, room: int) -> dict[str, torch.Tensor]:
+        if len(images) > room:
+            raise torch.OutOfMemoryError("out of memory")
+        return {"network": images, "peer": torch.stack([images, -images, 2 * images]), "measure": images[:, 0]}
+
+    whole, parts, single = (
+        evaluate(partial(predict, room=room), [Batch(images, target)], CPU, "fp32") for room in (21, 4, 1)
+    )
+    assert whole == parts == single
+    with pytest.raises(InputError, match="one image takes more memory than there is"):
+        evaluate(partial(predict, room=0), [Batch(images, target)], CPU, "fp32")
 
 
 def test_closeness_to_other_logits() -> None:
