@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import functools
 import importlib.metadata
@@ -28,6 +29,9 @@ NEEDED = ("epoch", "epochs", "seconds", "accuracy", "best", "trained", "optimize
 FOLDER_FILE = "RUN_FOLDER_FILE"
 """The environment variable that names a file for :meth:`RunFolder.leave_word`."""
 
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+"""Errors of file systems that cannot lock files, such as Lustre mounted without ``flock``."""
+
 
 class RunFolder:
     """``save/<kind>/<name>/``; nothing is written before :meth:`open`. One process at a time may have it open.
@@ -40,7 +44,8 @@ class RunFolder:
         self.path = path
         self.last, self.best = path / "last.pth", path / "best.pth"
         self.metrics, self.result = path / "metrics.jsonl", path / "result.json"
-        self._lock: int | None = None
+        self.lock = path / ".lock"
+        self._locks: list[int] = []
 
     @property
     def finished(self) -> bool:
@@ -128,6 +133,8 @@ class RunFolder:
     def _begin(self, parameters: dict[str, Any], overwrite: bool, earlier: RunFolder | None) -> dict[str, Any] | None:
         if overwrite:
             for entry in self.path.iterdir():
+                if entry == self.lock:  # with another file in its place, another process would not find it locked
+                    continue
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         if earlier is None or self.saved:
             return self._resume(parameters)
@@ -165,20 +172,25 @@ class RunFolder:
 
     def close(self) -> None:
         """Let others have the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        while self._locks:
+            os.close(self._locks.pop())
 
     def _take(self) -> None:
-        """Lock the folder itself; the kernel lets go of it when the process ends, however it ends."""
-        lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise UsageError(f"{self.path}: another process trains in this folder; wait for it or end it") from None
-        self._lock = lock
+        """Lock a file in the folder, and the folder itself, until this process ends, however it ends.
+
+        NFS carries only the lock of a file that is open for writing to other machines, and earlier versions of this
+        collection lock only the folder.
+        """
         os.register_at_fork(after_in_child=self.close)  # processes that read images outlive a killed run by seconds
+        for path, flags in ((self.path, os.O_RDONLY), (self.lock, os.O_RDWR | os.O_CREAT)):
+            self._locks.append(os.open(path, flags, 0o666))
+            try:
+                fcntl.flock(self._locks[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"{self.path}: another process trains in this folder; wait for it or end it") from None
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
 
     def _rows_until(self, state: dict[str, Any] | None) -> list[dict[str, Any]]:
         """The lines of the epochs that a checkpoint has behind it.
