@@ -14,7 +14,7 @@ from pathlib import Path
 from helper import distributed
 from helper.errors import UsageError
 from helper.names import print_any_name
-from helper.stopping import RESUME_ME, RESUME_ME_FILE, Asked, Stopped, losses_said, signals
+from helper.stopping import REFUSED, RESUME_ME, RESUME_ME_FILE, Asked, Stopped, losses_said, signals
 
 HOLD_BACK = 2.0
 """Seconds before another process than the first repeats what the first has probably said; torchrun ends it sooner."""
@@ -28,8 +28,8 @@ BEFORE_TRAINING = "nothing had been trained yet; the same command starts it agai
 def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAINING) -> None:
     """Call ``main`` with the command line.
 
-    Bad input becomes one line on stderr and exit code 2; a run that was stopped and can go on, exit code 75 and a file
-    ``RESUME_ME_FILE``, if the environment names one.
+    Bad input becomes one line on stderr and exit code 2; a run that was stopped and can go on, exit code 75. If the
+    environment names a ``RESUME_ME_FILE``, it is made for the latter, with ``.refused`` behind its name for the former.
     ``stopped`` is said of a script that is stopped outside of training.
     """
     print_any_name()
@@ -49,6 +49,7 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
         said = error if isinstance(error, UsageError) else fault_of_a_path(error)
         if said is None:
             raise
+        leave_word(REFUSED)
         leave(f"{sys.argv[0]}: error: {said}", 2)
     finally:
         signals.ignore()
@@ -79,10 +80,11 @@ def leave_at_once(reason: Stopped) -> None:
     os._exit(RESUME_ME)
 
 
-def leave_word() -> None:
-    """That the run can go on, for those who do not get its exit code."""
+def leave_word(ending: str = "") -> None:
+    """That the run can go on, for those who do not get its exit code, or with :data:`REFUSED` that it cannot."""
     if RESUME_ME_FILE in os.environ:
-        Path(os.environ[RESUME_ME_FILE]).touch()
+        with contextlib.suppress(OSError):  # a full disk may be the reason to leave
+            Path(os.environ[RESUME_ME_FILE] + ending).touch()
 
 
 def leave(message: str, code: int) -> None:

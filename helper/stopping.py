@@ -23,6 +23,9 @@ RESUME_ME = 75
 RESUME_ME_FILE = "RESUME_ME_FILE"
 """The environment variable that names a file to make then, too: torchrun keeps the exit codes of its processes."""
 
+REFUSED = ".refused"
+"""What its name has at the end where a process cannot go on; those who have lost that process make the other one."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 PATIENCE = 2.0

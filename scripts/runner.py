@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helper.run_folder import FOLDER_FILE
-from helper.stopping import RESUME_ME, RESUME_ME_FILE, Stopped, signals
+from helper.stopping import REFUSED, RESUME_ME, RESUME_ME_FILE, Stopped, signals
 from scripts.plan import Job
 
 ROOT = Path(__file__).parent.parent
@@ -143,7 +143,8 @@ class Runs:
             lines = self._listen(process, slot)
             code = process.wait()
             self.processes.discard(process)
-            return End(RESUME_ME if code and resume_file.exists() else code, lines, *read_word(folder_file))
+            can_go_on = resume_file.exists() and not Path(f"{resume_file}{REFUSED}").exists()
+            return End(RESUME_ME if code and can_go_on else code, lines, *read_word(folder_file))
 
     def _listen(self, process: subprocess.Popen[str], slot: dict[str, str]) -> list[str]:
         assert process.stdout is not None

@@ -20,6 +20,7 @@ from tiny_runs import MAINS, result, teach
 import train_online
 import train_student
 import train_teacher
+from helper.errors import UsageError
 from helper.recipe import PUBLISHED, lr_drops
 from helper.run_folder import RunFolder
 from helper.script import run_script
@@ -84,6 +85,18 @@ def test_a_run_that_can_go_on_leaves_word(
         assert end.value.code == RESUME_ME
         assert capsys.readouterr().err.endswith(": SIGUSR1\n")
         assert (tmp_path / "resume").exists() == there
+
+
+def test_a_run_that_cannot_go_on_leaves_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Sequence[str]) -> None:
+        raise UsageError("the disk is full")
+
+    for folder in (tmp_path, tmp_path / "gone"):  # where it cannot be left
+        monkeypatch.setenv("RESUME_ME_FILE", str(folder / "resume"))
+        with pytest.raises(SystemExit) as end:
+            run_script(refuse)
+        assert end.value.code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.refused"]
 
 
 # ---- quick start
@@ -271,6 +284,9 @@ def test_runner_hears_that_a_run_can_go_on_through_torchrun(tmp_path: Path) -> N
     runs, job = runs_of(script, tmp_path)
     runs.train()
     assert runs.failed == {job: RESUME_ME}
+    runs, job = runs_of(f"import os\nopen(os.environ['RESUME_ME_FILE'] + '.refused', 'w').close()\n{script}", tmp_path)
+    runs.train()
+    assert runs.failed == {job: 1}, "another process of it cannot"
 
 
 def test_runner_leaves_nobody_behind_when_something_is_raised(tmp_path: Path) -> None:

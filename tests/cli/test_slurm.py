@@ -29,7 +29,7 @@ TORCHRUN = """printf '%s\\n' "$@" >"$STUBS/arguments"
 echo "$OMP_NUM_THREADS" >"$STUBS/threads"
 echo $$ >"$STUBS/torchrun.pid"
 python "$STUBS/worker.py" &
-if [ "$WHAT" = told ]; then trap 'kill $!' TERM; fi # it passes the signal on
+case $WHAT in *told) trap 'kill $!' TERM ;; esac # it passes the signal on
 wait $! || wait $! || exit 1 # as torchrun does, whatever the code was
 """
 WORKER = """import os, signal, sys, time
@@ -41,16 +41,18 @@ def stop(*_):
     if what == "deaf":
         return
     Path(os.environ["RESUME_ME_FILE"]).touch()
+    if what.startswith("one refused"):
+        Path(os.environ["RESUME_ME_FILE"] + ".refused").touch()
     sys.exit(75)
 
 signal.signal(signal.SIGUSR1, stop)
-if what == "told":
+if what in ("told", "one refused when told"):
     signal.signal(signal.SIGTERM, stop)
 (stubs / "worker.partial").write_text(str(os.getpid()))
 os.replace(stubs / "worker.partial", stubs / "worker.pid")
-if what in ("train", "deaf", "told"):
+if what in ("train", "deaf", "told", "one refused when told"):
     time.sleep(60)
-if what == "lost":
+if what in ("lost", "one refused"):
     stop()
 sys.exit({"finish": 0, "bad option": 2}[what])
 """
@@ -146,7 +148,7 @@ def test_what_torchrun_gets(cluster: Cluster) -> None:
     assert not cluster.remains
 
 
-@pytest.mark.parametrize(("what", "code"), [("finish", 0), ("bad option", 1)])
+@pytest.mark.parametrize(("what", "code"), [("finish", 0), ("bad option", 1), ("one refused", 1)])
 def test_what_cannot_go_on_ends(cluster: Cluster, what: str, code: int) -> None:
     assert cluster.run(what)[0] == code
     assert not cluster.lines("requeued")
@@ -187,6 +189,16 @@ def test_a_job_that_is_told_to_end_can_go_on(cluster: Cluster, number: signal.Si
     assert job.wait(60) == 75, cluster.said
     assert "sbatch it again to go on" in cluster.said
     assert not cluster.lines("requeued"), "it was not the time limit"
+    assert not cluster.remains
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda number: number.name)
+def test_what_cannot_go_on_when_told_ends(cluster: Cluster, number: signal.Signals) -> None:
+    """Such as a run that finds the disk full when it is to save."""
+    job = cluster.training("one refused when told")
+    job.send_signal(number)
+    assert job.wait(60) == 1, cluster.said
+    assert not cluster.lines("requeued")
     assert not cluster.remains
 
 
