@@ -61,6 +61,7 @@ class Update:
         wrapped = isinstance(self.forward, DistributedDataParallel)
         if distributed.size() == 1 or (wrapped and self.forward.find_unused_parameters == idles):
             return
+        # It arranges gradients anew after its first step: three processes that resume sum one step's in another order.
         # BN's statistics are the first process's when it comes to evaluation. The name has changed with torch 2.15.
         accepted = inspect.signature(DistributedDataParallel.__init__).parameters
         leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
