@@ -106,7 +106,7 @@ def require_row(label: str | None, groups: Sequence[Group]) -> None:
 def write_tables(groups: Sequence[Group], out: Path, against: str | None = None) -> str:
     """What is quickly made: the runs and their tables, into ``out``; returns the Markdown."""
     folder_for("--out", out)
-    write_records(tables.runs_of(groups), out)
+    write_records([run for each in groups for run in (*each.repeats, *each.runs)], out)
     tables.write_runs(groups, out / "runs.csv")
     text = tables.markdown(groups, against)
     (out / "table.md").write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -8,7 +8,7 @@ import re
 import shlex
 import statistics
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -111,10 +111,11 @@ class Run:
 
 @dataclass
 class Group:
-    """Runs that differ in their seed only."""
+    """Runs that differ in their seed only; ``repeats`` have the seed of one of them, and tell nothing new."""
 
     label: str
     runs: list[Run]
+    repeats: list[Run] = field(default_factory=list)
 
     @property
     def first(self) -> Run:
@@ -215,7 +216,10 @@ def read_run(folder: Path) -> Run | None:
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """Runs by setting, in the order of their first; labels that would be the same get what tells them apart."""
+    """Runs by setting, in the order of their first; labels that would be the same get what tells them apart.
+
+    Of several with one seed the one named last counts.
+    """
     settings: list[dict[str, Any]] = []
     members: list[list[Run]] = []
     for run in runs:
@@ -232,7 +236,9 @@ def group(runs: Sequence[Run]) -> list[Group]:
             told["teachers"] = short_teachers(told["teachers"], {twin["teachers"] for twin in twins})
             told.pop("teacher_num", None)  # which that tells, too
         extra = [f"{name} {typed(value)}" for name, value in told.items()]
-        groups.append(Group(", ".join([label, *extra]), of_setting))
+        of_seed = {run.seed: run for run in of_setting}
+        repeats = [run for run in of_setting if run is not of_seed[run.seed]]
+        groups.append(Group(", ".join([label, *extra]), list(of_seed.values()), repeats))
     return groups
 
 

@@ -303,8 +303,8 @@ def published_table(groups: Sequence[Group]) -> Table:
 
 
 def notes(groups: Sequence[Group]) -> list[str]:
-    """Each set of teachers and each combination of machine and software once."""
-    return [*teacher_lines(runs_of(groups)), *machine_lines(runs_of(groups))]
+    """Each set of teachers and each combination of machine and software once, and runs that are left out."""
+    return [*teacher_lines(runs_of(groups)), *machine_lines(runs_of(groups)), *repeat_lines(groups)]
 
 
 def teacher_lines(runs: Sequence[Run]) -> list[str]:
@@ -329,18 +329,29 @@ def machine_lines(runs: Sequence[Run]) -> list[str]:
     return [f"{words}; revision{'s' * (len(each) > 1)} {', '.join(each)}." for words, each in made.items()]
 
 
+def repeat_lines(groups: Sequence[Group]) -> list[str]:
+    """Each run that another one with its seed stands for."""
+    return [
+        f"{repeat.path} is left out, since {run.path} is of the same setting and seed."
+        for each in groups
+        for repeat in each.repeats
+        for run in each.runs
+        if run.seed == repeat.seed
+    ]
+
+
 def markdown(groups: Sequence[Group], against: str | None = None) -> str:
     """All tables, with the commands below; ``against``: see :func:`differences_table`."""
     first, *others = all_tables(groups, against)
     runs = runs_of(groups)
     teachers = "\n\n".join(teacher_lines(runs))
     parts = [first.words, "", first.markdown(), "", *([teachers, ""] if teachers else [])]
-    parts += ["\n".join(machine_lines(runs)), ""]
+    parts += ["\n".join([*machine_lines(runs), *repeat_lines(groups)]), ""]
     for table in others:
         parts += [f"## {table.title}", "", table.words, "", table.markdown(), ""]
     return "\n".join([*parts, "## Commands", "", "```", *(each.first.command for each in groups), "```", ""])
 
 
 def runs_of(groups: Sequence[Group]) -> list[Run]:
-    """All runs of all rows."""
+    """All runs that the rows are made of."""
     return [run for each in groups for run in each.runs]

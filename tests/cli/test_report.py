@@ -107,6 +107,31 @@ def test_report_tells_settings_apart(runs: Path) -> None:
     assert labels == ["resnet8 alone, batch_size 64", "resnet8 alone, batch_size 128"]
 
 
+def test_one_seed_is_one_run(runs: Path, tmp_path: Path) -> None:
+    """A trial that is no number leaves the seed 0: of such runs the one named last counts, and the others are named."""
+    first, *_ = sorted(runs.glob("students/*-kd-AVERAGE*-trial=0"))
+    other = sorted(runs.glob("students/*-kd-AVERAGE*-trial=1"))[0]
+    run = read_run(first)
+    assert run is not None
+    again = [replace(run, path=tmp_path / name, parameters={**run.parameters, "trial": name}) for name in "abc"]
+    records = tmp_path / "records"
+    records.mkdir()
+    write_records(again, records)
+    out = tmp_path / "out"
+    report.main(["--folders", str(first), str(records), str(other), "--out", str(out)])
+    with (out / "runs.csv").open(newline="") as file:
+        assert [row["folder"] for row in csv.DictReader(file)] == [str(tmp_path / "c"), str(other)]
+    text = (out / "table.md").read_text()
+    page_text = (out / "index.html").read_text()
+    for path in (first, tmp_path / "a", tmp_path / "b"):
+        said = f"{path} is left out, since {tmp_path / 'c'} is of the same setting and seed."
+        assert said in text
+        assert said in page_text
+    report.main(["--folders", str(out), "--out", str(tmp_path / "later")])
+    for name in ("records.jsonl", "table.md"):
+        assert (tmp_path / "later" / name).read_bytes() == (out / name).read_bytes()
+
+
 def test_report_tells_apart_what_only_the_names_of_runs_say(runs: Path) -> None:
     first, second = (read_run(folder) for folder in sorted(runs.glob("students/*-kd-AVERAGE*")))
     assert first is not None
