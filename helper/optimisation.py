@@ -20,7 +20,7 @@ Schedule = Callable[[When], float]
 optimizer_dict: Registry[Callable[[Groups, argparse.Namespace], torch.optim.Optimizer]] = Registry("--optimizer")
 schedule_dict: Registry[Callable[[argparse.Namespace, Sequence[int]], Schedule]] = Registry("--lr_schedule")
 WITHOUT_MOMENTUM = ("adam", "adamw")
-"""Optimizers that do not read ``--momentum``."""
+"""Optimizers that read neither ``--momentum`` nor ``--nesterov``."""
 WITHOUT_DROPS = ("cosine", "onecycle")
 """Schedules that do not read ``--lr_decay_rate``."""
 

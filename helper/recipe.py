@@ -155,7 +155,13 @@ def _add_optimisation(options: Options, nesterov_help: str) -> None:
         metavar="|".join(optimizer_dict),
         help="momentum and Nesterov are sgd's; adam takes weight decay as an L2 penalty, adamw by itself",
     )
-    add("--nesterov", action=argparse.BooleanOptionalAction, default=False, help=nesterov_help)
+    add(
+        "--nesterov",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        unread=("optimizer", lambda optimizer: optimizer in WITHOUT_MOMENTUM),
+        help=nesterov_help,
+    )
 
 
 def _add_run(options: Options) -> None:
@@ -207,7 +213,14 @@ def _add_machine(options: Options) -> None:
         help="under torchrun: BatchNorm over the batches of all processes, as one process would have it",
     )
     add("--device", default="auto", named=False, help="auto (a GPU if there is one), cpu, cuda or cuda:N")
-    add("--gpu_id", type=natural, default=None, named=False, help="the same as --device cuda:N where there is a GPU")
+    add(
+        "--gpu_id",
+        type=natural,
+        default=None,
+        named=False,
+        unread=("device", lambda device: device != "auto"),
+        help="the same as --device cuda:N where there is a GPU",
+    )
     add(
         "--precision",
         type=one_of("--precision", ("auto", "fp32", "bf16")),

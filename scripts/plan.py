@@ -13,7 +13,8 @@ import train_teacher
 from dataset import dataset_dict
 from dataset.base import MemoryDataset
 from helper.errors import UsageError
-from helper.options import Options, positive_int
+from helper.optimisation import WITHOUT_MOMENTUM
+from helper.options import Options, Parser, positive_int
 from helper.recipe import lr_drops
 from online import online_dict
 
@@ -122,16 +123,17 @@ def student_jobs(values: Mapping[str, str], teachers: tuple[Job, ...], store: st
     for entry in values["STUDENTS"].split():
         student, *others = entry.split(",")
         for seed in seeds:
-            words = f"--model {student} --dataset {values['DATASET']} --nesterov {typed(others)}"
+            words = f"--model {student} --dataset {values['DATASET']} {nesterov(typed(others), values)} {typed(others)}"
             yield job("train_teacher.py", words, values, seed)
         for word in values["METHODS"].split():
             for seed in seeds:
-                words = f"--model_s {student} --dataset {values['DATASET']} {method_options(word)}"
-                yield with_cache(job("train_student.py", f"{words} {typed(others)}", values, seed, teachers), store)
+                options = method_options(word, typed(others), values)
+                words = f"--model_s {student} --dataset {values['DATASET']} {options}"
+                yield with_cache(job("train_student.py", words, values, seed, teachers), store)
 
 
-def method_options(word: str) -> str:
-    """``inter:CAMKD:50,convs=true`` → options; the published weights of the losses, unless given.
+def method_options(word: str, students: str, values: Mapping[str, str]) -> str:
+    """``inter:CAMKD:50,convs=true`` → options, and the student's; the published weights of the losses, unless given.
 
     Raises:
         UsageError: the word is no such thing.
@@ -141,7 +143,9 @@ def method_options(word: str) -> str:
     if len(parts) not in (2, 3):
         raise UsageError(f"METHODS: expected LOSS:WEIGHTING[:b], with ,option=value behind, got {word!r}")
     beta = parts[2] if len(parts) == 3 else "0"
-    return f"--distill {parts[0]} --ensemble_method {parts[1]} -b {beta} --nesterov -r 1 -a 1 {typed(others)}"
+    options = f"{typed(others)} {students}"
+    how = f"--distill {parts[0]} --ensemble_method {parts[1]} -b {beta}"
+    return f"{how} {nesterov(options, values)} -r 1 -a 1 {options}"
 
 
 def with_cache(student: Job, store: str | None) -> Job:
@@ -192,8 +196,16 @@ def recipe_options(model: str, others: list[str], values: Mapping[str, str]) -> 
     options = f"--epochs {epochs} --batch_size {recipe.batch_size} --weight_decay {recipe.weight_decay} "
     options += f"--learning_rate {recipe.learning_rate} --optimizer {recipe.optimizer} --lr_decay_epochs {drops} "
     options += f"--lr_decay_rate {recipe.lr_decay_rate}"
-    rest = [other for other in others if not other.startswith(RECIPE)]
-    return f"{options}{' --nesterov' * recipe.nesterov} {typed(rest)}"
+    rest = typed([other for other in others if not other.startswith(RECIPE)])
+    return f"{options} {nesterov(rest, values) if recipe.nesterov else ''} {rest}"
+
+
+def nesterov(options: str, values: Mapping[str, str]) -> str:
+    """``--nesterov``, unless an optimizer is chosen that does not read it."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--optimizer")
+    opt, _ = parser.parse_known_args(words_of(f"{options} {values['EXTRA']}"))
+    return "" if opt.optimizer in WITHOUT_MOMENTUM else "--nesterov"
 
 
 def typed(others: list[str]) -> str:

@@ -32,7 +32,7 @@ from helper.run_folder import RunFolder
 from helper.session import Session
 from helper.teachers.asked import Teachers
 from models import model_dict
-from scripts import run_all
+from scripts import plan, run_all
 from scripts.plan import DEFAULTS, Job, jobs_of, variables
 from scripts.reporting.published import published
 from scripts.reporting.runs import Group, Run, parser_of
@@ -105,6 +105,24 @@ def test_each_recipe_keeps_its_epochs_unless_told() -> None:
         assert opt.epochs == online.epochs == expected[1]
         assert (opt.batch_size, opt.learning_rate, opt.nesterov) == (128, 0.1, True)
         assert opt.lr_decay_epochs == ([150, 225] if not epochs else [4, 6])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "STUDENTS=resnet8 METHODS=kd:AEKD,optimizer=adamw",
+        "STUDENTS=resnet8,optimizer=adam METHODS=kd:AEKD",
+        "STUDENTS=resnet8 METHODS=kd:AEKD,optimizer=adamw,optimizer=sgd",
+        "STUDENTS=resnet8 METHODS=kd:AEKD EXTRA='--optimizer=adamw'",
+        "STUDENTS= ONLINE='OKDDip:resnet8 alone:resnet8 OKDDip:resnet8,recipe=OKDDip' EXTRA='--optimizer adamw'",
+    ],
+)
+def test_students_have_nesterov_momentum_where_the_optimizer_has_momentum(row: str) -> None:
+    jobs = [job for job in jobs_of(variables(row, {}), None) if job.words[2] != "resnet32x4"]
+    assert jobs
+    for job in jobs:
+        opt = plan.parser_of(job.words[0]).read(job.words[1:])
+        assert ("--nesterov" in job.words) == (opt.optimizer == "sgd"), job.words
 
 
 def test_words_of_methods_and_peers() -> None:

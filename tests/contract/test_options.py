@@ -146,6 +146,8 @@ IN_VAIN = [
     ("--lr_decay_rate 0.5", "--lr_schedule onecycle"),
     ("--momentum 0.5", "--optimizer adam"),
     ("--momentum 0.0", "--optimizer adamw"),
+    ("--nesterov", "--optimizer adam"),
+    ("--nesterov", "--optimizer adamw"),
     ("--factor 4", "--distill inter -b 1 --no-convs"),
     ("--dkd_beta 2.0", "--distill ls --ls_loss kd"),
     ("--dkd_alpha 2.0", "--distill ls --ls_loss kd"),
@@ -530,6 +532,16 @@ def test_what_contradicts_itself_is_refused() -> None:
             require_sound_recipe(parse(*arguments))
     with pytest.raises(UsageError, match="--device: unknown value 'gpu'"):
         device_of(parse("--device", "gpu"))
+
+
+def test_a_gpu_is_said_once(tmp_path: Path) -> None:
+    """A device that is typed stands over the GPU of an earlier run's config, though, as options do."""
+    for device in ("cpu", "cuda", "cuda:1"):
+        message = error_of("--gpu_id", "2", "--device", device)
+        assert message == f"--gpu_id=2: nothing reads it with --device={device}; leave it out"
+    path = tmp_path / "parameters.json"
+    path.write_text(json.dumps(parameters_of(parse("--gpu_id", "2"))))
+    assert device_of(parse("--config", str(path), "--device", "cpu")) == torch.device("cpu")
 
 
 def test_processes_share_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
