@@ -202,7 +202,7 @@ def beyond_table(groups: Sequence[Group]) -> Table:
 def class_table(groups: Sequence[Group]) -> Table:
     """Each class's accuracy under each method that has recorded it, of the dataset of the first of them."""
     told = [each for each in groups if all("test_class_accuracy" in run.result["last"] for run in each.runs)]
-    told = [each for each in told if each.first.result.get("classes") == told[0].first.result.get("classes")]
+    told = [each for each in told if tested_on(each.first) == tested_on(told[0].first)]
     words = (
         "Test accuracy of each class in % after the last epoch, mean over seeds: the hardest classes first, "
         f"{MOST_CLASSES} at most."
@@ -220,6 +220,11 @@ def class_table(groups: Sequence[Group]) -> Table:
             rows.append((sum(means), label, [name, str(count), *(f"{mean:.2f}" for mean in means)]))
     table.rows = [cells for _, _, cells in sorted(rows)[:MOST_CLASSES]]
     return table
+
+
+def tested_on(run: Run) -> tuple[Any, ...]:
+    """Dataset and classes, whose names alone may be the digits of several, with each one's number of test images."""
+    return run.result["dataset"], run.result.get("classes"), run.result["last"]["test_class_images"]
 
 
 def ensemble_gap(run: Run) -> float:

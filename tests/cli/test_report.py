@@ -494,6 +494,24 @@ def test_empty_columns_are_left_out() -> None:
     assert table.markdown() == "| a | c |\n|---|---|\n| 1 | 2 |\n| 3 |  |"
 
 
+@pytest.mark.parametrize(("what", "value"), [("dataset", "mnist"), ("classes", list("abcdefghij")), ("images", None)])
+def test_classes_of_other_test_images_share_no_table(what: str, value: Any, runs: Path) -> None:
+    """Even where they are called alike, as the digits of several datasets are."""
+    run = read_run(sorted(runs.glob("teachers/*"))[0])
+    assert run is not None
+    counts = run.result["last"]["test_class_images"]
+
+    def titles(dataset: str = "digits", classes: Any = "0123456789", images: Any = counts) -> list[str]:
+        last = {**run.result["last"], "test_class_images": images or [2 * count for count in counts]}
+        result = {**run.result, "dataset": dataset, "classes": list(classes), "last": last}
+        other = replace(run, result=result, parameters={**run.parameters, "dataset": dataset, "batch_size": 128})
+        first = replace(run, result={**run.result, "classes": list("0123456789")})
+        return list(tables.class_table(group([first, other])).header)
+
+    assert len(titles()) == 4
+    assert len(titles(**{what: value})) == 3
+
+
 def test_scores_beyond_accuracy_are_told(runs: Path, tmp_path: Path) -> None:
     folder = next(runs.glob("students/*AEKD*trial=0"))
     report.main(["--folders", str(folder), "--out", str(tmp_path)])
