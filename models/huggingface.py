@@ -85,7 +85,7 @@ def huggingface_model(
         whole: load them with their last layer, for as many classes as they have.
 
     Raises:
-        UsageError: it cannot be had, or is no image classifier.
+        UsageError: it cannot be had, is no image classifier, or lacks some of its weights.
     """
     from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -93,17 +93,37 @@ def huggingface_model(
     try:
         with quiet(), quiet_hub():
             if pretrained or whole:
-                settings |= {"dtype": torch.float32, "ignore_mismatched_sizes": not whole}
-                net = AutoModelForImageClassification.from_pretrained(name, **settings)
+                settings |= {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+                net, report = AutoModelForImageClassification.from_pretrained(name, **settings)
             else:
                 config = AutoConfig.from_pretrained(name, **settings)
-                net = AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+                net, report = AutoModelForImageClassification.from_config(config, trust_remote_code=False), {}
     except Exception as error:  # of the hub, of HTTP, of files, of configurations: many kinds mean the same here
         raise UsageError(f"{PREFIX}{name} cannot be had as an image classifier: {first_line(error)}") from None
+    require_loaded(PREFIX + name, net, report, whole)
     kind = HuggingFaceNetwork if HuggingFaceNetwork.fits(net) else Plain
     network = kind(net.config.num_labels, net.float().train(), PREFIX + name)
     network.wants = wanted(name) if whole else Eyes()
     return network
+
+
+def require_loaded(label: str, net: Any, report: Mapping[str, Any], whole: bool) -> None:
+    """UsageError where weights have been left at random.
+
+    Args:
+        label: begins its line.
+        net: the network.
+        report: transformers' own of what it has loaded.
+        whole: the last layer, which has a row for each class, has to be loaded too.
+    """
+    new = {*report.get("missing_keys", ()), *(name for name, *_ in report.get("mismatched_keys", ()))}
+    shapes, last = {name: value.shape for name, value in net.state_dict().items()}, (net.config.num_labels,)
+    lost = sorted(
+        name for name in new if not name.endswith("num_batches_tracked") and (whole or shapes[name][:1] != last)
+    )
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise UsageError(f"{label}: its weights lack {lost[0]!r}{more}, or have them in another shape")
 
 
 def wanted(name: str) -> Eyes:

@@ -197,6 +197,52 @@ def test_transformers_networks_keep_the_contract(kind: str, tmp_path: Path) -> N
     assert same.count(False) == 2, "the classifier's weight and bias are new"
 
 
+def without(folder: Path, part: str, other: Callable[[Tensor], Tensor] | None = None) -> None:
+    """Take weights out of a checkpoint of transformers, or put others in their place."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = folder / "model.safetensors"
+    state = safetensors.load_file(path)
+    kept = {name: value for name, value in state.items() if part not in name}
+    changed = {name: other(value) for name, value in state.items() if other and part in name}
+    assert len(kept) < len(state)
+    safetensors.save_file(kept | changed, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "other", "message"),
+    [
+        ("ViT", "layernorm_after.weight", None, r"'vit.*layernorm_after.weight' and 1 more"),
+        ("ViT", "position_embeddings", lambda value: value[:, 1:].clone(), r"'vit.embeddings.position_embeddings',"),
+        ("ResNet", "running_var", None, r"'resnet.*running_var' and \d more"),
+    ],
+)
+def test_no_weight_of_transformers_is_left_at_random(
+    tmp_path: Path, kind: str, part: str, other: Callable[[Tensor], Tensor] | None, message: str
+) -> None:
+    hf_folder(kind, tmp_path)
+    without(tmp_path, part, other)
+    for settings in ({"whole": True}, {"pretrained": True}):
+        with pytest.raises(UsageError, match=f"^hf/.*: its weights lack {message}"):
+            model_dict[f"hf/{tmp_path}"](num_classes=3, **settings)
+
+
+@pytest.mark.parametrize("other", [None, lambda value: value[1:].clone()])
+def test_only_who_learns_may_have_a_new_last_layer(tmp_path: Path, other: Callable[[Tensor], Tensor] | None) -> None:
+    """Also where the checkpoint is of a backbone alone."""
+    theirs = hf_folder("ViT", tmp_path).state_dict()
+    without(tmp_path, "classifier", other)
+    with pytest.raises(UsageError, match=r"its weights lack 'classifier.bias' and 1 more"):
+        model_dict[f"hf/{tmp_path}"](num_classes=CLASSES, whole=True)
+    started = model_dict[f"hf/{tmp_path}"](num_classes=CLASSES, pretrained=True).state_dict()
+    assert all(torch.equal(started[name], theirs[name]) for name in theirs if "classifier" not in name)
+
+
+def test_weights_of_transformers_need_no_counters(tmp_path: Path) -> None:
+    hf_folder("ResNet", tmp_path)
+    without(tmp_path, "num_batches_tracked")
+    assert model_dict[f"hf/{tmp_path}"](num_classes=CLASSES, whole=True).num_classes == CLASSES
+
+
 @pytest.mark.parametrize(
     "settings",
     [
