@@ -135,6 +135,10 @@ def wanted(name: str) -> Eyes:
             says = AutoImageProcessor.from_pretrained(name, trust_remote_code=False).to_dict()
     except (OSError, ValueError):  # none there, or none that is known
         return Eyes()
+    if "data_config" in says:  # timm's networks keep timm's ways
+        return Eyes(says["data_config"]["mean"], says["data_config"]["std"], says["data_config"]["input_size"][-1])
+    if says.keys().isdisjoint(("do_normalize", "do_rescale")):  # it is not known what it does
+        return Eyes()
     sides = says.get("crop_size") if says.get("do_center_crop") else says.get("size")
     size = sides.get("height", sides.get("shortest_edge")) if isinstance(sides, Mapping) else sides
     mean, std = (says["image_mean"], says["image_std"]) if says.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
@@ -142,6 +146,8 @@ def wanted(name: str) -> Eyes:
     white = 255 * says["rescale_factor"] if says.get("do_rescale") else 255
     offset = 1 if says.get("rescale_offset") else 0
     mean, std = ([(each + offset) / white for each in mean], [each / white for each in std])
+    if says.get("include_top"):  # EfficientNet's divides by the deviation once more
+        std = [each * again for each, again in zip(std, says["image_std"], strict=True)]
     return Eyes(mean, std, size, "BGR" if says.get("do_flip_channel_order") else None)
 
 

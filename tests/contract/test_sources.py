@@ -244,23 +244,46 @@ def test_weights_of_transformers_need_no_counters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("kind", "settings"),
     [
-        {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]},
-        {"do_normalize": False, "rescale_factor": 0.01},
-        {"image_mean": [100.0, 110.0, 120.0], "image_std": [50.0, 60.0, 70.0], "do_rescale": False},
+        ("ViT", {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}),
+        ("ViT", {"do_normalize": False, "rescale_factor": 0.01}),
+        ("ViT", {"image_mean": [100.0, 110.0, 120.0], "image_std": [50.0, 60.0, 70.0], "do_rescale": False}),
+        ("EfficientNet", {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.4, 0.5, 0.6]}),
+        ("EfficientNet", {"image_std": [0.4, 0.5, 0.6], "rescale_factor": 1 / 127.5, "rescale_offset": True}),
+        ("EfficientNet", {"image_std": [0.4, 0.5, 0.6], "do_normalize": False}),
+        ("EfficientNet", {"image_std": [0.4, 0.5, 0.6], "include_top": False}),
+        ("MobileViT", {"do_center_crop": False}),  # which never normalises
     ],
 )
-def test_transformers_networks_see_what_their_processors_make(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_transformers_networks_see_what_their_processors_make(
+    tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
     theirs = hf_folder("ViT", tmp_path)
-    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, **settings)
+    processor = getattr(transformers, f"{kind}ImageProcessor")(size={"height": 32, "width": 32}, **settings)
     processor.save_pretrained(tmp_path)
     model = model_dict[f"hf/{tmp_path}"](num_classes=CLASSES, whole=True).eval()
     photographs = torch.randint(256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     expected = theirs(processor(list(photographs), return_tensors="pt")["pixel_values"]).logits
     assert model.wants.size == 32
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (model.wants.mean, model.wants.std))
-    torch.testing.assert_close(model((photographs / 255 - mean) / std), expected, rtol=1e-4, atol=1e-5)
+    seen = photographs.flip(1) if model.wants.channels == "BGR" else photographs
+    torch.testing.assert_close(model((seen / 255 - mean) / std), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_timms_networks_within_transformers_see_what_timm_makes(tmp_path: Path) -> None:
+    looks = {"input_size": [3, 48, 48], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    about = {"architecture": "test_vit", "num_classes": CLASSES, "model_args": {"img_size": 48}}
+    config = transformers.TimmWrapperConfig.from_dict({**about, "pretrained_cfg": looks})
+    transformers.TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
+    model = model_dict[f"hf/{tmp_path}"](num_classes=CLASSES, whole=True)
+    assert model.wants.checked("it") == Eyes(looks["mean"], looks["std"], 48).checked("it")
+
+
+def test_a_processor_that_says_nothing_of_it_leaves_the_images_as_they_are(tmp_path: Path) -> None:
+    hf_folder("ViT", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "LayoutLMv2ImageProcessor"}')
+    assert model_dict[f"hf/{tmp_path}"](num_classes=CLASSES, whole=True).wants == Eyes()
 
 
 def test_a_persons_network_keeps_the_contract(own: Path) -> None:
