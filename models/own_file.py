@@ -20,6 +20,7 @@ from types import ModuleType
 from torch import nn
 
 from helper.errors import UsageError, nearest
+from helper.teachers.record import Eyes
 from models.base import Builder, StagedModel, from_outside, source_dict
 from models.huggingface import HuggingFaceNetwork
 from models.timm_models import TimmNetwork
@@ -38,7 +39,7 @@ def own_model(path: Path, name: str, num_classes: int, whole: bool = False) -> S
         whole: makes no difference: the weights are those that the callable gives it.
 
     Raises:
-        UsageError: the file cannot be run, has no such callable, or that returns no network.
+        UsageError: the file cannot be run, has no such callable, or that returns no network or one with odd wishes.
     """
     label = f"{path}:{name}"
     with imports_beside(path), faults_of(path, label):
@@ -58,7 +59,21 @@ def own_model(path: Path, name: str, num_classes: int, whole: bool = False) -> S
     if isinstance(net, StagedModel):
         return net
     kind = next((kind for kind in (TimmNetwork, HuggingFaceNetwork) if kind.fits(net)), Plain)
-    return kind(num_classes, net, label)
+    network = kind(num_classes, net, label)
+    network.wants = wish(net, label)
+    return network
+
+
+def wish(net: nn.Module, label: str) -> Eyes:
+    """How a person's network wants its images, where it says so.
+
+    Raises:
+        UsageError: what it has as its ``wants`` is something else.
+    """
+    wants = getattr(net, "wants", None) or Eyes()
+    if not isinstance(wants, Eyes):
+        raise UsageError(f"{label}: its wants is a {type(wants).__name__}, not an Eyes of helper/teachers/record.py")
+    return wants
 
 
 @cache

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from helper.seen import Reads, feature_shapes, observe
 from helper.teachers.asked import Teachers
 from helper.teachers.files import TeacherFile, chosen_teachers, fingerprint
 from helper.teachers.frozen import freeze
+from helper.teachers.loading import Around, load_teachers
 from helper.teachers.record import Eyes
+from helper.weights import Labels
 from models import StagedModel, model_dict
 from train_student import make_losses
 
@@ -292,6 +295,57 @@ def test_a_persons_network_keeps_the_contract(own: Path) -> None:
     assert type(model.net).__name__ == "Net"
     check_contract(model, model.net(images()).detach(), images())
     assert type(model_dict[f"{own}:wide"](num_classes=3).net).__name__ == "Net"
+
+
+WISHES = """
+
+import timm
+from helper.teachers.record import Eyes
+
+
+def wishing(net, wants):
+    net.wants = wants
+    return net
+
+
+def plain(num_classes):
+    return wishing(Net(num_classes), Eyes(0.7, 0.2, 48, "BGR"))
+
+
+def of_timm(num_classes):
+    return wishing(timm.create_model("test_convnext", num_classes=num_classes), Eyes(size=48))
+
+
+def silent(num_classes):
+    return wishing(Net(num_classes), None)
+
+
+def odd(num_classes):
+    return wishing(Net(num_classes), {"mean": 0.7})
+"""
+
+
+def test_a_persons_network_sees_what_it_wants(own: Path) -> None:
+    """Before what the dataset has, after what is said of the teacher."""
+    own.write_text(OWN + WISHES)
+    shown = Eyes(0.5, 0.25, 32, "RGB").checked("noise")
+    teachers, _ = load_teachers(
+        [
+            *choose(*(f"{own}:{name}" for name in ("plain", "of_timm", "silent"))),
+            TeacherFile(f"{own}:plain", None, None, Eyes(0.1, size=24).checked("x")),
+        ],
+        lambda arch, **settings: model_dict[arch](num_classes=CLASSES, **settings),
+        Around(Labels("noise", CLASSES), shown, images()),
+        "fp32",
+    )
+    assert [each and each.wanted for each in teachers.conversions] == [
+        Eyes(0.7, 0.2, 48, "BGR").checked("x"),
+        replace(shown, size=48),
+        None,
+        Eyes(0.1, 0.2, 24, "BGR").checked("x"),
+    ]
+    with pytest.raises(UsageError, match=r"nets.py:odd: its wants is a dict, not an Eyes of helper/teachers/record.py"):
+        model_dict[f"{own}:odd"](num_classes=CLASSES)
 
 
 def test_networks_of_timm_in_a_persons_file_are_known(tmp_path: Path) -> None:
