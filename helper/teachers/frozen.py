@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ def foldable(network: nn.Module, images: Tensor) -> dict[str, tuple[nn.Conv2d, n
     """The name of each batch normalisation that can be folded → the convolution before it, and itself.
 
     Found by watching the network run, so that nothing has to be known about its architecture: both run once, the
-    normalisation reads the very tensor that the convolution returned, and nothing else does.
+    normalisation reads the very tensor that the convolution returned, and nothing else does; nor is what the two hold
+    read elsewhere, or anything hooked into them.
     """
     norms = {name: module for name, module in network.named_modules() if type(module) is nn.BatchNorm2d}
     if not norms:
@@ -121,11 +123,9 @@ class _Watch(TorchFunctionMode):
         # the tensors are kept, so that an id stays that of one tensor
         self._made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
         self._read: dict[nn.Module, Tensor] = {}
-        self._hooks = [
-            module.register_forward_hook(self._after)
-            for module in modules
-            if type(module) in (*PLAIN_CONVOLUTIONS, nn.BatchNorm2d)
-        ]
+        watched = [module for module in modules if type(module) in (*PLAIN_CONVOLUTIONS, nn.BatchNorm2d)]
+        self._owned = {id(each) for module in watched for each in tensors_of(module)}
+        self._hooks = [module.register_forward_hook(self._after) for module in watched]
 
     def _after(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._calls[module] += 1
@@ -139,18 +139,31 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         if any(isinstance(each, Tensor) for each in tree_leaves(output)):  # to ask for a shape is no use
-            self.uses.update(id(each) for each in tree_leaves((args, kwargs)) if id(each) in self._made)
+            given = (id(each) for each in tree_leaves((args, kwargs)))
+            self.uses.update(each for each in given if each in self._made or each in self._owned)
         return output
 
     def source_of(self, norm: nn.Module) -> nn.Conv2d | None:
-        """The convolution that ``norm`` can be folded into."""
+        """The convolution that ``norm`` can be folded into; to be asked after :meth:`stop`."""
         tensor = id(self._read.get(norm))
         if tensor not in self._made:
             return None
         conv, _ = self._made[tensor]
         alone = self.uses[tensor] == self._calls[conv] == self._calls[norm] == 1
-        return conv if alone else None
+        # what the network also reads by itself has to stay; weights that a hook makes would be made again
+        own = all(self.uses[id(each)] <= 1 for module in (conv, norm) for each in tensors_of(module))
+        return conv if alone and own and not (hooked(conv) or hooked(norm)) else None
 
     def stop(self) -> None:
         for hook in self._hooks:
             hook.remove()
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """A layer's own parameters and buffers."""
+    return chain(module.parameters(), module.buffers())
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something runs before or after the layer, or instead of what it returns."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
