@@ -99,7 +99,8 @@ def conversion_for(network: nn.Module, wanted: Eyes, shown: Eyes, images: Tensor
     else:
         complete = wanted.over(shown)
     channels = 3
-    if complete.channels == 1 and takes_one_channel(network, images):
+    assert complete.size is not None
+    if complete.channels == 1 and takes_one_channel(network, images, complete.size):
         channels = 1
         if any(len(set(each)) > 1 for each in (complete.mean, complete.std) if isinstance(each, tuple)):
             raise UsageError(f"{what}: channels: it takes one; say its mean and std, a number each")
@@ -109,11 +110,11 @@ def conversion_for(network: nn.Module, wanted: Eyes, shown: Eyes, images: Tensor
 
 
 @torch.no_grad()
-def takes_one_channel(network: nn.Module, images: Tensor) -> bool:
-    """Whether a network takes images of one channel."""
+def takes_one_channel(network: nn.Module, images: Tensor, size: int) -> bool:
+    """Whether a network takes images of one channel and this size."""
     try:
-        network.eval()(images[:, :1])
-    except RuntimeError:
+        network.eval()(F.interpolate(images[:, :1], (size, size)))
+    except (RuntimeError, AssertionError, ValueError):  # torch's own, timm's and transformers'
         return False
     return True
 

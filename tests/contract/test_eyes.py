@@ -113,6 +113,27 @@ def test_a_network_of_one_channel_gets_one() -> None:
         converted(Eyes(channels=1), Bright())
 
 
+class Picky(Bright):
+    """Takes images of 24×24 alone, and says so with an error of its own."""
+
+    def __init__(self, channels: int, error: type[Exception]) -> None:
+        super().__init__(channels=channels)
+        self.shape, self.error = (channels, 24, 24), error
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1:] != self.shape:
+            raise self.error("of another shape")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, ValueError])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whether_one_channel_is_taken_is_asked_at_the_networks_own_size(channels: int, error: type[Exception]) -> None:
+    conversion = converted(Eyes(0.2, 0.3, 24, 1), Picky(channels, error))
+    assert conversion is not None
+    assert conversion.channels == channels
+
+
 def saved(folder: Path, name: str, **more: Any) -> Path:
     torch.manual_seed(len(name))
     network = model_dict["resnet8"](num_classes=CLASSES)
