@@ -346,21 +346,21 @@ def _compare_labels(what: str, state: Mapping[str, Any], labels: Labels) -> list
                 f"{known}"
             )
         if labels.classes and isinstance(classes, list) and len(classes) == count:
-            _require_same(what, repr(dataset), [str(name) for name in classes], labels.dataset, labels.classes)
+            require_same(what, repr(dataset), [str(name) for name in classes], labels.dataset, labels.classes)
             return []
     if not isinstance(dataset, str) or not labels.dataset or _letters(dataset) == _letters(labels.dataset):
         return []
     return [f"{what} was trained on {dataset!r}, not on {labels.dataset!r}; its classes may be others"]
 
 
-def _require_same(what: str, dataset: str, theirs: Sequence[str], our_dataset: str, ours: Sequence[str]) -> None:
-    """UsageError where the same label means another class."""
+def require_same(what: str, source: str, theirs: Sequence[str], our_dataset: str, ours: Sequence[str]) -> None:
+    """UsageError where the same label means another class; ``source`` says that it is one of ``theirs``."""
     differing = [k for k, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1]]
     if differing:
         k = differing[0]
         how = "in another order" if sorted(theirs) == sorted(ours) else f"{len(differing)} of them"
         raise UsageError(
-            f"{what} was trained on other classes, {how}: {k} is {theirs[k]!r} of {dataset}, but {ours[k]!r} of "
+            f"{what} was trained on other classes, {how}: {k} is {theirs[k]!r} of {source}, but {ours[k]!r} of "
             f"{our_dataset!r} here"
         )
 

@@ -46,9 +46,11 @@ class StagedModel(nn.Module):
         width_unit: the widths have to be multiples of this.
         label: what messages call the network.
         wants: the images of its weights' training, as far as that is known where they come from.
+        class_names: what its logits stand for, where that is known there.
     """
 
     wants = Eyes()
+    class_names: Sequence[str] | None = None
     has_maps = True
     has_preact = True
     reads_maps = True

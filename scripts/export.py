@@ -35,7 +35,7 @@ from helper.options import Parser, natural
 from helper.run_folder import write_atomically
 from helper.script import run_script
 from helper.weights import HEADS
-from models import StagedModel, model_dict
+from models import StagedModel, model_dict, programs
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit."""
@@ -172,14 +172,14 @@ def about_images(opt: argparse.Namespace, parameters: dict[str, Any], state: dic
             raise UsageError(f"{opt.run}: its checkpoint does not say {missing}; asking {source}: {error}") from None
         print(f"{opt.run}: its checkpoint, of an earlier version, does not say {missing}; taken from {source}")
         about = {name: getattr(info, name) for name in ABOUT} | about
-    return {**about, "layout": LAYOUT + ", grey three times" * (state.get("channels") == 1)}
+    return {**about, "layout": LAYOUT + f", {programs.GREY}" * (state.get("channels") == 1)}
 
 
 def torch_program(
     network: nn.Module, example: Tensor, about: dict[str, Any]
 ) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """A ``torch.export`` program, and what is read back of it."""
-    file, extra = io.BytesIO(), {"about.json": json.dumps(about)}
+    file, extra = io.BytesIO(), {programs.ABOUT: json.dumps(about)}
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, file, extra_files=extra)
     file.seek(0)

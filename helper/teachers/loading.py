@@ -17,7 +17,7 @@ from helper.teachers.conversion import Conversion, conversion_for, narrowed
 from helper.teachers.files import TeacherFile
 from helper.teachers.frozen import freeze
 from helper.teachers.record import Eyes
-from helper.weights import Labels, Loaded, classes_in, load_network
+from helper.weights import Labels, Loaded, classes_in, load_network, require_same
 
 SOURCE = "setting.py or --teachers"
 
@@ -116,7 +116,11 @@ def _built(
 ) -> tuple[nn.Module, Loaded]:
     """The network with its weights, and what was said of these."""
     if file.path is None:
-        return build(file.arch, whole=True), Loaded({}, [])
+        network = build(file.arch, whole=True)
+        names = getattr(network, "class_names", None)
+        if classes is None and names and labels.classes and len(names) == labels.num_classes:
+            require_same(what, "its own", [str(name) for name in names], labels.dataset, labels.classes)
+        return network, Loaded({}, [])
     if classes is None:
         network = build(file.arch)
         return network, _with_weights(network, file, file.path, labels)

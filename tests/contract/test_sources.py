@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from helper.teachers.loading import Around, load_teachers
 from helper.teachers.record import Eyes
 from helper.weights import Labels
 from models import StagedModel, model_dict
+from scripts import export
 from train_student import make_losses
 
 timm = pytest.importorskip("timm")
@@ -334,7 +336,7 @@ def test_a_persons_network_sees_what_it_wants(own: Path) -> None:
             *choose(*(f"{own}:{name}" for name in ("plain", "of_timm", "silent"))),
             TeacherFile(f"{own}:plain", None, None, Eyes(0.1, size=24).checked("x")),
         ],
-        lambda arch, **settings: model_dict[arch](num_classes=CLASSES, **settings),
+        partial(make, num_classes=CLASSES),
         Around(Labels("noise", CLASSES), shown, images()),
         "fp32",
     )
@@ -635,6 +637,7 @@ def test_programs_teach_logits(tmp_path: Path) -> None:
         torch.jit.save(torch.jit.trace(net, x), tmp_path / "net.pt")
     for name in (f"{tmp_path}/net.pt2", f"torchscript/{tmp_path}/net.pt"):
         program = model_dict[name](num_classes=CLASSES, whole=True)
+        assert (program.wants, program.class_names) == (Eyes(), None)
         (teacher,) = Teachers([program.train()]).networks
         freeze(teacher, x, "fp32")
         torch.testing.assert_close(teacher(x[:3]), net(x[:3]))
@@ -644,6 +647,34 @@ def test_programs_teach_logits(tmp_path: Path) -> None:
             model_dict[name](num_classes=CLASSES)
     with pytest.raises(UsageError, match=r"batches of exactly 4 images; export it with dynamic_shapes"):
         model_dict[f"{tmp_path}/fixed.pt2"](num_classes=CLASSES, whole=True)
+
+
+@pytest.mark.parametrize("grey", [{}, {"channels": 1}])
+@torch.no_grad()
+def test_a_program_teaches_as_the_checkpoint_that_it_was_written_of(tmp_path: Path, grey: dict[str, int]) -> None:
+    """It sees the images in the same way, and is for the same classes."""
+    net, names = settled(model_dict["resnet8"](num_classes=3)), ("cat", "dog", "emu")
+    about = {"image_size": 48, "mean": [0.1] * 3, "std": [0.9] * 3, "classes": list(names), **grey}
+    state = {"arch": "resnet8", "num_classes": 3, "dataset": "folder", "precision": "fp32", **about}
+    torch.save({"model": net.state_dict(), **state}, tmp_path / "net.pth")
+    says = export.about_images(argparse.Namespace(run=tmp_path), {}, state)
+    (tmp_path / "net.pt2").write_bytes(export.torch_program(net, images(48, 2), says)[0])
+
+    def teacher(suffix: str, classes: tuple[str, ...]) -> Teachers:
+        around = Around(Labels("folder", 3, classes), Eyes(0.5, 0.25, 32, "RGB").checked("noise"), images())
+        build = partial(make, num_classes=3)
+        return load_teachers(choose(f"{tmp_path}/net{suffix}"), build, around, "fp32")[0]
+
+    program, plain = (teacher(suffix, names) for suffix in (".pt2", ".pth"))
+    assert program.conversions == plain.conversions != [None]
+    torch.testing.assert_close(program.logits(images()), plain.logits(images()), rtol=1e-4, atol=1e-4)
+    for suffix in (".pt2", ".pth"):
+        with pytest.raises(UsageError, match=r"on other classes, in another order: 0 is 'cat' of .*, but 'emu' of"):
+            teacher(suffix, names[::-1])
+
+
+def make(arch: str, **settings: Any) -> nn.Module:
+    return model_dict[arch](**settings)
 
 
 def choose(*given: str) -> list[TeacherFile]:
