@@ -106,7 +106,7 @@ def load_network(
         )
     notes = _compare_labels(what, state, labels)
     own = network.state_dict()
-    chosen, note = _chosen(what, state, own, arch, labels.num_classes, key)
+    chosen, note = _chosen(what, state, network, arch, labels.num_classes, key)
     network.load_state_dict(_as_trained(what, chosen.weights, own), strict=False)
     about = {name: value for name, value in state.items() if not isinstance(value, Mapping)}
     return Loaded(about, [*notes, *note], is_ours(state))
@@ -162,8 +162,9 @@ def _classes(state: Mapping[str, Any], build: Callable[..., nn.Module]) -> int |
     """For how many classes the network's weights in a checkpoint are; None where there are none."""
     classes = 7  # a number of channels that no layer has but the classifier
     with torch.random.fork_rng(devices=[]):  # the student's initial weights depend on the seed alone
-        own = build(num_classes=classes).state_dict()
-    named = [each.weights for each in _found(state, own) if not any(_differing_names(each.weights, own))]
+        network = build(num_classes=classes)
+    own = network.state_dict()
+    named = [each.weights for each in _found(state, network) if not any(_differing_names(each.weights, own))]
     counts = [_other_classes(each, own, classes) if _differing_shapes(each, own) else classes for each in named]
     return next(filter(None, counts), None)
 
@@ -171,13 +172,15 @@ def _classes(state: Mapping[str, Any], build: Callable[..., nn.Module]) -> int |
 # ---- where weights lie
 
 
-def _found(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> Iterator[Found]:
-    """All weights in a checkpoint, named as the network names its ``own`` as far as one prefix can make them so."""
+def _found(state: Mapping[str, Any], network: nn.Module) -> Iterator[Found]:
+    """All weights in a checkpoint that the network may use, named as its own as far as one prefix can make them so."""
+    own, unused = network.state_dict(), getattr(network, "unused_weights", ())
     for path, mapping in _mappings(state, ()):
         tensors = {INNER.sub("", str(name)): value for name, value in mapping.items() if isinstance(value, Tensor)}
         for prefix in _prefixes(tensors, own) if tensors else ():
             named = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            yield Found(".".join(filter(None, (*path, prefix.rstrip(".")))), named)
+            used = {name: value for name, value in named.items() if not name.startswith(unused)}
+            yield Found(".".join(filter(None, (*path, prefix.rstrip(".")))), used)
 
 
 def _mappings(state: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
@@ -201,10 +204,10 @@ def _prefixes(names: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[st
 
 
 def _chosen(
-    what: str, state: Mapping[str, Any], own: Mapping[str, Tensor], arch: str, num_classes: int, key: str | None
+    what: str, state: Mapping[str, Any], network: nn.Module, arch: str, num_classes: int, key: str | None
 ) -> tuple[Found, list[str]]:
     """The weights that fit, and a line where there was a choice; UsageError where none do."""
-    found = list(_found(state, own))
+    own, found = network.state_dict(), list(_found(state, network))
     if key is not None:
         found = _under(what, found, key, own)
     elif is_ours(state):

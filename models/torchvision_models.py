@@ -115,6 +115,7 @@ class TorchvisionConvNet(StagedModel):
     """
 
     has_preact = False
+    unused_weights = tuple(f"{head}." for head in AUXILIARY)
 
     def __init__(self, num_classes: int, net: nn.Module, anatomy: Anatomy, name: str) -> None:
         if "transform_input" in anatomy.trunk:
@@ -158,7 +159,7 @@ class TorchvisionConvNet(StagedModel):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Published checkpoints of GoogLeNet and Inception hold auxiliary heads, which are off here."""
-        unused = tuple(f"{prefix}{head}." for head in AUXILIARY)
+        unused = tuple(prefix + each for each in self.unused_weights)
         for key in [key for key in state_dict if key.startswith(unused)]:
             del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -476,6 +476,24 @@ def test_the_shapes_decide_not_what_a_file_calls_itself(path: Path) -> None:
     assert refusal(path).endswith("holds a resnet14, not a resnet8")
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_auxiliary_heads_of_published_networks_are_left_out(path: Path, name: str, prefix: str) -> None:
+    """Whoever trains networks of torchvision with its defaults has them in the checkpoint."""
+    settings: dict[str, Any] = {"num_classes": CLASSES, "aux_logits": True, "init_weights": False}
+    state = torchvision.models.get_model(name, **settings).state_dict()
+    torch.save({"arch": name, "state_dict": ahead(prefix, state)}, path)
+    assert choose(str(path)) == [TeacherFile(f"torchvision/{name}", path)]
+    mine = network(f"torchvision/{name}")
+    load_network(mine, path, f"torchvision/{name}", LABELS, "--teachers")
+    used = {key: value for key, value in state.items() if not key.lower().startswith("aux")}
+    assert len(used) < len(state)
+    assert same(mine.state_dict(), used)
+    torch.save({"state_dict": ahead(prefix, state | {"other.weight": torch.ones(2)})}, path)
+    with pytest.raises(UsageError, match=r"has an extra 'other.weight' \(0 missing, 1 extra\)"):
+        load_network(mine, path, f"torchvision/{name}", LABELS, "--teachers")
+
+
 def choose(*given: str) -> list[TeacherFile]:
     return chosen_teachers([], given, None, "digits", model_dict)
 
