@@ -139,18 +139,19 @@ def is_ours(state: Mapping[str, Any]) -> bool:
     return says and isinstance(state["arch"], str) and isinstance(state["num_classes"], int)
 
 
-def classes_in(path: Path, build: Callable[..., nn.Module]) -> int | None:
+def classes_in(path: Path, build: Callable[..., nn.Module], key: str | None = None) -> int | None:
     """For how many classes the network in a checkpoint is; None where that cannot be told, which loading it explains.
 
     Args:
         path: the checkpoint, ours or another's.
         build: makes the network for ``num_classes=``.
+        key: which of several weights in the file.
     """
     try:
         state = foreign.read(path)
     except Damaged:
         return None
-    return state["num_classes"] if is_ours(state) else _classes(state, build)
+    return state["num_classes"] if is_ours(state) else _classes(state, build, key)
 
 
 def _resembles(state: Mapping[str, Any], build: Callable[..., nn.Module]) -> bool:
@@ -158,13 +159,14 @@ def _resembles(state: Mapping[str, Any], build: Callable[..., nn.Module]) -> boo
     return _classes(state, build) is not None
 
 
-def _classes(state: Mapping[str, Any], build: Callable[..., nn.Module]) -> int | None:
-    """For how many classes the network's weights in a checkpoint are; None where there are none."""
+def _classes(state: Mapping[str, Any], build: Callable[..., nn.Module], key: str | None = None) -> int | None:
+    """For how many classes the network's weights in a checkpoint, or under a key of it, are; None if there are none."""
     classes = 7  # a number of channels that no layer has but the classifier
     with torch.random.fork_rng(devices=[]):  # the student's initial weights depend on the seed alone
         network = build(num_classes=classes)
     own = network.state_dict()
-    named = [each.weights for each in _found(state, network) if not any(_differing_names(each.weights, own))]
+    found = (each for each in _found(state, network) if key is None or _is_under(each, key))
+    named = [each.weights for each in found if not any(_differing_names(each.weights, own))]
     counts = [_other_classes(each, own, classes) if _differing_shapes(each, own) else classes for each in named]
     return next(filter(None, counts), None)
 
@@ -234,13 +236,17 @@ def _preferred(what: str, fitting: Sequence[Found]) -> tuple[Found, list[str]]:
 
 def _under(what: str, found: Sequence[Found], key: str, own: Mapping[str, Tensor]) -> list[Found]:
     """Those that ``key`` or a part of it names."""
-    chosen = [each for each in found if f".{key}." in f".{each.key}."]
+    chosen = [each for each in found if _is_under(each, key)]
     if not chosen:
         alike = [each.key for each in found if each.weights.keys() & own.keys()] or [each.key for each in found]
         keys = ", ".join(map(repr, filter(None, alike[:MANY]))) or "none"
         more = ", …" if len(alike) > MANY else ""
         raise UsageError(f"{what} has no weights under {key!r}; the keys found are {keys}{more}")
     return chosen
+
+
+def _is_under(found: Found, key: str) -> bool:
+    return f".{key}." in f".{found.key}."
 
 
 def _rank(key: str) -> tuple[bool, int]:

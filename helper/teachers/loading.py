@@ -124,16 +124,16 @@ def _built(
     if classes is None:
         network = build(file.arch)
         return network, _with_weights(network, file, file.path, labels)
-    count = _number_of_logits(file.arch, file.path, classes, build, what) or labels.num_classes
+    count = _number_of_logits(file, file.path, classes, build, what) or labels.num_classes
     network = build(file.arch, num_classes=count)
     return network, _with_weights(network, file, file.path, Labels("", count))
 
 
 def _number_of_logits(
-    arch: str, path: Path, classes: ClassMap, build: Callable[..., nn.Module], what: str
+    file: TeacherFile, path: Path, classes: ClassMap, build: Callable[..., nn.Module], what: str
 ) -> int | None:
     """How many a teacher has whose classes are said, as its checkpoint tells; None where that does not."""
-    count = classes_in(path, lambda **settings: build(arch, **settings))
+    count = classes_in(path, lambda **settings: build(file.arch, **settings), file.key)
     if count is not None:
         _require_named(count, classes, what)
     return count or classes.outputs

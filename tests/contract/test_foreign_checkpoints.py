@@ -19,6 +19,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -652,3 +653,22 @@ def test_teachers_by_key(path: Path) -> None:
     teachers, notes = load_teachers(files, network, AROUND, "fp32")
     assert len(notes) == 1
     assert teachers.identities[0][1] != teachers.identities[1][1]
+
+
+@pytest.mark.parametrize("order", [("big", "small"), ("small", "big")])
+@pytest.mark.parametrize("nested", [True, False])
+def test_classes_by_key(path: Path, order: tuple[str, str], nested: bool) -> None:
+    """Each teacher in a file of several is for its own number of classes."""
+    counts = {"big": 5, "small": 2}
+    state = {key: weights(num_classes=counts[key]) for key in order}
+    torch.save({"nets": state} if nested else state, path)
+    small = TeacherFile("resnet8", path, "small", classes=["a", "b"])
+    big = TeacherFile("resnet8", path, "big", classes={"a": 4, "d": 0})
+    teachers, _ = load_teachers([small, big], network, AROUND, "fp32")
+    assert [each.fc.out_features for each in teachers.networks] == [2, 5]
+    assert teachers.known is not None
+    assert [each.tolist() for each in teachers.known.numbers] == [[0, 1], [0, 3]]
+    with pytest.raises(UsageError, match=r"classes: names 2 logits, but it has 5"):
+        load_teachers([replace(small, key="big")], network, AROUND, "fp32")
+    with pytest.raises(UsageError, match=r"has no weights under 'other'; the keys found are '"):
+        load_teachers([replace(small, key="other")], network, AROUND, "fp32")
