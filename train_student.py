@@ -729,16 +729,20 @@ def answering(
         UsageError: it is not of such a run.
     """
     names = on_features(opt)
-    place = [distill_dict[name].predicts for name in names].index(True)
+    place = next((place for place, name in enumerate(names) if distill_dict[name].predicts), None)
     archs = archs_of_teachers(opt)
-    if state.get("answers") != HEADS or state["arch"] != opt.model_s or not archs:
-        raise UsageError(f"{option}: the checkpoint is not of such a run; give its parameters.json as --config")
+    refusal = UsageError(f"{option}: the checkpoint is not of such a run; give its parameters.json as --config")
+    if state.get("answers") != HEADS or state["arch"] != opt.model_s or not archs or place is None:
+        raise refusal
     student = build(opt.model_s)
     teachers = Teachers([freeze(build(arch), images, "fp32") for arch in archs])
     settings = parser.hyperparameters(opt, "distill", names[place])
     losses = make_losses(distill_dict[names[place]], settings, student, teachers, images, state["num_classes"])
     network = Answering(student, losses, Heads(teachers.networks))
-    network.load(state["trained"], place * len(archs))
+    try:
+        network.load(state["trained"], place * len(archs))
+    except RuntimeError:
+        raise refusal from None
     return network.eval().to(memory_format=torch.contiguous_format)  # as what is exported has to lie
 
 

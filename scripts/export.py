@@ -16,7 +16,7 @@ import argparse
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from helper.run_folder import write_atomically
 from helper.script import run_script
 from helper.weights import HEADS
 from models import StagedModel, model_dict, programs
+from scripts.rebuilding import add_arch, of_one_run, require_asked
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit."""
@@ -68,13 +69,7 @@ def options() -> Parser:
     which.add_argument("--ensemble", action="store_true", help="all peers, and what combines them")
     parser.add_argument("--format", choices=("torch", "onnx"), default="torch")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="last", help="which epoch's weights")
-    parser.add_argument(
-        "--arch",
-        nargs="+",
-        default=(),
-        help="the network's name, where that is outside of this collection, as FILE.py:CALLABLE; of one that answers "
-        "through its teachers' classifiers, their names too",
-    )
+    add_arch(parser)
     parser.add_argument("--out", type=Path, default=None, help="the file; beside the checkpoint, unless given")
     return parser
 
@@ -93,13 +88,20 @@ def read_run(run: Path, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def rebuild_peers(run: Path, state: dict[str, Any], example: Tensor) -> train_online.PeerTraining:
-    """Peers and method of an online run, with their weights; ``example`` shows the images' size."""
+    """Peers and method of an online run, with their weights; ``example`` shows the images' size.
+
+    Raises:
+        UsageError: its parameters.json is not that of its checkpoint.
+    """
     parser = train_online.options()
     opt, recipe = train_online.parse(parser, ["--config", str(run / "parameters.json")])
+    if opt.model != state["arch"]:
+        raise UsageError(f"{run}: parameters.json says that the network is {opt.model}, the checkpoint {state['arch']}")
     method = train_online.make_method(parser, opt, recipe)
     peers = method.make_peers(partial(model_dict[opt.model], num_classes=state["num_classes"]))
     task = train_online.PeerTraining(peers, method, example, recipe)
-    task.trained.load_state_dict(state["trained"])
+    with of_one_run(run):
+        task.trained.load_state_dict(state["trained"])
     return task
 
 
@@ -108,44 +110,37 @@ def build_network(arch: str, num_classes: int) -> StagedModel:
     return model_dict[arch](num_classes=num_classes)
 
 
-def require_asked(opt: argparse.Namespace, archs: Iterable[str]) -> None:
-    """What a run's files say is no reason to run others.
-
-    Raises:
-        UsageError: ``--arch`` does not name a network from outside that is needed.
-    """
-    outside = [each for each in dict.fromkeys(archs) if getattr(model_dict[each], "outside", False)]
-    unasked = [each for each in outside if each not in opt.arch]
-    if unasked:
-        what = "network is" if len(unasked) == 1 else "networks are"
-        raise UsageError(f"{opt.run} says that its {what} {', '.join(unasked)}; --arch {' '.join(unasked)} uses that")
-
-
 def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool, example: Tensor) -> nn.Module:
     """The network to write, in evaluation mode.
 
     Raises:
         UsageError: the run has no such peer, or its weights are not those of ``--arch``.
     """
-    through = not online and state.get("answers") == HEADS
-    if not through:
-        arch = opt.arch[0] if opt.arch else state["arch"]
-        require_asked(opt, [arch])
-    if not online:
-        if opt.student is not None or opt.ensemble:
-            raise UsageError(f"--student, --ensemble: {opt.run} trained a single network")
-        if through:
-            parser = train_student.options()
-            run = parser.parse(["--config", str(opt.run / "parameters.json")])
-            require_asked(opt, [state["arch"], *train_student.archs_of_teachers(run)])
-            build = partial(build_network, num_classes=state["num_classes"])
-            return train_student.answering(parser, run, state, build, example, str(opt.run)).alone()
-        network = build_network(arch, state["num_classes"])
-        try:
-            network.load_state_dict(state["model"])
-        except RuntimeError:
-            raise UsageError(f"{opt.run}: its weights are of {state['arch']} and do not fit {arch} as it is") from None
-        return network.eval().alone()
+    if online:
+        return chosen_peers(opt, state, example)
+    if opt.student is not None or opt.ensemble:
+        raise UsageError(f"--student, --ensemble: {opt.run} trained a single network")
+    if state.get("answers") == HEADS:
+        return through_heads(opt, state, example)
+    arch = opt.arch[0] if opt.arch else state["arch"]
+    require_asked(opt.run, opt.arch, [arch])
+    network = build_network(arch, state["num_classes"])
+    try:
+        network.load_state_dict(state["model"])
+    except RuntimeError:
+        raise UsageError(f"{opt.run}: its weights are of {state['arch']} and do not fit {arch} as it is") from None
+    return network.eval().alone()
+
+
+def chosen_peers(opt: argparse.Namespace, state: dict[str, Any], example: Tensor) -> nn.Module:
+    """Of an online run.
+
+    Raises:
+        UsageError: it has no such peer, or ``--arch`` names another network.
+    """
+    if others := ", ".join(name for name in opt.arch if name != state["arch"]):
+        raise UsageError(f"--arch: {others}, but the peers of {opt.run} are {state['arch']}")
+    require_asked(opt.run, opt.arch, [state["arch"]])
     task = rebuild_peers(opt.run, state, example)
     task.trained.eval()
     if opt.ensemble:
@@ -155,6 +150,15 @@ def chosen_network(opt: argparse.Namespace, state: dict[str, Any], online: bool,
     if opt.student >= len(task.used):
         raise UsageError(f"--student, --branch: the run has peers 0 to {len(task.used) - 1}, got {opt.student}")
     return task.used.networks[opt.student]
+
+
+def through_heads(opt: argparse.Namespace, state: dict[str, Any], example: Tensor) -> nn.Module:
+    """A student that answers through its teachers' classifiers."""
+    parser = train_student.options()
+    run = parser.parse(["--config", str(opt.run / "parameters.json")])
+    require_asked(opt.run, opt.arch, [state["arch"], *train_student.archs_of_teachers(run)])
+    build = partial(build_network, num_classes=state["num_classes"])
+    return train_student.answering(parser, run, state, build, example, str(opt.run)).alone()
 
 
 def about_images(opt: argparse.Namespace, parameters: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
@@ -225,9 +229,12 @@ def check_outputs(network: nn.Module, written: Callable[[Tensor], Tensor], examp
     for batch in (1, 3, 8):
         images = torch.randn(batch, *example.shape[1:], generator=torch.Generator().manual_seed(batch))
         expected = network(images)
-        worst = max(worst, ((written(images) - expected).abs().max() / expected.abs().max()).item())
-    if not worst <= TOLERANCE:
-        raise UsageError(f"the written network's logits differ from the trained one's by {worst:.1e} of the largest")
+        difference = ((written(images) - expected).abs().max() / expected.abs().max()).item()
+        if not difference <= TOLERANCE:  # nor NaN
+            raise UsageError(
+                f"the written network's logits differ from the trained one's by {difference:.1e} of the largest"
+            )
+        worst = max(worst, difference)
     return worst
 
 

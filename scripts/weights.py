@@ -31,6 +31,7 @@ from helper.teachers.files import chosen_teachers
 from helper.teachers.loading import load_teachers
 from models import model_dict
 from scripts.outputs import folder_for
+from scripts.rebuilding import add_arch, of_one_run, require_asked
 from scripts.reporting.runs import Group, Run, group, read_run
 from train_student import Distillation
 
@@ -48,6 +49,7 @@ def options() -> Parser:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished students; all seeds of a row")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--data_dir", type=Path, help="where the dataset lies now; where it was, unless given")
+    add_arch(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:N; as in training, unless given")
     return parser
 
@@ -64,24 +66,32 @@ def finished(folder: Path) -> Run:
     return run
 
 
-def trained(words: Sequence[str], folder: Path) -> tuple[Distillation, Session]:
+def trained(words: Sequence[str], folder: Path, asked: Sequence[str]) -> tuple[Distillation, Session]:
     """A run as it has ended.
+
+    Args:
+        words: options that differ from the run's.
+        folder: the run's.
+        asked: the networks from outside that may be built, see :func:`scripts.rebuilding.require_asked`.
 
     Raises:
         UsageError: it cannot be built again.
     """
     parser = train_student.options()
     opt = parser.parse(["--config", str(folder / "parameters.json"), *words])
-    session = Session(opt, model_dict, get_loaders, info_of)
     files = chosen_teachers([], opt.teachers, None, opt.dataset, model_dict)
+    require_asked(folder, asked, [opt.model_s, *(file.arch for file in files)])
+    session = Session(opt, model_dict, get_loaders, info_of)
     methods = train_student.weightings(parser, opt)
     student = session.build(opt.model_s)
     teachers, _ = load_teachers(files, session.construct, session.around, session.precision)
     task = train_student.distillation(parser, opt, session, student, teachers, methods)
     try:
-        task.trained.load_state_dict(checkpoint.load(folder / "last.pth")["trained"])
+        state = checkpoint.load(folder / "last.pth")
     except (OSError, checkpoint.Damaged) as error:
         raise UsageError(f"runs: {folder / 'last.pth'} cannot be loaded: {error}") from None
+    with of_one_run(folder):
+        task.trained.load_state_dict(state["trained"])
     return task, session
 
 
@@ -175,7 +185,7 @@ def main(arguments: Sequence[str]) -> None:
     for each in groups:
         of_runs = []
         for run in each.runs:
-            task, session = trained(words, run.path)
+            task, session = trained(words, run.path, opt.arch)
             if names and len(names) != session.info.num_classes:
                 raise UsageError(f"runs: {run.path} is on other classes than those before it")
             names = session.info.classes or [str(number) for number in range(session.info.num_classes)]

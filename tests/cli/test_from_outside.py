@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,11 @@ def test_a_student_answers_through_their_classifiers(tmp_path: Path, own: str) -
     export.main([str(student), "--arch", own])
     exported = torch.export.load(student / "last_network.pt2").module()
     assert exported(torch.zeros(3, 3, 32, 32)).shape == (3, 10)
+    parameters = json.loads((student / "parameters.json").read_text())
+    for edited in ({"distill": "hint"}, {"teachers": [own, own]}):
+        (student / "parameters.json").write_text(json.dumps({**parameters, **edited}))
+        with pytest.raises(UsageError, match="the checkpoint is not of such a run"):
+            export.main([str(student), "--arch", own])
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, own: str) -> None:

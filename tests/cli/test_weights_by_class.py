@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,3 +67,27 @@ def test_what_has_no_weights_is_refused(which: str, runs: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match="is no finished student of several teachers"):
         weights.main([str(folder), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_run_only_when_it_is_asked_for(runs: Path, tmp_path: Path) -> None:
+    (folder,) = (runs / "students").glob("*CAMKD*")
+    (tmp_path / "net.py").write_text("raise ValueError('it was run')")
+    name, parameters = f"{tmp_path}/net.py:Net", json.loads((folder / "parameters.json").read_text())
+    path, _, _ = parameters["teachers"][0].partition(":")
+    shutil.copytree(folder, tmp_path / "run")
+    words = [str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    for edited in ({"model_s": name}, {"teachers": [f"{path}:{name}", *parameters["teachers"][1:]]}):
+        (tmp_path / "run" / "parameters.json").write_text(json.dumps({**parameters, **edited}))
+        with pytest.raises(UsageError, match=r"says that its network is .*net\.py:Net; --arch .*net\.py:Net uses that"):
+            weights.main(words)
+        with pytest.raises(UsageError, match="it was run"):
+            weights.main([*words, "--arch", name])
+
+
+def test_parameters_of_another_run_are_one_line(runs: Path, tmp_path: Path) -> None:
+    (folder,) = (runs / "students").glob("*CAMKD*")
+    shutil.copytree(folder, tmp_path / "run")
+    parameters = json.loads((folder / "parameters.json").read_text())
+    (tmp_path / "run" / "parameters.json").write_text(json.dumps({**parameters, "model_s": "resnet14"}))
+    with pytest.raises(UsageError, match=r"run: its checkpoint holds other networks than its parameters"):
+        weights.main([str(tmp_path / "run"), "--out", str(tmp_path / "out")])

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -142,10 +143,37 @@ def test_onnx_without_its_packages(runs: dict[str, Path], monkeypatch: pytest.Mo
         export.main([str(runs["BOC"]), "--format", "onnx"])
 
 
-def test_a_network_that_differs_is_refused() -> None:
+@pytest.mark.parametrize("factor", [1.01, float("nan"), float("inf")])
+def test_a_network_that_differs_is_refused(factor: float) -> None:
     network = model_dict["resnet8"](num_classes=10).eval()
     with pytest.raises(UsageError, match="differ from the trained one's"):
-        export.check_outputs(network, lambda x: network(x) * 1.01, torch.zeros(2, 3, 32, 32))
+        export.check_outputs(network, lambda x: network(x) * factor, torch.zeros(2, 3, 32, 32))
+
+
+def with_other_parameters(run: Path, to: Path, **others: object) -> Path:
+    """A copy of a run whose parameters.json somebody has edited."""
+    shutil.copytree(run, to)
+    parameters = json.loads((run / "parameters.json").read_text())
+    (to / "parameters.json").write_text(json.dumps({**parameters, **others}))
+    return to
+
+
+def test_no_file_is_run_that_parameters_alone_name(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("raise SystemExit('it was run')")
+    run = with_other_parameters(runs["KDCL"], tmp_path / "run", model=f"{tmp_path}/net.py:Net")
+    for words in ([], ["--arch", "resnet8"], ["--student", "0"]):
+        with pytest.raises(UsageError, match=r"says that the network is .*net\.py:Net, the checkpoint resnet8"):
+            export.main([str(run), *words])
+    with pytest.raises(UsageError, match=r"--arch: .*net\.py:Net, but the peers of .*run are resnet8"):
+        export.main([str(run), "--arch", f"{tmp_path}/net.py:Net"])
+    exported(runs["KDCL"], "--arch", "resnet8")
+
+
+def test_parameters_of_another_run_are_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = with_other_parameters(runs["OKDDip"], tmp_path / "run", num_branches=5)
+    with pytest.raises(UsageError, match=r"holds other networks than its parameters\.json describes") as caught:
+        export.main([str(run)])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
