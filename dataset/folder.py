@@ -17,6 +17,7 @@ from helper.errors import UsageError
 from helper.names import recorded
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_CLASSES = 1000
 
 
 @dataset_dict.register("folder")
@@ -123,7 +124,8 @@ class ImageNet(Folder):
     name = "imagenet"
 
     def identity(self, images: Mapping[str, Sequence[str]]) -> str:
-        return ""
+        """None of all classes, whose name says which images they are."""
+        return "" if len(images) == IMAGENET_CLASSES else super().identity(images)
 
     def tree(self) -> Path:
         below = self.data_dir / "imagenet"

@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,8 @@ class RunFolder:
         """Whether there is a checkpoint to go on from, whole or damaged."""
         return self.last.exists() or checkpoint.previous(self.last).exists()
 
-    @property
-    def precision(self) -> str | None:
-        """What the run has been computed with so far; None before its first checkpoint."""
-        state, _ = self.newest()
-        if state is None:
-            return None
+    def precision_in(self, state: Mapping[str, Any]) -> str | None:
+        """What the run has been computed with up to its checkpoint ``state``."""
         return state.get("precision") or (self.read_json("parameters.json") or {}).get("precision")  # older: as asked
 
     def newest(self) -> tuple[dict[str, Any] | None, list[str]]:

@@ -39,7 +39,7 @@ from helper.task import Task
 from helper.teachers.conversion import conversion_for
 from helper.teachers.loading import Around, eyes_of
 from helper.teachers.record import Eyes
-from helper.weights import Labels, Loaded, load_network, located, publishes
+from helper.weights import Labels, Loaded, compare_labels, load_network, located, publishes
 
 DEFAULT_RATE = 0.05
 """Of models that do not ask for another one with an attribute ``learning_rate``."""
@@ -162,7 +162,8 @@ class Session:
         From here on ``precision`` is that of the run's checkpoint, if it has one to resume from.
 
         Raises:
-            UsageError: an unfinished run lies there and neither --resume nor --overwrite is given.
+            UsageError: an unfinished run lies there and neither --resume nor --overwrite is given, or it was trained on
+                other classes.
         """
         run = RunFolder(self.opt.save_dir / kind / folder_name(name))
         if isinstance(self.opt.resume, Path):
@@ -179,9 +180,21 @@ class Session:
         if self.opt.resume is not None:
             if distributed.is_first():
                 self.say_where_its_images_lie(run)
-            earlier = RunFolder(self.opt.resume) if isinstance(self.opt.resume, Path) else run
-            self.precision = distributed.from_first(lambda: run.precision or earlier.precision) or self.precision
+            self.precision = distributed.from_first(lambda: self._precision_before(run)) or self.precision
         return run
+
+    def _precision_before(self, run: RunFolder) -> str | None:
+        """What the run has been computed with so far, or the one that it goes on from; None where neither has begun.
+
+        Raises:
+            UsageError: it was trained on other classes.
+        """
+        for folder in (run, RunFolder(self.opt.resume)) if isinstance(self.opt.resume, Path) else (run,):
+            state, _ = folder.newest()
+            if state is not None:
+                compare_labels(f"--resume: {folder.path}", state, self.labels)
+                return folder.precision_in(state)
+        return None
 
     def say_where_its_images_lie(self, run: RunFolder) -> None:
         """Where they are elsewhere, since trees of as many images of the same classes count as the same."""

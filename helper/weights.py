@@ -104,7 +104,7 @@ def load_network(
             f"{what} holds a student whose answers come through its teachers' classifiers: --evaluate it with --config "
             "of its run's parameters.json; python -m scripts.export writes it as one network"
         )
-    notes = _compare_labels(what, state, labels)
+    notes = compare_labels(what, state, labels)
     own = network.state_dict()
     chosen, note = _chosen(what, state, network, arch, labels.num_classes, key)
     network.load_state_dict(_as_trained(what, chosen.weights, own), strict=False)
@@ -343,7 +343,7 @@ def _as_trained(what: str, weights: Weights, own: Mapping[str, Tensor]) -> Weigh
 # ---- whether they were trained for these classes
 
 
-def _compare_labels(what: str, state: Mapping[str, Any], labels: Labels) -> list[str]:
+def compare_labels(what: str, state: Mapping[str, Any], labels: Labels) -> list[str]:
     """Refuse weights that are known to be for other classes; returns a line where that is likely."""
     dataset = state.get("dataset")
     if is_ours(state):

@@ -466,6 +466,23 @@ def test_going_on_as_another_script_or_with_other_teachers_is_refused(
         assert len(outcome.err.splitlines()) == 1
 
 
+def test_going_on_with_other_classes_is_refused(tmp_path: Path) -> None:
+    """Those of the run itself, and of one elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, epoch=2)
+        teach(tmp_path, "--epochs 2")
+    (folder,) = (tmp_path / "teachers").iterdir()
+    state = checkpoint.load(folder / "last.pth")
+    checkpoint.save({**state, "classes": ["zero", *state["classes"][1:]]}, folder / "last.pth")
+    for words in ("--epochs 2 --resume", f"--epochs 3 --resume {folder}"):
+        refused = teach(tmp_path, words)
+        assert refused.code == 2
+        assert f"--resume: {folder} was trained on other classes, 1 of them: 0 is 'zero'" in refused.err
+        assert len(refused.err.splitlines()) == 1
+    checkpoint.save(state, folder / "last.pth")
+    assert "resuming after epoch 1" in teach(tmp_path, "--epochs 2 --resume").out
+
+
 def test_going_on_from_another_run_is_refused(tmp_path: Path) -> None:
     first = teach(tmp_path, "--epochs 2").folder
     for words, reason in (

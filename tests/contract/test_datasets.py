@@ -185,7 +185,21 @@ def test_a_folder_is_known_by_its_images_wherever_it_lies(image_tree: Path, tmp_
     assert info_of("folder", moved).identity == identity
     (moved / "train" / "cat" / "3.png").unlink()
     assert info_of("folder", moved).identity != identity
-    assert info_of("imagenet", image_tree).identity == info_of("digits", Path()).identity == ""
+    assert info_of("digits", Path()).identity == ""
+
+
+def test_some_classes_of_imagenet_are_told_from_others_and_from_all(tmp_path: Path) -> None:
+    def identity(name: str, first: int, last: int) -> str:
+        for number in range(first, last):
+            folder = tmp_path / name / "train" / f"n{number:08}"
+            folder.mkdir(parents=True)
+            (folder / "0.JPEG").touch()
+        return info_of("imagenet", tmp_path / name).identity
+
+    subsets = {identity("a", 0, 100), identity("b", 100, 200), identity("c", 0, 50), identity("d", 0, 999)}
+    assert len(subsets) == 4
+    assert {len(each) for each in subsets} == {6}
+    assert identity("all", 0, 1000) == ""
 
 
 def test_global_generators_are_left_alone(image_tree: Path) -> None:
