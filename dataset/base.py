@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -105,6 +106,12 @@ class Files:
 
     paths: tuple[str, ...]
     labels: Tensor
+
+    @property
+    def numbers(self) -> Tensor:
+        """Of the distinct images, counted in the order in which they first come, int64 [N]: a list may repeat some."""
+        numbers: dict[str, int] = {}
+        return to_labels([numbers.setdefault(os.path.abspath(path), len(numbers)) for path in self.paths])
 
     def subset(self, indices: Tensor) -> Files:
         return Files(tuple(self.paths[index] for index in indices.tolist()), self.labels[indices])

@@ -10,8 +10,8 @@ from pathlib import Path
 from torchvision.transforms import v2
 
 from dataset.base import DatasetInfo, FileDataset, FileParts, Transform, dataset_dict
-from dataset.lists import lists_in, read_list, require_same_classes
-from dataset.order import split_for_good
+from dataset.lists import lists_in, read_list, require_apart, require_same_classes
+from dataset.order import apart, split_for_good
 from dataset.tree import PARTS, files_of, images_below, read_tree, training_classes
 from helper.errors import UsageError
 from helper.names import recorded
@@ -84,12 +84,17 @@ class Folder(FileDataset):
         return self.listed(lists) if lists else read_tree(self.name, self.tree())
 
     def listed(self, lists: Mapping[str, Path]) -> FileParts:
-        """The images of lists; UsageError where there is one alone, or a label that is not trained on."""
+        """The images of lists.
+
+        Raises:
+            UsageError: there is one alone, a label that is not trained on, or an image in several.
+        """
         images = {part: self.training_images() if part == "train" else read_list(path) for part, path in lists.items()}
         if len(images) == 1:
             raise UsageError(
                 f"--data_dir: {lists['train']} is all there is; give --test_split, or lists train.csv and test.csv"
             )
+        require_apart(images)
         classes = list(images["train"])
         for part, path in lists.items():
             require_same_classes(images["train"], images[part], path)
@@ -101,7 +106,8 @@ class Folder(FileDataset):
         """One part in two, or in three where the shares leave something; UsageError where one would be empty."""
         everything = files_of(list(images), images)
         shares = self.wanted.train_split, self.wanted.test_split
-        train, chosen_on, test = (everything.subset(each) for each in split_for_good(everything.labels, *shares))
+        places = apart(everything.labels, everything.numbers, lambda labels: split_for_good(labels, *shares))
+        train, chosen_on, test = map(everything.subset, places)
         if not train.labels.bincount(minlength=len(images)).all() or not test.paths:
             option = "--train_split" if self.wanted.test_split is None else "--test_split"
             raise UsageError(

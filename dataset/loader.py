@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from dataset.augment import Augmentation, described, distortion, fits, require_memory, whole
 from dataset.base import (
@@ -25,7 +26,7 @@ from dataset.checking import damaged_among, listed
 from dataset.decoded import Decoder, PictureTrainLoader
 from dataset.memory import MemoryEvalLoader, MemoryTrainLoader, ViewsLoader
 from dataset.mix import MixedLoader
-from dataset.order import ALONE, Shard, hold_out, mislabelled, of_specialist
+from dataset.order import ALONE, Shard, apart, hold_out, mislabelled, of_specialist
 from dataset.pictures import grey_pixels, scaled_pixels
 from dataset.stream import StreamLoader
 from dataset.views import view_space
@@ -261,13 +262,13 @@ def file_loaders(
     """Loaders of image files: held in memory, or read by worker processes."""
     info, transform, balanced = described(dataset), whole(dataset), dataset.wanted.balanced
     if parts.validation is not None and validation:
-        raise UsageError(
-            f"--validation: {dataset.data_dir} has a folder val to choose the best epoch on, beside test; "
-            "leave the option out"
-        )
+        shares = dataset.wanted.train_split, dataset.wanted.test_split
+        has = f"{dataset.data_dir} has a val" if None in shares else "--train_split and --test_split leave images"
+        raise UsageError(f"--validation: {has} to choose the best epoch on, beside test; leave the option out")
+    numbers = parts.train.numbers if validation else None
 
     def divided(part: Part) -> tuple[Part, Part | None]:
-        return divide(part, validation, seed, batch_size, info, dataset.wanted)
+        return divide(part, validation, seed, batch_size, info, dataset.wanted, numbers)
 
     kept, held_out = divided(parts.train)
     chosen_on, chosen_name = (held_out, "validation") if parts.validation is None else (parts.validation, "val")
@@ -334,16 +335,24 @@ def part_of(part: Part, shard: Shard) -> Part:
 
 
 def divide(
-    train: Part, validation: float, seed: int, batch_size: int, info: DatasetInfo, wanted: ImageOptions
+    train: Part,
+    validation: float,
+    seed: int,
+    batch_size: int,
+    info: DatasetInfo,
+    wanted: ImageOptions,
+    numbers: Tensor | None = None,
 ) -> tuple[Part, Part | None]:
     """The part to train on, of the images and labels that are ``wanted``, and the held-out part as it is.
 
-    The latter is None for ``validation`` 0. UsageError when one of them is too small.
+    The latter is None for ``validation`` 0. ``numbers``, int64 [N], tell which images are the same; None if none are.
+    UsageError when one of the parts is too small.
     """
     total = len(train.labels)
     held_out = None
     if validation > 0:
-        kept_indices, held_indices = hold_out(train.labels, validation, seed)
+        images = torch.arange(total) if numbers is None else numbers
+        kept_indices, held_indices = apart(train.labels, images, lambda labels: hold_out(labels, validation, seed))
         if not len(kept_indices) or not len(held_indices):
             part = "held-out" if len(kept_indices) else "training"
             raise UsageError(f"--validation: {validation} of {total} training images leaves the {part} part empty")

@@ -7,6 +7,7 @@ batch changes nothing of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import TypeAlias
 
@@ -142,6 +143,21 @@ def epoch_crops(num_images: int, padding: int, flip: bool, seed: int, epoch: int
     else:
         mirrored = torch.zeros(num_images, 1, dtype=torch.int64)
     return torch.cat([corner, mirrored], dim=1)
+
+
+def apart(labels: Tensor, numbers: Tensor, split: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    """Divide a set in which images come several times, such that each of them is in one part alone.
+
+    Args:
+        labels: int64 [N].
+        numbers: of the images, int64 [N], counted from 0 in the order in which they first come.
+        split: labels of M distinct images → sorted indices of each part.
+
+    Returns:
+        Sorted indices of each part, int64; where nothing comes twice, those that ``split`` gives.
+    """
+    of_images = torch.empty(int(numbers.max()) + 1, dtype=torch.int64).index_put((numbers,), labels)  # [M]
+    return tuple(torch.isin(numbers, part).nonzero().squeeze(1) for part in split(of_images))
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -495,8 +495,11 @@ def test_lists_are_what_the_same_tree_is(own_tree: Path) -> None:
     assert lists.sizes == tree.sizes
     assert torch.equal(all_of(lists.test), all_of(tree.test))
     assert torch.equal(epoch_of(lists.train, 1)[0], epoch_of(tree.train, 1)[0])
-    write_list(own_tree / "val.csv", own_tree, "test")
+    shutil.copytree(own_tree / "test", own_tree / "val")
+    write_list(own_tree / "val.csv", own_tree, "val")
     assert "2 to choose the best epoch on (val), 2 to test on" in load(own_tree).sizes
+    with pytest.raises(UsageError, match=r"--validation: .* has a val to choose the best epoch on, beside test"):
+        load(own_tree, validation=0.3)
 
 
 @pytest.mark.parametrize(
@@ -519,6 +522,60 @@ def test_lists_of_another_form(text: str, message: str, own_tree: Path) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         load(own_tree)
     assert "\n" not in str(caught.value)
+
+
+def repeat(path: Path, times: int) -> None:
+    """Every image of a list so often, spelled in two ways."""
+    first, *lines = path.read_text().splitlines()
+    others = [line.replace(",", ",./", 1) for line in lines]
+    path.write_text("\n".join([first, *lines, *others * (times - 1)]) + "\n")
+
+
+def pictures_in(loader: Any) -> set[bytes]:
+    """Which pictures there are, of a loader that shows them as they are evaluated."""
+    return {image.numpy().tobytes() for image in all_of(loader)}
+
+
+@pytest.mark.parametrize("in_memory", ["never", "always"])
+def test_an_image_that_comes_several_times_is_on_one_side(in_memory: str, own_tree: Path) -> None:
+    path = own_tree / "mine.csv"
+    write_list(path, own_tree, "train")
+    options = {"test_split": 0.34, "augment": "none", "in_memory": in_memory, "batch_size": 1}
+    once = load(path, train_split=0.4, **options)
+    repeat(path, 3)
+    thrice = load(path, train_split=0.4, **options)
+    expected = "folder: 2 classes, 12 images to train on, 6 to choose the best epoch on (val), 9 to test on"
+    assert thrice.sizes == expected
+    for part in ("train", "validation", "test"):
+        assert pictures_in(getattr(thrice, part)) == pictures_in(getattr(once, part))
+    held_out = load(path, validation=0.34, **options)
+    parts = [pictures_in(each) for each in (held_out.train, held_out.validation, held_out.test)]
+    assert [len(each) for each in parts] == [4, 2, 3]
+    assert len(set.union(*parts)) == 9
+    with pytest.raises(UsageError, match="--validation: --train_split and --test_split leave images to choose"):
+        load(path, train_split=0.4, validation=0.3, **options)
+
+
+@pytest.mark.parametrize("other", ["val", "test"])
+def test_an_image_in_two_lists_is_refused(other: str, own_tree: Path) -> None:
+    for part in ("train", "test"):
+        write_list(own_tree / f"{part}.csv", own_tree, part)
+    with (own_tree / f"{other}.csv").open("a" if other == "test" else "w") as file:
+        file.write("" if other == "test" else "label,path\n")
+        file.writelines(f"cat,{own_tree.absolute()}/test/../train/cat/{number}.png\n" for number in range(2))
+    with pytest.raises(UsageError, match=rf"0\.png is in train and in {other} \(2 images are in both\)") as caught:
+        load(own_tree)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_of_two_labels_is_refused(own_tree: Path) -> None:
+    path = own_tree / "mine.csv"
+    write_list(path, own_tree, "train")
+    with path.open("a") as file:
+        file.write("dog,./train/cat/1.png,\ndog,train/cat/2.png,\n")
+    refusal = r"mine\.csv gives \./train/cat/1\.png two labels, cat and dog \(2 images have several\)"
+    with pytest.raises(UsageError, match=refusal):
+        load(path, test_split=0.34)
 
 
 def test_a_list_of_one_label(own_tree: Path) -> None:
