@@ -26,12 +26,25 @@ FORMAT = 1
 HEADER = 4096
 """Bytes before the first slot: one page with the description, as JSON, padded with spaces."""
 
+LONG = 128
+"""Letters of an entry of the description, above which its checksum stands for it where the page is too small."""
+
 LOWEST = float(np.finfo(np.float16).min)
 RECOUNT = 128
 """After so many commits the folder's size is read again: other runs write to it too."""
 
 Words = np.ndarray[Any, Any]
 Compute = Callable[[torch.Tensor], torch.Tensor]
+
+
+def header_of(about: Mapping[str, Any]) -> bytes:
+    """The description as the page before the first slot."""
+    text = json.dumps(about, sort_keys=True).encode()
+    if len(text) >= HEADER:  # shorter ones stay as they are, for the sake of files that there are
+        entries = {name: json.dumps(value).encode() for name, value in about.items()}
+        checksums = {name: sha256(entry).hexdigest() for name, entry in entries.items() if len(entry) > LONG}
+        text = json.dumps({**about, **checksums}, sort_keys=True).encode()
+    return text.ljust(HEADER - 1) + b"\n"
 
 
 class LogitsFile:
@@ -66,7 +79,7 @@ class LogitsFile:
         self.index = np.full(num_views, -1, np.int32)  # view → slot
         self.read_up_to = 0  # slots
         self.table = np.empty(0, self.slot)  # a read-only mapping of the file
-        self._open(json.dumps(about, sort_keys=True).encode().ljust(HEADER - 1) + b"\n")
+        self._open(header_of(about))
         self.catch_up()
 
     def _open(self, header: bytes) -> None:

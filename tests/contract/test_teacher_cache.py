@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import resource
@@ -22,7 +23,7 @@ from helper.batch import ViewSpace
 from helper.errors import UsageError
 from helper.teachers import cache as teacher_cache
 from helper.teachers.asked import Teachers
-from helper.teachers.cache import HEADER, LogitsFile, Room, TeacherCache, weights_checksum
+from helper.teachers.cache import HEADER, LogitsFile, Room, TeacherCache, header_of, weights_checksum
 
 INFO = DatasetInfo("noise", 7, 8, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), padding=2, flip=True)
 CPU = torch.device("cpu")
@@ -169,6 +170,41 @@ def test_a_damaged_header_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFix
     assert (opened(tmp_path).find(np.arange(10)) == -1).all()
     assert "a.logits is damaged; it is kept as a.damaged" in capsys.readouterr().out
     assert (tmp_path / "a.damaged").exists()
+
+
+@pytest.mark.parametrize("count", [10, 800, 1000, 20_000])
+def test_a_description_of_any_length_has_its_page(
+    count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was stored is read by the next run, and other logits are another file."""
+    computed = []
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        computed.append(len(images))
+        return torch.zeros(len(images), CLASSES)
+
+    def ask(order: list[int]) -> None:
+        teacher = ("mlp", "0" * 64, {"classes": CLASSES, "logits": order})
+        cache = TeacherCache(tmp_path, 1.0, SPACE, [teacher], "fp32", CLASSES)
+        cache.logits(torch.zeros(8, 3, 4, 4), torch.arange(8), [compute])
+
+    for _ in range(3):
+        ask(list(range(count, 0, -1)))
+    assert computed == [8]
+    ask(list(range(count)))
+    assert computed == [8, 8]
+    assert "damaged" not in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.logits"))) == 2
+
+
+def test_a_header_that_fits_is_the_description_itself() -> None:
+    """As in the files of earlier versions, up to the last byte."""
+    for count in (0, 1, 500, HEADER - len(json.dumps({"logits": ""})) - 1):
+        about = {"logits": "x" * count}
+        assert json.loads(header_of(about)) == about
+    longer = header_of({"logits": "x" * (count + 1)})
+    assert len(longer) == HEADER
+    assert longer != header_of({"logits": "x" * (count + 2)})
 
 
 def test_the_first_of_two_writers_is_believed_by_both(tmp_path: Path) -> None:
