@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 
 import torch
@@ -18,6 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from dataset.base import Dataset, DatasetInfo, FileDataset, FileParts, Transform
+from dataset.pictures import size_of
 from helper.errors import UsageError
 from helper.images import PLAIN, ImageOptions
 
@@ -33,7 +35,7 @@ LARGER = 1.5
 """Of a picture that is cropped to any part of it, the shorter side is kept at so many times ``info.image_size``."""
 
 ASPECT = 4 / 3
-"""Longer over shorter side of most pictures: what their size is estimated with."""
+"""Longer over shorter side of most pictures: what their size is estimated with, before they are measured."""
 
 OF_IDENTITY = ("image_size", "channels", "train_split", "test_split")
 """Options that make other images of the same files."""
@@ -105,18 +107,40 @@ class Middle:
         return cut
 
 
-def fits(info: DatasetInfo, parts: FileParts, wanted: ImageOptions) -> bool:
+def most_kept(info: DatasetInfo) -> int:
+    """Of a picture that is cropped to any part of it, the longest shorter side that is kept as it is."""
+    return round(LARGER * info.image_size)
+
+
+@lru_cache(maxsize=1)  # asked several times in a run
+def bytes_kept(paths: tuple[str, ...], most: int) -> int:
+    """What pictures take once their shorter sides are no longer than ``most``, by the headers of their files."""
+    total = 0
+    for path in paths:
+        shorter, longer = sorted(size_of(path))
+        total += shorter * longer * 3 if shorter <= most else most * int(most * longer / shorter) * 3
+    return total
+
+
+def fits(info: DatasetInfo, parts: FileParts, wanted: ImageOptions, held_out: int = 0) -> bool:
     """Whether the images are to be held in memory.
+
+    Args:
+        info, parts, wanted: of the dataset.
+        held_out: so many of the training images are evaluated; where any part of pictures is cropped, they are held
+            for that beside the pictures.
 
     Raises:
         UsageError: they have to be, and are too large.
     """
     if wanted.in_memory == "never" or not info.crop:  # as earlier versions did it: their runs stay what they are
         return False
-    square = info.image_size**2 * 3
-    each = square * LARGER**2 * ASPECT if info.crop == "resized_crop" else square
-    others = sum(len(part.paths) for part in parts.all) - len(parts.train.paths)
-    size = (len(parts.train.paths) * each + others * square) / 1e9
+    square, any_part, count = info.image_size**2 * 3, info.crop == "resized_crop", len(parts.train.paths)
+    each = square * LARGER**2 * ASPECT if any_part else square
+    others = sum(len(part.paths) for part in parts.all) - count + held_out * any_part
+    size = (count * each + others * square) / 1e9
+    if any_part and size <= wanted.memory_gb:  # as far as can be told without a look at them
+        size = (bytes_kept(parts.train.paths, most_kept(info)) + others * square) / 1e9
     if size > wanted.memory_gb and wanted.in_memory == "always":
         raise UsageError(
             f"--in_memory: always needs about {size:.3g} GB, and --memory_gb is {wanted.memory_gb:g}; raise it"

@@ -31,7 +31,7 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from dataset import checking
-from dataset.augment import LARGER, distortion, drawing_from, whole
+from dataset.augment import distortion, drawing_from, most_kept, whole
 from dataset.base import DatasetInfo, FileDataset, Files, Pictures, Split, Transform
 from dataset.memory import MemoryTrainLoader
 from dataset.order import Purpose, derive_seed
@@ -71,7 +71,7 @@ class Larger:
     """PIL image → the same, scaled down where its shorter side is longer than what is kept of it."""
 
     def __init__(self, info: DatasetInfo) -> None:
-        self.most = round(LARGER * info.image_size)
+        self.most = most_kept(info)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if min(image.size) <= self.most:
@@ -99,16 +99,21 @@ class Decoder:
         return f"{self.info.name}: {self.bytes / 1e9:.2g} GB of pixels in memory, kept in {self.folder}"
 
     def to_train_on(
-        self, files: Files, divide: Callable[[Any], tuple[Any, Any]]
+        self, files: Files, divide: Callable[[Any], tuple[Any, Any]], beside: Files | None
     ) -> tuple[Split | Pictures, Split | None, ViewSpace | None]:
         """The part to train on, the part that ``divide`` holds out of it, and the views of all, if they are countable.
+
+        Args:
+            files: to be divided.
+            divide: any form of them → the part to train on and the part that is held out.
+            beside: the latter's files, where any part of pictures is cropped; None if there is no room for them.
 
         Raises:
             UsageError: see :meth:`evaluated`.
         """
         if self.info.crop == "resized_crop":
-            kept, held_out = divide(self._decoded(files, "train, larger", Larger(self.info)))
-            return kept, divide(self.evaluated(files, "train"))[1] if held_out else None, None
+            kept, _ = divide(self._decoded(files, "train, larger", Larger(self.info)))
+            return kept, self.evaluated(beside, f"held out, {name_of(beside)}") if beside else None, None
         split = self.evaluated(files, "train")
         kept, held_out = divide(split)
         return kept, held_out, view_space(split, self.info) if distortion(self.info) is None else None
@@ -188,6 +193,11 @@ def joined(samples: list[Sample | Unreadable]) -> tuple[Tensor, Tensor] | Unread
             return sample
         read.append(sample[0])
     return torch.cat([pixels.flatten() for pixels in read]), torch.tensor([pixels.shape[:2] for pixels in read])
+
+
+def name_of(files: Files) -> str:
+    """Which files these are: seeds hold out others, which are kept side by side."""
+    return sha256(b"\n".join(map(os.fsencode, files.paths))).hexdigest()[:6]
 
 
 def identity_of(files: Files) -> str:

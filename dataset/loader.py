@@ -273,19 +273,27 @@ def file_loaders(
     kept, held_out = divided(parts.train)
     chosen_on, chosen_name = (held_out, "validation") if parts.validation is None else (parts.validation, "val")
     train: TrainLoader
-    in_order: Callable[[Files, str], Loader]
+
+    def streamed(files: Files, _: str) -> Loader:
+        files = part_of(files, shard)
+        return StreamLoader(files, info, transform, eval_batch_size, device, seed, num_workers, train=False)
+
+    in_order: Callable[[Files, str], Loader] = streamed
     if fits(info, parts, dataset.wanted) and not test_only:
         decoder = Decoder(dataset, info, num_workers)
-        pictures, held_out_pictures, space = decoder.to_train_on(parts.train, divided)
+        beside = held_out if held_out and fits(info, parts, dataset.wanted, len(held_out.paths)) else None
+        pictures, held_out_pictures, space = decoder.to_train_on(parts.train, divided, beside)
         kind = PictureTrainLoader if isinstance(pictures, Pictures) else MemoryTrainLoader
         loader = kind(pictures, info, batch_size, device, seed, space, shard, balanced)
         train = ViewsLoader(loader, views) if views > 1 else loader
 
-        def in_order(files: Files, name: str) -> Loader:
+        def kept_in_memory(files: Files, name: str) -> Loader:
             split = held_out_pictures if files is held_out else decoder.evaluated(files, name)
-            assert split is not None
+            if split is None:
+                return streamed(files, name)
             return MemoryEvalLoader(part_of(split, shard), info, eval_batch_size, device)
 
+        in_order = kept_in_memory
     else:
         decoder, augmentation = None, Augmentation(info, transform) if info.crop else dataset.train_transform()
         train = StreamLoader(
@@ -301,10 +309,6 @@ def file_loaders(
             balanced=balanced,
             views=views,
         )
-
-        def in_order(files: Files, name: str) -> Loader:
-            files = part_of(files, shard)
-            return StreamLoader(files, info, transform, eval_batch_size, device, seed, num_workers, train=False)
 
     return Loaders(
         info=info,

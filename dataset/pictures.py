@@ -34,6 +34,15 @@ def read_picture(path: str) -> Image.Image:
         return to_rgb(image)
 
 
+def size_of(path: str) -> tuple[int, int]:
+    """Width and height of the picture in a file, as its header has them; (0, 0) where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:  # Pillow raises many kinds; what is wrong is said where images are looked at for damage
+        return 0, 0
+
+
 def grey_picture(image: Image.Image) -> Image.Image:
     """Brightness three times."""
     return image.convert("L").convert("RGB")

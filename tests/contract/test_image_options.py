@@ -18,12 +18,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from dataset import checking, get_loaders, info_of
-from dataset.augment import Middle
+from dataset.augment import Middle, bytes_kept
 from dataset.base import DatasetInfo, MemoryDataset, Split
 from dataset.decoded import PictureTrainLoader
 from dataset.digits import Digits
 from dataset.loader import Loaders, memory_loaders
-from dataset.memory import MemoryTrainLoader
+from dataset.memory import MemoryEvalLoader, MemoryTrainLoader
 from dataset.mix import MixedLoader
 from dataset.order import ALONE, balanced_order, epoch_crops, epoch_order, mislabelled, of_specialist, split_for_good
 from dataset.pictures import grey_picture, grey_pixels
@@ -412,6 +412,44 @@ def test_what_does_not_fit_is_read_or_refused(own_tree: Path) -> None:
         load(own_tree, image_size=32, memory_gb=1e-5, in_memory="always")
     with pytest.raises(UsageError, match="--in_memory: --dataset digits is no set of image files"):
         info_of("digits", images=ImageOptions(in_memory="never"))
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (30, 600), (600, 25), (700, 60)])
+def test_pictures_count_as_large_as_they_are_kept(shape: tuple[int, int], own_tree: Path) -> None:
+    """Of any shape, upright or not: what is said to fit fits, and what does not is refused before it is decoded."""
+    for number, path in enumerate(sorted((own_tree / "train").rglob("*.png"))):
+        Image.new("RGB", shape, (number,) * 3).save(path)
+    options: dict[str, Any] = {"augment": "resized_crop", "image_size": 20}
+    paths = tuple(map(str, (own_tree / "train").rglob("*.png")))
+    total = bytes_kept(paths, 30) + 2 * 20**2 * 3  # and one to test on of each class
+    bound = max(total, 9 * 20**2 * 3 * 3 + 2 * 20**2 * 3) / 1e9
+    held = load(own_tree, in_memory="always", memory_gb=bound, **options)
+    assert held.train.pictures.pixels.numel() == bytes_kept(paths, 30)
+    assert load(own_tree, memory_gb=bound, **options).info == held.info
+    shutil.rmtree(checking.cache_folder())
+    read = load(own_tree, memory_gb=bound * 0.99, **options)
+    assert isinstance(read.train, StreamLoader)
+    assert read.info == load(own_tree, in_memory="never", **options).info
+    with pytest.raises(UsageError, match=r"--in_memory: always needs about .* GB, and --memory_gb is"):
+        load(own_tree, in_memory="always", memory_gb=bound * 0.99, **options)
+    assert not cached()
+
+
+def test_held_out_pictures_are_kept_where_there_is_room_for_them_too(own_tree: Path) -> None:
+    options: dict[str, Any] = {"augment": "resized_crop", "image_size": 20}
+    bound = (9 * 20**2 * 3 * 3 + 2 * 20**2 * 3) / 1e9
+    plain = load(own_tree, memory_gb=bound, **options)
+    tight = load(own_tree, memory_gb=bound, validation=0.34, **options)
+    assert isinstance(tight.validation, StreamLoader)
+    assert len(cached()) == 2, "of the pictures and of the test set"
+    roomy = load(own_tree, memory_gb=2 * bound, validation=0.34, **options)
+    assert isinstance(roomy.validation, MemoryEvalLoader)
+    assert torch.equal(all_of(roomy.validation), all_of(tight.validation))
+    assert torch.equal(epoch_of(roomy.train, 1)[0], epoch_of(tight.train, 1)[0])
+    assert plain.info == tight.info == roomy.info
+    assert sorted(path.stat().st_size for path in cached())[1] == 4096 + 3 * (8 + 20**2 * 3), "no more than held out"
+    with pytest.raises(UsageError, match=r"--in_memory: always needs about .* GB, and --memory_gb is"):
+        load(own_tree, memory_gb=bound, validation=0.34, in_memory="always", **options)
 
 
 def test_where_nothing_can_be_kept(own_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
