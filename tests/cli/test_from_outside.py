@@ -66,6 +66,16 @@ def test_a_persons_network_from_training_to_export(tmp_path: Path, own: str, tea
     assert learner.name.startswith(run.name.split("-")[0])
 
 
+def test_peers_of_a_persons_network_are_exported_when_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from models import model_dict\n\nNet = model_dict['resnet8']\n")
+    own = f"{tmp_path}/net.py:Net"
+    run = teach_each_other(tmp_path, f"--model {own} --method KDCL").folder
+    with pytest.raises(UsageError, match=r"says that its network is .*net.py:Net; --arch .*net.py:Net uses that"):
+        export.main([str(run), "--student", "1"])
+    export.main([str(run), "--student", "1", "--arch", own])
+    assert (run / "last_peer_1.pt2").exists()
+
+
 def test_libraries_networks_teach_on_maps(tmp_path: Path, own: str) -> None:
     """From their own weights and from a checkpoint, together with a person's."""
     pytest.importorskip("timm")
