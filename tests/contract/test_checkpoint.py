@@ -278,7 +278,7 @@ def test_going_on_elsewhere_starts_from_the_newest_whole_one(damage: str, earlie
         assert load(run.best) == full(1)
         assert run.read_metrics() == [{"epoch": each} for each in range(1, epoch + 1)]
         assert sorted(path.name for path in run.path.iterdir()) == [
-            *("best.pth", "last.pth", "metrics.jsonl", "parameters.json")
+            *(".lock", "best.pth", "last.pth", "metrics.jsonl", "parameters.json")
         ]
     assert {path: path.read_bytes() for path in earlier.path.iterdir()} == before
 
@@ -301,7 +301,7 @@ def test_what_is_refused_leaves_no_run_that_has_begun(
             patch.setattr(*((RunFolder, "write_json") if "last" in fault else (shutil, "copyfile")), refuse)
         message = error_of(run.open, {}, False, earlier)
     assert str(run.path if "disk" in fault else earlier.path) in message
-    assert not list(run.path.iterdir())
+    assert list(run.path.iterdir()) == [run.lock]
 
 
 def forms(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
