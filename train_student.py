@@ -28,7 +28,7 @@ from helper.evaluation import compared
 from helper.gradients import OnePass, batch_mean, of_all_samples
 from helper.kl import full_precision
 from helper.label_loss import label_loss
-from helper.machine import autocast
+from helper.machine import autocast, out_of_memory
 from helper.meters import Scalars, accuracy
 from helper.options import (
     Options,
@@ -282,8 +282,10 @@ class Distillation(Task):
         """UsageError where a teacher's classifier does not take what the student makes for it of ``images``."""
         self.trained.eval()
         try:
-            self.answering(images)
+            self.answering(images[:2])
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             (why, *_) = str(error).splitlines()
             raise UsageError(
                 f"--distill: {self.opt.distill} lets the student answer through the teachers' classifiers, and one of "

@@ -67,7 +67,7 @@ def require_one_label(lines: Iterable[tuple[str, str]], path: Path) -> None:
     twice = {
         image: (first, label)
         for image, label in lines
-        if (first := labels.setdefault(os.path.normpath(image), label)) != label
+        if (first := labels.setdefault(os.path.abspath(path.parent / image), label)) != label
     }
     if twice:
         image, (first, label) = next(iter(twice.items()))

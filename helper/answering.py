@@ -28,7 +28,8 @@ class Heads(nn.Module):
     def __init__(self, networks: Sequence[Any]) -> None:
         super().__init__()
         self.tails = nn.ModuleList(network.tail().eval().requires_grad_(False) for network in networks)
-        self.register_buffer("shares", torch.full((len(networks),), 1 / len(networks)))
+        device = next((each.device for each in self.parameters()), None)
+        self.register_buffer("shares", torch.full((len(networks),), 1 / len(networks), device=device))
 
     def train(self, mode: bool = True) -> Heads:
         """They stay in evaluation mode."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -198,7 +199,9 @@ class Session:
 
     def say_where_its_images_lie(self, run: RunFolder) -> None:
         """Where they are elsewhere, since trees of as many images of the same classes count as the same."""
-        stored = (run.read_json("parameters.json") or {}).get("data_dir")
+        stored = None
+        with contextlib.suppress(UsageError):  # a damaged one is written anew
+            stored = (run.read_json("parameters.json") or {}).get("data_dir")
         if self.info.identity and stored is not None and Path(local(stored)).resolve() != self.opt.data_dir.resolve():
             print(
                 f"{run.path}: its images were those of --data_dir {stored}; {self.opt.data_dir} has as many of each "

@@ -61,7 +61,10 @@ class Job:
     def require_valid(self) -> None:
         """UsageError where the script would not take the options."""
         script, *options = self.words
-        parser_of(script).parse(options)
+        if script == "train_online.py":
+            train_online.parse(train_online.options(), options)  # a parser of its own: the method's recipe changes it
+        else:
+            parser_of(script).parse(options)
 
 
 @cache
@@ -123,17 +126,16 @@ def student_jobs(values: Mapping[str, str], teachers: tuple[Job, ...], store: st
     for entry in values["STUDENTS"].split():
         student, *others = entry.split(",")
         for seed in seeds:
-            words = f"--model {student} --dataset {values['DATASET']} {nesterov(typed(others), values)} {typed(others)}"
+            words = f"--model {student} --dataset {values['DATASET']} --nesterov {typed(others)}"
             yield job("train_teacher.py", words, values, seed)
         for word in values["METHODS"].split():
             for seed in seeds:
-                options = method_options(word, typed(others), values)
-                words = f"--model_s {student} --dataset {values['DATASET']} {options}"
-                yield with_cache(job("train_student.py", words, values, seed, teachers), store)
+                words = f"--model_s {student} --dataset {values['DATASET']} {method_options(word)}"
+                yield with_cache(job("train_student.py", f"{words} {typed(others)}", values, seed, teachers), store)
 
 
-def method_options(word: str, students: str, values: Mapping[str, str]) -> str:
-    """``inter:CAMKD:50,convs=true`` → options, and the student's; the published weights of the losses, unless given.
+def method_options(word: str) -> str:
+    """``inter:CAMKD:50,convs=true`` → options; the published weights of the losses, unless given.
 
     Raises:
         UsageError: the word is no such thing.
@@ -143,9 +145,7 @@ def method_options(word: str, students: str, values: Mapping[str, str]) -> str:
     if len(parts) not in (2, 3):
         raise UsageError(f"METHODS: expected LOSS:WEIGHTING[:b], with ,option=value behind, got {word!r}")
     beta = parts[2] if len(parts) == 3 else "0"
-    options = f"{typed(others)} {students}"
-    how = f"--distill {parts[0]} --ensemble_method {parts[1]} -b {beta}"
-    return f"{how} {nesterov(options, values)} -r 1 -a 1 {options}"
+    return f"--distill {parts[0]} --ensemble_method {parts[1]} -b {beta} --nesterov -r 1 -a 1 {typed(others)}"
 
 
 def with_cache(student: Job, store: str | None) -> Job:
@@ -196,16 +196,16 @@ def recipe_options(model: str, others: list[str], values: Mapping[str, str]) -> 
     options = f"--epochs {epochs} --batch_size {recipe.batch_size} --weight_decay {recipe.weight_decay} "
     options += f"--learning_rate {recipe.learning_rate} --optimizer {recipe.optimizer} --lr_decay_epochs {drops} "
     options += f"--lr_decay_rate {recipe.lr_decay_rate}"
-    rest = typed([other for other in others if not other.startswith(RECIPE)])
-    return f"{options} {nesterov(rest, values) if recipe.nesterov else ''} {rest}"
+    rest = [other for other in others if not other.startswith(RECIPE)]
+    return f"{options}{' --nesterov' * recipe.nesterov} {typed(rest)}"
 
 
-def nesterov(options: str, values: Mapping[str, str]) -> str:
-    """``--nesterov``, unless an optimizer is chosen that does not read it."""
+def as_read(options: list[str]) -> list[str]:
+    """The options of a row without the ``--nesterov`` that rows have for SGD, where another optimizer is chosen."""
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--optimizer")
-    opt, _ = parser.parse_known_args(words_of(f"{options} {values['EXTRA']}"))
-    return "" if opt.optimizer in WITHOUT_MOMENTUM else "--nesterov"
+    opt, _ = parser.parse_known_args(options)
+    return [word for word in options if word != "--nesterov" or opt.optimizer not in WITHOUT_MOMENTUM]
 
 
 def typed(others: list[str]) -> str:
@@ -224,7 +224,7 @@ def job(
 ) -> Job:
     """A run with the options that all of a row have."""
     epochs = f"--epochs {values['EPOCHS']}" if values["EPOCHS"] and "--epochs" not in words else ""
-    options = words_of(f"{words} {epochs} --trial {trial} {values['EXTRA']}")
+    options = as_read(words_of(f"{words} {epochs} --trial {trial} {values['EXTRA']}"))
     return Job((script, *options), teachers, reported)
 
 

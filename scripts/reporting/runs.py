@@ -231,7 +231,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for setting, label, of_setting in zip(settings, labels, members, strict=True):
         twins = [other for other, same in zip(settings, labels, strict=True) if same == label]
-        told = {name: setting[name] for name in telling(twins) if setting[name] is not None}
+        told = {name: setting[name] for name in telling(twins) if setting.get(name) is not None}
         if "teachers" in told:
             told["teachers"] = short_teachers(told["teachers"], {twin["teachers"] for twin in twins})
             told.pop("teacher_num", None)  # which that tells, too
@@ -296,7 +296,7 @@ def family(each: Group) -> tuple[str, ...]:
 
 def telling(settings: Sequence[dict[str, Any]]) -> list[str]:
     """What tells settings apart: options, and what lies beside them only where options do not."""
-    names = [name for name in settings[0] if differs(name, settings)]
+    names = [name for name in dict.fromkeys(name for each in settings for name in each) if differs(name, settings)]
     options = [name for name in names if name not in BESIDE]
     rows = [[each.get(name) for name in options] for each in settings]
     return options if all(row not in rows[:place] for place, row in enumerate(rows)) else names

@@ -193,6 +193,18 @@ def test_where_to_write_is_looked_at_first(
     assert outcome.err == f"tool: error: --out: {tmp_path / 'file'} cannot be made (File exists)\n"
 
 
+def test_rows_may_have_other_options_than_each_other(runs: Path) -> None:
+    """As of a method of a person's own that was edited."""
+    first, second = (read_run(folder) for folder in sorted(runs.glob("students/*-kd-AVERAGE*")))
+    assert first is not None
+    assert second is not None
+    first.parameters["gone"], second.parameters["batch_size"] = 5, 99
+    for pair in ([first, second], [second, first]):
+        labels = [each.label for each in group(pair)]
+        assert any("gone 5" in label for label in labels), labels
+        assert any("batch_size 99" in label for label in labels), labels
+
+
 def test_report_without_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     missing = ["--folders", str(next(runs.glob("students/*"))), str(runs / "students" / "missing")]

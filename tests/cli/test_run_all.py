@@ -114,6 +114,7 @@ def test_each_recipe_keeps_its_epochs_unless_told() -> None:
         "STUDENTS=resnet8,optimizer=adam METHODS=kd:AEKD",
         "STUDENTS=resnet8 METHODS=kd:AEKD,optimizer=adamw,optimizer=sgd",
         "STUDENTS=resnet8 METHODS=kd:AEKD EXTRA='--optimizer=adamw'",
+        "TEACHER=resnet56,nesterov STUDENTS=resnet8 METHODS=kd:AEKD EXTRA='--optimizer adamw'",
         "STUDENTS= ONLINE='OKDDip:resnet8 alone:resnet8 OKDDip:resnet8,recipe=OKDDip' EXTRA='--optimizer adamw'",
     ],
 )
@@ -123,6 +124,13 @@ def test_students_have_nesterov_momentum_where_the_optimizer_has_momentum(row: s
     for job in jobs:
         opt = plan.parser_of(job.words[0]).read(job.words[1:])
         assert ("--nesterov" in job.words) == (opt.optimizer == "sgd"), job.words
+
+
+def test_peers_are_looked_at_under_their_own_recipe() -> None:
+    row = "STUDENTS= ONLINE=BOC:resnet20"
+    assert jobs_of(variables(row, {"EXTRA": "--optimizer adam"}), None)
+    with pytest.raises(UsageError, match="--momentum"):  # its optimizer is Adam
+        jobs_of(variables(row, {"EXTRA": "--momentum 0.5"}), None)
 
 
 def test_words_of_methods_and_peers() -> None:

@@ -353,6 +353,9 @@ def test_files_of_a_run_that_are_damaged_or_others_are_named(tmp_path: Path) -> 
         assert f"{path} is damaged" in refused.err
         path.write_text(whole)
     run.result.unlink()
+    (run.path / "parameters.json").write_text("{")  # of the run itself: it is written anew
+    assert teach(tmp_path, "--resume").code == 0
+    run.result.unlink()
     shutil.copy(run.best, run.last)
     refused = teach(tmp_path, "--resume")
     assert (refused.code, len(refused.err.splitlines())) == (2, 1), refused.err

@@ -548,6 +548,7 @@ def test_lists_are_what_the_same_tree_is(own_tree: Path) -> None:
         ("path,label\na.png\n", "line 2 of .*test.csv has no label"),
         ("path,label\n", "test.csv lists no images"),
         ("path,label\n\0a.png,cat\n", "line 2 of .*test.csv has a zero byte|test.csv cannot be read"),
+        ("path,label\na.png,cat\n./a.png,dog\n", "gives ./a.png two labels, cat and dog"),
         ("path,label\n,cat\n", "line 2 of .*test.csv has no path"),
         ("path,label\na.png,owl\n", "test.csv has labels that are not in train: owl"),
         ("path,label\na.png,cat\n", r"1 image cannot be read: a.png \(not there\)"),

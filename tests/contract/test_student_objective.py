@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distiller_zoo import Distiller, distill_dict
 from ensemble import EnsembleMethod, TeacherLosses, ensemble_dict
+from helper.answering import Heads
 from helper.batch import Batch, When
 from helper.errors import UsageError
 from helper.gradients import OnePass
@@ -426,6 +427,12 @@ def test_what_weighs_the_features(distill: str, name: str, loss_options: Make) -
         torch.testing.assert_close(logits[k], network.classify(maps), rtol=1e-4, atol=1e-5)
     assert logits.requires_grad
     assert listener.answers["feature"].requires_grad == (name == "CAMKD")
+
+
+def test_heads_count_where_their_networks_are() -> None:
+    """On a GPU from the start: the student answers before anything is moved there."""
+    networks = [model_dict["resnet8"](num_classes=CLASSES).to("meta") for _ in range(2)]
+    assert Heads(networks).shares.device.type == "meta"
 
 
 def test_distill_decay(loss_options: Make) -> None:
