@@ -43,6 +43,7 @@ from helper.options import (
 )
 from helper.pretraining import First, pretrain
 from helper.recipe import add_recipe
+from helper.saying import say
 from helper.script import run_script
 from helper.seen import Observed, Reads, Seen, Shapes, either, feature_shapes, norms_of, observe
 from helper.session import Session
@@ -589,7 +590,7 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
     for k, file in enumerate(files):
         over = f" over the {int(known[k].sum())} classes that it knows" if k in known else ""
         print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %{over}  {file.arch}  {file.path or 'its own weights'}")
-    print(f"their ensemble: {scores['ensemble']['accuracy']:.2f} %", flush=True)
+    say(f"their ensemble: {scores['ensemble']['accuracy']:.2f} %")
     described = [{**file.about(), **scores[str(k)]} for k, file in enumerate(files)]
     return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
 

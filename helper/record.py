@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
-
-from tqdm import tqdm
 
 from helper import checkpoint, distributed
 from helper.contents import Contents
 from helper.logger import Logger
 from helper.progress import epoch_line
 from helper.run_folder import RunFolder
+from helper.saying import say
 
 
 class Record:
@@ -55,8 +53,7 @@ class Record:
             return
         self.run.append_metrics(row)  # first: what TensorBoard cannot write, it says at length
         self.logger.log_row(row)
-        tqdm.write(epoch_line(row, self.epochs, self.chosen_on, self.chosen_name))
-        sys.stdout.flush()
+        say(epoch_line(row, self.epochs, self.chosen_on, self.chosen_name))
         if is_best:
             checkpoint.save(self.contents.best(), self.run.best)
         self.save(row["seconds"])

@@ -22,6 +22,7 @@ from typing import Any
 from helper import checkpoint
 from helper.errors import UsageError
 from helper.names import recorded
+from helper.saying import say
 
 NEEDED = ("epoch", "epochs", "seconds", "accuracy", "best", "trained", "optimizer")
 """What ``last.pth`` holds so that a run can go on from it."""
@@ -272,7 +273,7 @@ class RunFolder:
 def say_damaged(notes: Sequence[str]) -> None:
     """Print what :meth:`RunFolder.newest` has found out."""
     for note in notes:
-        print(f"{note}; the one before it is used", flush=True)
+        say(f"{note}; the one before it is used")
 
 
 @contextlib.contextmanager

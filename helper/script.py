@@ -14,6 +14,7 @@ from pathlib import Path
 from helper import distributed
 from helper.errors import UsageError
 from helper.names import print_any_name
+from helper.saying import drop_unheard, is_unheard
 from helper.stopping import REFUSED, RESUME_ME, RESUME_ME_FILE, Asked, Stopped, losses_said, signals
 
 HOLD_BACK = 2.0
@@ -21,6 +22,9 @@ HOLD_BACK = 2.0
 
 OF_PATHS = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EROFS}
 """Errors of a path that somebody has typed."""
+
+UNHEARD = 128 + signal.SIGPIPE
+"""Exit code of what nobody reads any more: that of programs which such a signal ends."""
 
 BEFORE_TRAINING = "nothing had been trained yet; the same command starts it again"
 
@@ -30,6 +34,7 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
 
     Bad input becomes one line on stderr and exit code 2; a run that was stopped and can go on, exit code 75. If the
     environment names a ``RESUME_ME_FILE``, it is made for the latter, with ``.refused`` behind its name for the former.
+    Where nobody reads what is printed any more, as behind ``| head``, it ends without a word.
     ``stopped`` is said of a script that is stopped outside of training.
     """
     print_any_name()
@@ -39,6 +44,7 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
             signals.watch(leave_at_once)
         with losses_said("the same command goes on"):
             main(sys.argv[1:])
+            sys.stdout.flush()
     except KeyboardInterrupt:
         leave("\ninterrupted; --resume continues from the last checkpoint", 130)
     except Stopped as reason:
@@ -46,6 +52,8 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
     except Exception as error:
         if signals.broke_off:  # what a library has made of it
             leave_to_go_on(signals.asked())
+        if isinstance(error, BrokenPipeError) and is_unheard(sys.stdout):
+            sys.exit(UNHEARD)
         said = error if isinstance(error, UsageError) else fault_of_a_path(error)
         if said is None:
             raise
@@ -54,6 +62,7 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
     finally:
         signals.ignore()
         distributed.stop()
+        drop_unheard(sys.stdout, sys.stderr)
 
 
 def fault_of_a_path(error: Exception) -> str | None:

@@ -35,6 +35,7 @@ from helper.nearest import nothing_to_resume
 from helper.recipe import require_sound_recipe, seed_of
 from helper.resuming import Progress, seed_everything
 from helper.run_folder import RunFolder, parameters_of
+from helper.saying import say
 from helper.seen import logits_shape, other_classes
 from helper.task import Task
 from helper.teachers.conversion import conversion_for
@@ -112,7 +113,7 @@ class Session:
         )
         for line in (*loaders.notes, "" if opt.evaluate else loaders.sizes):
             if line:
-                print(line, flush=True)
+                say(line)
         return loaders
 
     def example(self, number: int = 2) -> torch.Tensor:
@@ -216,14 +217,14 @@ class Session:
         state = distributed.from_first(lambda: run.open(parameters_of(opt), opt.overwrite, earlier))
         try:
             if state is not None:
-                print(f"{run.path}: resuming after {Progress.of(state, opt.epochs, ()).where}", flush=True)
+                say(f"{run.path}: resuming after {Progress.of(state, opt.epochs, ()).where}")
             elif opt.resume is not None:
                 ignored = MAY_DIFFER - {"epochs"}
-                print(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored), flush=True)
+                say(nothing_to_resume(run.path, parameters_of(opt), self.dataset, ignored))
             result = self.fit(run, task, arch, state)()
         finally:
             run.close()
-        print(f"{run.path}: {describe(result)}")
+        say(f"{run.path}: {describe(result)}")
         return result
 
     def _require_statistics(self, task: Task) -> None:

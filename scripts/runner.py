@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helper.run_folder import FOLDER_FILE
+from helper.saying import say
 from helper.stopping import REFUSED, RESUME_ME, RESUME_ME_FILE, Stopped, signals
 from scripts.plan import Job
 
@@ -164,7 +165,7 @@ class Runs:
 
     def say(self, text: str, before: str = "") -> None:
         """Print a line with the seconds since the start."""
-        print(f"[{time.monotonic() - self.started:4.0f} s]{before} {text}", flush=True)
+        say(f"[{time.monotonic() - self.started:4.0f} s]{before} {text}")
 
 
 def read_word(path: Path) -> tuple[Path | None, bool]:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from helper.batch import ViewSpace
 from helper.errors import UsageError
+from helper.saying import say
 
 FORMAT = 1
 """Raised whenever a teacher's logits for the same view would no longer be computed alike."""
@@ -92,7 +92,7 @@ class LogitsFile:
                 self.room.left -= HEADER
         if stored != header:
             aside = self.path.with_suffix(".damaged")
-            tqdm.write(f"teacher cache: {self.path} is damaged; it is kept as {aside.name}, a new one is begun")
+            say(f"teacher cache: {self.path} is damaged; it is kept as {aside.name}, a new one is begun")
             self.path.replace(aside)
             self.close()
             self._open(header)
@@ -244,7 +244,7 @@ class Room:
     def give_up(self, reason: str) -> None:
         """Write nothing from now on, and say why."""
         self.closed = True
-        tqdm.write(f"teacher cache: {reason}; what is in it is used, nothing is added")
+        say(f"teacher cache: {reason}; what is in it is used, nothing is added")
 
 
 class TeacherCache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from checkout import ROOT, own_files
 from sums import all_asked
-from tiny_runs import MAINS, result, teach
+from tiny_runs import MAINS, metrics, result, teach
 
 import train_online
 import train_student
@@ -58,6 +59,34 @@ def test_process_that_trains(tmp_path: Path) -> None:
     folder = tmp_path / "teachers" / "resnet8-digits-batch_size=648-epochs=1-trial=0"
     assert last.startswith(f"{folder}: last epoch 1: ")
     assert result(folder)["command"].startswith("python train_teacher.py --model resnet8 --dataset digits")
+
+
+def unheard(*words: str) -> tuple[int, str]:
+    """Exit code and stderr of a process whose reader has gone, as behind ``| head``."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    return done.returncode, done.stderr
+
+
+def test_training_goes_on_where_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    words = f"train_teacher.py --model resnet8 --dataset digits --epochs 2 --batch_size 648 --save_dir {tmp_path}"
+    said = "train_teacher.py: stdout cannot be written (Broken pipe); going on\n"
+    assert unheard(*words.split()) == (0, said)
+    (folder,) = (tmp_path / "teachers").iterdir()
+    assert len(metrics(folder)) == 2
+    assert (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("-c 'from helper.script import run_script; run_script(lambda _: print(1))'", 141), ("-m scripts.report -h", 0)],
+)
+def test_tools_end_quietly_where_nobody_reads_what_they_say(words: str, code: int) -> None:
+    assert unheard(*shlex.split(words)) == (code, "")
 
 
 def test_process_with_bad_input(tmp_path: Path) -> None:
