@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from matplotlib.backend_bases import FigureCanvasBase
@@ -13,13 +14,23 @@ def folder_for(option: str, path: Path) -> Path:
     """The folder, made if it is not there.
 
     Raises:
-        UsageError: it cannot be made; ``option`` named it.
+        UsageError: it cannot be made or written; ``option`` named it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{option}: {path} cannot be made ({error.strerror})") from None
-    return path
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UsageError(f"{option}: {path} cannot be written ({error.strerror})") from None
+
+
+def require_no_folder(option: str, path: Path) -> None:
+    """UsageError where a file is to be written and a folder is; ``option`` named it."""
+    if path.is_dir():
+        raise UsageError(f"{option}: {path} is a folder; name the file")
 
 
 def require_figure(option: str, path: Path) -> None:

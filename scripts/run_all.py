@@ -20,6 +20,7 @@ from helper.progress import clock
 from helper.script import run_script
 from helper.stopping import RESUME_ME, Stopped
 from scripts import report
+from scripts.outputs import folder_for
 from scripts.plan import Job, jobs_of, number, variables
 from scripts.reporting.runs import group, runs_in
 from scripts.runner import MOST, ROOT, STOPPED, End, Runs
@@ -114,6 +115,12 @@ def plan(rows: Sequence[str], environment: dict[str, str]) -> tuple[list[Job], s
     return list(jobs), out_of(environment, values)
 
 
+def taught_by(job: Job, jobs: Sequence[Job]) -> str:
+    """What a listed command of a student lacks, as a comment: where its teachers lie is known once they are trained."""
+    numbers = ", ".join(str(jobs.index(teacher) + 1) for teacher in job.teachers)
+    return f"  # --teachers: the last.pth of each run of line {numbers}" if numbers else ""
+
+
 def main(rows: Sequence[str]) -> None:
     """Train what is missing, then report."""
     environment = dict(os.environ)
@@ -121,10 +128,10 @@ def main(rows: Sequence[str]) -> None:
     launcher = launcher_of(environment)
     os.chdir(ROOT)
     if environment.get("DRY_RUN"):
-        print("\n".join(f"python {shlex.join([*launcher, *job.words])}" for job in jobs))
+        print("\n".join(f"python {shlex.join([*launcher, *job.words])}{taught_by(job, jobs)}" for job in jobs))
         print(f"{len(jobs)} runs", file=sys.stderr)
         return
-    runs = Table(slots_of(environment), jobs, Path(out), launcher)
+    runs = Table(slots_of(environment), jobs, folder_for("OUT", Path(out)), launcher)
     runs.say(f"{len(jobs)} runs, {runs.slots} at a time")
     runs.train()
     if runs.reported:

@@ -421,6 +421,21 @@ def test_a_dry_run_lists_and_counts(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert said.err == "7 runs\n"
     assert len(said.out.splitlines()) == 7
     assert [" --no-nesterov" in line for line in said.out.splitlines()] == [*[False] * 3, True, True, False, False]
+    taught = [line.partition("  # ")[2] for line in said.out.splitlines()]
+    lines = "--teachers: the last.pth of each run of line 1, 2, 3"
+    assert taught == ["", "", "", "", lines, "", lines], "where teachers lie is not known yet"
+
+
+def test_where_the_report_goes_is_looked_at_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for name in (*DEFAULTS, "DRY_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OUT", str(tmp_path / "file"))
+    monkeypatch.setattr(Runs, "train", lambda _: pytest.fail("it has begun"))
+    monkeypatch.chdir(ROOT)
+    outcome = call(run_all.main, "run_all", "'STUDENTS= ONLINE=alone:resnet8'")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"run_all: error: OUT: {tmp_path / 'file'} cannot be made (File exists)\n"
 
 
 def test_a_table_from_nothing(
