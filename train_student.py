@@ -591,7 +591,11 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
         over = f" over the {int(known[k].sum())} classes that it knows" if k in known else ""
         print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %{over}  {file.arch}  {file.path or 'its own weights'}")
     say(f"their ensemble: {scores['ensemble']['accuracy']:.2f} %")
-    described = [{**file.about(), **scores[str(k)]} for k, file in enumerate(files)]
+    checksums = [checksum for _, checksum, _ in teachers.identities]
+    described = [
+        {**file.about(), "weights": checksum[:12], **scores[str(k)]}
+        for k, (file, checksum) in enumerate(zip(files, checksums, strict=True))
+    ]
     return {"teachers": described, "teacher_ensemble": scores["ensemble"]}
 
 

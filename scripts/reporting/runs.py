@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from helper.run_folder import RunFolder, parameters_of, write_atomically
 from helper.teachers.files import TeacherFile, fingerprint
 
 SCRIPTS: dict[str, Any] = {"student": train_student, "online": train_online, "alone": train_teacher}
+WEIGHTS = "teacher_weights"
+"""What a setting calls the checksum of all its teachers' weights."""
 REPEATS = {"trial", "seed"}  # tell repetitions of one setting apart
-BESIDE = ("images", "network", "cached")
+BESIDE = ("images", "network", "cached", WEIGHTS)
 """What a setting has beside options; see :attr:`Run.beside`."""
 RECORDS = "records.jsonl"
 """A report's own copy of its runs, a line each."""
@@ -71,14 +74,21 @@ class Run:
 
     @property
     def beside(self) -> dict[str, Any]:
-        """What no option says and the run's name does, or None: checksums of the images and of the network's file,
+        """What no option says, or None: checksums of the images, of the network's file and of the teachers' weights,
         and whether the teachers' answers came from a cache."""
         dataset, name = self.parameters["dataset"], self.path.name
         named = re.search(rf"(?:^|(?:@([0-9a-f]{{6}}))?-){re.escape(dataset)}(?:@([0-9a-f]{{6}}))?-", name)
         network, images = named.groups() if named else (None, None)
         recorded = self.result.get("images")  # older runs do not have it
         images = recorded.partition("@")[2] or None if recorded else images
-        return dict(zip(BESIDE, (images, network, True if "-cached-" in name else None), strict=True))
+        cached = True if "-cached-" in name else None
+        return dict(zip(BESIDE, (images, network, cached, self.teacher_weights), strict=True))
+
+    @property
+    def teacher_weights(self) -> str | None:
+        """A checksum of all teachers' weights; None without teachers, and in older runs, which do not have it."""
+        weights = [each.get("weights") for each in self.result.get("teachers", ())]
+        return sha256(" ".join(weights).encode()).hexdigest()[:6] if weights and all(weights) else None
 
     @property
     def precision(self) -> str:
@@ -218,15 +228,20 @@ def read_run(folder: Path) -> Run | None:
 def group(runs: Sequence[Run]) -> list[Group]:
     """Runs by setting, in the order of their first; labels that would be the same get what tells them apart.
 
-    Of several with one seed the one named last counts.
+    Of several with one seed the one named last counts. A run that does not say which weights its teachers had goes to
+    the first row that it fits.
     """
     settings: list[dict[str, Any]] = []
     members: list[list[Run]] = []
     for run in runs:
-        if (setting := run.setting) not in settings:
+        setting = run.setting
+        place = next((place for place, each in enumerate(settings) if agree(each, setting)), None)
+        if place is None:
             settings.append(setting)
-            members.append([])
-        members[settings.index(setting)].append(run)
+            members.append([run])
+        else:
+            settings[place][WEIGHTS] = settings[place][WEIGHTS] or setting[WEIGHTS]
+            members[place].append(run)
     labels = [short_label(setting) for setting in settings]
     groups = []
     for setting, label, of_setting in zip(settings, labels, members, strict=True):
@@ -242,6 +257,17 @@ def group(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
+def agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two settings are the same; teachers' weights that are not known may be any."""
+    known = alike(one, other, [WEIGHTS])
+    return known and {**one, WEIGHTS: None} == {**other, WEIGHTS: None}
+
+
+def alike(one: dict[str, Any], other: dict[str, Any], names: Sequence[str]) -> bool:
+    """Whether two settings have the same values of these, as far as both say them."""
+    return all(None in (one.get(name), other.get(name)) or one[name] == other[name] for name in names)
+
+
 def best_of(groups: Sequence[Group], option: str) -> list[Group]:
     """Of rows that differ in ``option`` alone, the one with the best mean validation accuracy after the last epoch.
 
@@ -251,7 +277,7 @@ def best_of(groups: Sequence[Group], option: str) -> list[Group]:
     rows: list[tuple[dict[str, Any], list[Group]]] = []
     for each in groups:
         rest = {name: value for name, value in each.first.setting.items() if name != option}
-        of_rest = next((members for setting, members in rows if setting == rest), None)
+        of_rest = next((members for setting, members in rows if agree(setting, rest)), None)
         if of_rest is None:
             rows.append((rest, of_rest := []))
         of_rest.append(each)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from scripts.reporting.runs import Group, parser_of
+from scripts.reporting.runs import WEIGHTS, Group, alike, parser_of
 
 LEVEL = 0.95
 
@@ -63,7 +63,7 @@ def baseline_name() -> str:
 
 
 def baseline_of(each: Group, groups: Sequence[Group]) -> Group | None:
-    """The default weighting and loss of the same student, teachers, dataset and number of epochs.
+    """The default weighting and loss of the same student, teachers, images and number of epochs.
 
     Where several have that, the one with the fewest other differences; None for what is no such row.
     """
@@ -76,6 +76,7 @@ def baseline_of(each: Group, groups: Sequence[Group]) -> Group | None:
     }
     students = [other for other in groups if other.first.kind == "student"]
     fitting = [other for other in students if wanted.items() <= other.first.setting.items()]
+    fitting = [other for other in fitting if alike(mine, other.first.setting, ["images", WEIGHTS])]
     return None if each in fitting or not fitting else min(fitting, key=lambda other: distance(each, other))
 
 

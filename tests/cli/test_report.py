@@ -76,6 +76,44 @@ def test_rows_under_other_teachers_are_told_apart_by_as_little_as_does(runs: Pat
     assert len({*told(alone, other)}) == 2
 
 
+def test_rows_of_teachers_that_have_changed_under_their_paths(runs: Path) -> None:
+    """Runs that do not say what the weights were, as older ones, go to the first row that they fit."""
+    solved, plain = (sorted(runs.glob(f"students/*{name}*")) for name in ("-AEKD-*solver=svm", "-kd-AVERAGE_LOSS-"))
+    first, second, third = (run for path in (*plain, solved[0]) if (run := read_run(path)))
+    recorded = [each["weights"] for each in first.result["teachers"]]
+    assert recorded == [each["weights"] for each in second.result["teachers"]]
+    assert len({*recorded}) == 2, "two files"
+    assert all(len(each) == 12 for each in recorded)
+
+    def under(run: Run, weights: str | None) -> Run:
+        teachers = [{**each, "weights": weights} for each in run.result["teachers"]]
+        return replace(run, result={**run.result, "teachers": teachers})
+
+    def rows(*weights: str | None) -> list[int]:
+        return [len(each.runs) + len(each.repeats) for each in group([under(first, each) for each in weights])]
+
+    assert rows("a", "a") == [2]
+    assert rows("a", "b") == [1, 1]
+    assert rows(None, "a", "b", None) == [3, 1]
+    labels = [each.label for each in group([under(first, "a"), under(second, "b")])]
+    assert all(label.startswith("AVERAGE_LOSS, kd, teacher_weights ") for label in labels)
+    for weights, there in (("a", True), (None, True), ("b", False)):
+        average, other = group([under(first, "a"), under(third, weights)])
+        assert (baseline_of(other, [average, other]) is average) == there
+
+
+def test_baselines_have_seen_the_same_images(runs: Path) -> None:
+    paths = [sorted(runs.glob(f"students/*{name}*"))[0] for name in ("-kd-AVERAGE_LOSS-", "-AEKD-*solver=svm")]
+    plain, solved = (run for path in paths if (run := read_run(path)))
+
+    def on(run: Run, images: str) -> Run:
+        return replace(run, result={**run.result, "images": f"digits{images}"})
+
+    for images, there in (("@0a1b2c", True), ("", True), ("@3d4e5f", False)):
+        average, other = group([on(plain, "@0a1b2c"), on(solved, images)])
+        assert (baseline_of(other, [average, other]) is average) == there
+
+
 def test_report_keeps_the_given_order(runs: Path, tmp_path: Path) -> None:
     folders = sorted(map(str, runs.glob("*/*-trial=0")), reverse=True)
     report.main(["--folders", *folders, "--out", str(tmp_path)])
