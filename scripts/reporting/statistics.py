@@ -12,11 +12,18 @@ from scipy import stats
 from scripts.reporting.runs import WEIGHTS, Group, alike, parser_of
 
 LEVEL = 0.95
+EQUAL = 1e-9
+"""Points of accuracy that rounding leaves between equal values."""
+MISSING = "–"
+"""In place of an interval or p that there is none of."""
 
 
 @dataclass
 class Difference:
-    """Mean of paired differences, half the width of its interval and p of its t-test (None for a single pair)."""
+    """Mean of paired differences, half the width of its interval and p of its t-test.
+
+    None for a single pair, and where all differ by the same, which tells nothing of how they would vary.
+    """
 
     mean: float
     half: float | None
@@ -25,7 +32,7 @@ class Difference:
 
     def __str__(self) -> str:
         if self.half is None:
-            return f"{self.mean:+.2f} (1 seed)"
+            return f"{self.mean:+.2f} {'(1 seed)' if self.pairs == 1 else f'[{MISSING}]'}"
         return f"{self.mean:+.2f} [{self.mean - self.half:+.2f}, {self.mean + self.half:+.2f}]"
 
 
@@ -38,12 +45,12 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def p_value(values: Sequence[float]) -> float | None:
-    """Of the t-test that the mean is 0, two-sided; None for a single value."""
+    """Of the t-test that the mean is 0, two-sided; None for a single value, and for equal ones unless they are 0."""
     if len(values) < 2:
         return None
     deviation = statistics.stdev(values)
-    if deviation == 0:
-        return float(statistics.mean(values) == 0)
+    if deviation <= EQUAL:
+        return 1.0 if abs(statistics.mean(values)) <= EQUAL else None
     t = statistics.mean(values) / deviation * math.sqrt(len(values))
     return float(2 * stats.t.sf(abs(t), len(values) - 1))
 
@@ -90,4 +97,7 @@ def paired(each: Group, other: Group, which: str = "last") -> Difference | None:
     """``each`` minus ``other`` in accuracy over the seeds that both have; None where they share none."""
     mine, theirs = ({run.seed: run.accuracy(which) for run in one.runs} for one in (each, other))
     gaps = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
-    return Difference(statistics.mean(gaps), half_width(gaps), len(gaps), p_value(gaps)) if gaps else None
+    if not gaps:
+        return None
+    p = p_value(gaps)
+    return Difference(statistics.mean(gaps), None if p is None else half_width(gaps), len(gaps), p)

@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.reporting.published import OF, published
 from scripts.reporting.runs import Group, Run, family
-from scripts.reporting.statistics import Difference, baseline_name, baseline_of, holm, paired
+from scripts.reporting.statistics import MISSING, Difference, baseline_name, baseline_of, holm, paired
 
 BEYOND = {
     "NLL (nats)": "test_loss",
@@ -136,18 +136,23 @@ def differences_table(groups: Sequence[Group], against: str | None = None) -> Ta
         if other is None or other is each:
             continue
         last, best = (paired(each, other, which) for which in ("last", "best"))
-        if last and best and last.p is not None:
+        if last and best and last.pairs > 1:
             told.append((each, last, best))
+    tested = [last.p for _, last, _ in told if last.p is not None]
     minus = against or f"{baseline_name()} of the same student and teachers"
     words = (
         f"Each row minus {minus}, in points of {reported_on(groups)} accuracy over the seeds that both have: mean, "
         "Student's 95 % interval of that comparison alone, and p of the paired t-test on the last epoch, alone and "
-        f"corrected for the {len(told)} rows of this table (Holm)."
+        f"corrected for the {len(tested)} rows of this table (Holm)."
     )
+    if len(tested) < len(told):
+        words += f" {MISSING}: all seeds differ by the same, of which there is no test."
     title = f"Differences to {against}" if against else "Differences"
     table = Table(title, words, ["method", "last epoch", "best epoch", "p", "p (Holm)", "seeds"])
-    for (each, last, best), p in zip(told, holm([last.p or 0.0 for _, last, _ in told]), strict=True):
-        table.rows.append([each.label, str(last), str(best), shown(last.p or 0.0), shown(p), str(last.pairs)])
+    corrected = iter(holm(tested))
+    for each, last, best in told:
+        ps = [MISSING] * 2 if last.p is None else [shown(last.p), shown(next(corrected))]
+        table.rows.append([each.label, str(last), str(best), *ps, str(last.pairs)])
     return table
 
 

@@ -316,7 +316,27 @@ def test_differences_are_corrected_for_their_number(runs: Path, tmp_path: Path) 
 def test_p_values_are_scipys() -> None:
     values = [0.3, 0.5, -0.1, 0.4]
     assert p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
-    assert (p_value([1.0]), p_value([1.0, 1.0]), p_value([0.0, 0.0])) == (None, 0.0, 1.0)
+    assert (p_value([1.0]), p_value([0.0, 0.0])) == (None, 1.0)
+
+
+def test_equal_gaps_are_no_test(runs: Path) -> None:
+    """Not even where rounding tells them apart."""
+    assert (p_value([1.0, 1.0]), p_value([0.3, 0.1 + 0.2])) == (None, None)
+    plain = [run for path in sorted(runs.glob("students/*-kd-AVERAGE_LOSS-*")) if (run := read_run(path))]
+
+    def above(by: float, name: str) -> list[Run]:
+        last = [{**run.result["last"], "test_accuracy": run.accuracy("last") + by} for run in plain]
+        own = {"ensemble_method": name}
+        return [
+            replace(run, parameters={**run.parameters, **own}, result={**run.result, "last": each})
+            for run, each in zip(plain, last, strict=True)
+        ]
+
+    table = tables.differences_table(group([*plain, *above(1.0, "EBKD"), *above(0.0, "RLW")]))
+    first, second = ([row[0], row[1], *row[3:5]] for row in table.rows)
+    assert first == ["EBKD, kd", "+1.00 [–]", "–", "–"]
+    assert second == ["RLW, kd", "+0.00 [+0.00, +0.00]", "1.000", "1.000"]
+    assert "corrected for the 1 rows of this table (Holm). –: all seeds differ by the same" in table.words
 
 
 def test_holms_correction() -> None:
