@@ -3,7 +3,8 @@
 python -m scripts.differences results/when/alike results/when/wrong --out results/when/differences.png
 
 Each folder, a results folder of scripts.report, becomes a panel. Its students are compared, seed by seed, with the
-default weighting of the default loss; where that is there under several sets of teachers, with the largest.
+default weighting of the default loss of the same student and images; where that is there under several sets of
+teachers, with the largest.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from helper.errors import UsageError
 from helper.options import Parser
 from helper.script import run_script
 from scripts.outputs import folder_for, require_figure
-from scripts.reporting.runs import Group, group, parser_of, runs_in
-from scripts.reporting.statistics import Difference, holm, paired
+from scripts.reporting.runs import Group, alike, group, parser_of, runs_in
+from scripts.reporting.statistics import Difference, distance, holm, paired
 from scripts.reporting.tables import spread
 
 LEVEL = 0.05
@@ -30,10 +31,10 @@ LEVEL = 0.05
 
 
 class Panel(NamedTuple):
-    """``base``: what the rows of a folder are compared with; ``gaps``: by name, the difference and its corrected p."""
+    """``bases``: what the rows of a folder are compared with; ``gaps``: by name, the difference and its corrected p."""
 
     title: str
-    base: Group
+    bases: list[Group]
     gaps: dict[str, tuple[Difference, float | None]]
 
 
@@ -59,14 +60,27 @@ def panel_of(folder: Path) -> Panel:
     if not found:
         row = f"{usual['ensemble_method']}, {usual['distill']}"
         raise UsageError(f"folders: {folder} holds no row {row!r} to compare with; make it with scripts.report")
-    base = max(found, key=number_of_teachers)
-    names = [name_of(each, base) for each in students]
-    labels = [name if names.count(name) == 1 else each.label for each, name in zip(students, names, strict=True)]
-    gaps = {label: paired(each, base) for each, label in zip(students, labels, strict=True) if each is not base}
+    pairs = [(each, base) for each in students if (base := base_of(each, found)) is not None]
+    names = [name_of(each, base) for each, base in pairs]
+    labels = [name if names.count(name) == 1 else each.label for (each, _), name in zip(pairs, names, strict=True)]
+    gaps = {label: paired(each, base) for (each, base), label in zip(pairs, labels, strict=True) if each is not base}
     shared = {name: gap for name, gap in gaps.items() if gap is not None}
     tested = [name for name, gap in shared.items() if gap.p is not None]
     corrected = dict(zip(tested, holm([shared[name].p or 0.0 for name in tested]), strict=True))
-    return Panel(folder.name, base, {name: (gap, corrected.get(name)) for name, gap in shared.items()})
+    bases = [each for each, base in pairs if each is base]
+    return Panel(folder.name, bases, {name: (gap, corrected.get(name)) for name, gap in shared.items()})
+
+
+def base_of(each: Group, found: Sequence[Group]) -> Group | None:
+    """Which of the plain averages a row is compared with: that of its student and images under the most teachers.
+
+    Where several have as many, the one with the fewest other differences.
+    """
+    mine = each.first.setting
+    wanted = {name: mine[name] for name in ("model_s", "dataset", "epochs", "batch_size")}.items()
+    fitting = [other for other in found if wanted <= other.first.setting.items()]
+    fitting = [other for other in fitting if alike(mine, other.first.setting, ["images"])]
+    return max(fitting, key=lambda other: (number_of_teachers(other), -distance(each, other)), default=None)
 
 
 def number_of_teachers(each: Group) -> int:
@@ -92,7 +106,7 @@ def drawn(panels: Sequence[Panel]) -> Figure:
         draw(axes, panel, names)
     grid[0][0].set_yticks(range(len(names)), names)
     grid[0][0].invert_yaxis()
-    method, loss = (panels[0].base.first.setting[name] for name in ("ensemble_method", "distill"))
+    method, loss = (panels[0].bases[0].first.setting[name] for name in ("ensemble_method", "distill"))
     figure.supxlabel(
         f"test accuracy after the last epoch minus that of {method}, {loss}, in points:\n"
         f"mean over seeds and 95 % interval; filled: p < {LEVEL:g}, corrected for a panel's rows (Holm)",
@@ -109,12 +123,20 @@ def draw(axes: Axes, panel: Panel, names: Sequence[str]) -> None:
             face = "black" if p is not None and p < LEVEL else "white"
             axes.errorbar(gap.mean, row, xerr=gap.half, fmt="o", color="black", markerfacecolor=face, capsize=3, lw=1)
     axes.axvline(0, color="black", linewidth=0.8)
-    run = panel.base.first
-    teachers = ", ".join(f"{each['arch']} {each['accuracy']:.1f}" for each in run.result["teachers"])
-    accuracy = spread(*panel.base.mean_std(lambda one: one.accuracy("last")))
-    axes.set_title(f"{panel.title}: {run.setting['ensemble_method']} {accuracy} %\n{teachers}", fontsize=9)
+    axes.set_title(title_of(panel), fontsize=9)
     axes.grid(axis="x", alpha=0.4)
     axes.set_axisbelow(True)
+
+
+def title_of(panel: Panel) -> str:
+    """The setting's name, and each base's accuracy and teachers; its student too, where there are several."""
+    told = []
+    for base in panel.bases:
+        run, student = base.first, f" of {base.first.model}" if len(panel.bases) > 1 else ""
+        teachers = ", ".join(f"{each['arch']} {each['accuracy']:.1f}" for each in run.result["teachers"])
+        accuracy = spread(*base.mean_std(lambda one: one.accuracy("last")))
+        told.append(f"{run.setting['ensemble_method']}{student} {accuracy} %\n{teachers}")
+    return f"{panel.title}: " + "\n".join(told)
 
 
 def main(words: Sequence[str]) -> None:

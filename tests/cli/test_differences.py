@@ -30,7 +30,7 @@ def folders(runs: Path, tmp_path: Path) -> list[Path]:
 
 
 def test_rows_are_compared_with_the_plain_average_of_all_teachers(folders: list[Path], runs: Path) -> None:
-    title, base, gaps = differences.panel_of(folders[0])
+    title, (base,), gaps = differences.panel_of(folders[0])
     assert (title, base.first.setting["teacher_num"]) == ("two", 2)
     assert [*gaps] == [
         "AVERAGE_LOSS, kd, 1 teacher",
@@ -62,6 +62,24 @@ def test_rows_that_differ_in_their_teachers_alone_are_all_there(runs: Path, tmp_
     swapped = [replace(run, result={**run.result, "teachers": run.result["teachers"][::-1]}) for run in solved]
     write_records([*plain, *solved, *swapped], tmp_path)
     assert len(differences.panel_of(tmp_path).gaps) == 4
+
+
+def test_each_student_is_compared_with_its_own_plain_average(runs: Path, tmp_path: Path) -> None:
+    names = ("-AEKD-*solver=svm", "-kd-AVERAGE_LOSS-")
+    few = [run for name in names for path in sorted(runs.glob(f"students/*{name}*")) if (run := read_run(path))]
+    others = [replace(run, parameters={**run.parameters, "model_s": "resnet14"}) for run in few]
+    for run in others:
+        run.result = {
+            **run.result,
+            "last": {**run.result["last"], "test_accuracy": run.seed + 2 * ("AEKD" in str(run.path))},
+        }
+    others[0].result["last"]["test_accuracy"] += 1  # gaps of 3 and 2 points
+    write_records([*few, *others], tmp_path)
+    panel = differences.panel_of(tmp_path)
+    assert [base.first.model for base in panel.bases] == ["resnet8", "resnet14"]
+    gap, _ = panel.gaps["AEKD, kd, model_s resnet14"]
+    assert gap.mean == 2.5
+    assert "AVERAGE_LOSS of resnet14 0.50 ± 0.71 %" in differences.title_of(panel)
 
 
 def test_all_panels_have_the_same_rows(folders: list[Path], tmp_path: Path) -> None:
