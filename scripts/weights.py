@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib import pyplot as plt
@@ -124,14 +124,13 @@ def listened(task: Distillation, session: Session) -> dict[str, PerClass]:
 
 
 def mean_over_seeds(of_runs: Sequence[dict[str, PerClass]]) -> dict[str, PerClass]:
-    """Level by level."""
-    return {
-        name: PerClass(
-            torch.stack([each[name].weights for each in of_runs]).mean(0),
-            torch.stack([each[name].images for each in of_runs]).sum(0),
-        )
-        for name in of_runs[0]
-    }
+    """Level by level, over the images of all runs: one may have seen none of a class."""
+    found = {}
+    for name in of_runs[0]:
+        images = torch.stack([each[name].images for each in of_runs])
+        sums = [each[name].weights.nan_to_num() * each[name].images for each in of_runs]
+        found[name] = PerClass(torch.stack(sums).sum(0) / images.sum(0), images.sum(0))
+    return found
 
 
 def write(found: dict[str, dict[str, PerClass]], names: Sequence[str], path: Path) -> None:
@@ -173,6 +172,11 @@ def lines(label: str, levels: dict[str, PerClass], names: Sequence[str]) -> Iter
             yield f"{label}, {level}, teacher {k}: {mean:.3f}, {between}"
 
 
+def names_of(session: Session) -> list[str]:
+    """The classes of a run's dataset; their numbers, where they have no names."""
+    return list(session.info.classes or map(str, range(session.info.num_classes)))
+
+
 def main(arguments: Sequence[str]) -> None:
     """Ask the runs, print and write."""
     opt = options().parse_args(arguments)
@@ -181,18 +185,19 @@ def main(arguments: Sequence[str]) -> None:
     groups: list[Group] = group([finished(folder) for folder in opt.runs])
     folder_for("--out", opt.out)
     found: dict[str, dict[str, PerClass]] = {}
-    names: Sequence[Any] = ()
+    asked: tuple[str, list[str]] | None = None
     for each in groups:
         of_runs = []
         for run in each.runs:
             task, session = trained(words, run.path, opt.arch)
-            if names and len(names) != session.info.num_classes:
-                raise UsageError(f"runs: {run.path} is on other classes than those before it")
-            names = session.info.classes or [str(number) for number in range(session.info.num_classes)]
+            of_run = session.opt.dataset, names_of(session)
+            if asked not in (None, of_run):
+                raise UsageError(f"runs: {run.path} is on another dataset or other classes than those before it")
+            asked = of_run
             of_runs.append(listened(task, session))
         found[each.label] = mean_over_seeds(of_runs)
-        print(*lines(each.label, found[each.label], names), sep="\n", flush=True)
-    write(found, names, opt.out / "classes.csv")
+        print(*lines(each.label, found[each.label], names_of(session)), sep="\n", flush=True)
+    write(found, names_of(session), opt.out / "classes.csv")
     drawn(found).savefig(opt.out / "classes.png", dpi=130)
 
 

@@ -7,8 +7,10 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny_runs import few_digits, metrics
 
 from helper.errors import UsageError
@@ -59,6 +61,33 @@ def test_weights_are_about_those_of_the_last_epoch(runs: Path, tmp_path: Path) -
             int(row["images"]) for row in each
         )
         assert mean == pytest.approx(last[name], rel=0.2)
+
+
+def test_a_class_that_one_seed_has_not_seen() -> None:
+    """Each seed counts as often as it has seen the class."""
+    nan = float("nan")
+    first = weights.PerClass(torch.tensor([[0.2, nan, nan]]), torch.tensor([1, 0, 0]))
+    second = weights.PerClass(torch.tensor([[0.6, 0.5, nan]]), torch.tensor([3, 2, 0]))
+    mean, images = weights.mean_over_seeds([{"logit": first}, {"logit": second}])["logit"]
+    assert images.tolist() == [4, 2, 0]
+    assert mean[0].tolist() == pytest.approx([0.5, 0.5, nan], nan_ok=True)
+
+
+@pytest.mark.parametrize(("dataset", "classes"), [("mnist", "01"), ("digits", "ab")])
+def test_runs_on_other_classes_share_no_table(
+    dataset: str, classes: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many of them do not make them the same."""
+    sessions = [
+        SimpleNamespace(opt=SimpleNamespace(dataset=name), info=SimpleNamespace(classes=list(each), num_classes=2))
+        for name, each in (("digits", "01"), (dataset, classes))
+    ]
+    seen = {"logit": weights.PerClass(torch.ones(2, 2), torch.ones(2, dtype=torch.int64))}
+    monkeypatch.setattr(weights, "trained", lambda *_: (None, sessions.pop(0)))
+    monkeypatch.setattr(weights, "listened", lambda *_: seen)
+    folders = sorted(map(str, (runs / "students").glob("*-kd-AVERAGE*")))
+    with pytest.raises(UsageError, match="is on another dataset or other classes than those before it"):
+        weights.main([*folders, "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize("which", ["teachers/*trial=0", "students/unfinished"])
