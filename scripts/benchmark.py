@@ -32,7 +32,7 @@ from helper.script import run_script
 from scripts.bench import input, losses, memory, peers, plot, solver, steps
 from scripts.bench.subjects import Setting, session_of, words
 from scripts.bench.timing import text_of
-from scripts.outputs import require_figure
+from scripts.outputs import require_figure, require_no_folder
 
 PUBLISHED = ("resnet20x3:resnet8", "resnet32x4x3:vgg8", "wrn_40_2x3:ShuffleV1")
 QUICK = ("resnet8x2:resnet8",)
@@ -93,6 +93,8 @@ def parse(arguments: Sequence[str]) -> Any:
     for option, path in (("--json", opt.json), ("--plot", opt.plot)):
         if path and not path.parent.is_dir():
             raise UsageError(f"{option}: there is no folder {path.parent}")
+    if opt.json:
+        require_no_folder("--json", opt.json)
     if opt.plot:
         require_figure("--plot", opt.plot)
     if opt.quick:

@@ -36,6 +36,7 @@ from helper.run_folder import write_atomically
 from helper.script import run_script
 from helper.weights import HEADS
 from models import StagedModel, model_dict, programs
+from scripts.outputs import require_no_folder
 from scripts.rebuilding import add_arch, of_one_run, require_asked
 
 TOLERANCE = 1e-4
@@ -82,9 +83,12 @@ def read_run(run: Path, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     try:
         parameters = json.loads((run / "parameters.json").read_text(encoding="utf-8"))
-        return parameters, checkpoint.load(run / f"{which}.pth")
+        state = checkpoint.load(run / f"{which}.pth")
     except (OSError, ValueError, checkpoint.Damaged) as error:
         raise UsageError(f"{run}: no run with parameters.json and {which}.pth ({error})") from None
+    if not isinstance(parameters, dict):
+        raise UsageError(f"{run / 'parameters.json'} is damaged, it is no JSON object")
+    return parameters, state
 
 
 def rebuild_peers(run: Path, state: dict[str, Any], example: Tensor) -> train_online.PeerTraining:
@@ -244,8 +248,8 @@ FORMATS = {"torch": (torch_program, ".pt2"), "onnx": (onnx_graph, ".onnx")}
 def main(arguments: Sequence[str]) -> None:
     """Write one network and check it."""
     opt = options().parse_args(arguments)
-    if opt.out is not None and opt.out.is_dir():
-        raise UsageError(f"--out: {opt.out} is a folder; name the file")
+    if opt.out is not None:
+        require_no_folder("--out", opt.out)
     parameters, state = read_run(opt.run, opt.checkpoint)
     about = about_images(opt, parameters, state)
     example = torch.zeros(2, 3, about["image_size"], about["image_size"])

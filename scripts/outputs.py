@@ -34,7 +34,8 @@ def require_no_folder(option: str, path: Path) -> None:
 
 
 def require_figure(option: str, path: Path) -> None:
-    """UsageError where no figure is written to files of that name; ``option`` named it."""
+    """UsageError where no figure is written to files of that name, or it is a folder's; ``option`` named it."""
+    require_no_folder(option, path)
     kinds = sorted(FigureCanvasBase.get_supported_filetypes())
     if path.suffix[1:].lower() not in kinds:
         raise UsageError(f"{option}: {path} does not end like a figure; choose from .{', .'.join(kinds)}")

@@ -126,12 +126,23 @@ def write_figures(groups: Sequence[Group], out: Path, against: str | None = None
     (out / "index.html").write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
+def write_pages() -> None:
+    """The tables in all pages, or in none where one of them cannot be made."""
+    pages = {}
+    for path in texts(ROOT):
+        try:
+            pages[path] = filled_in(path.read_text(encoding="utf-8"), ROOT / "results")
+        except UsageError as error:
+            refuse(f"--readme: {path}: {error}")
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Read, write, and print the tables."""
     opt = arguments(words)
     if opt.readme:
-        for path in texts(ROOT):
-            path.write_text(filled_in(path.read_text(encoding="utf-8"), ROOT / "results"), encoding="utf-8")
+        write_pages()
     if opt.out is not None:
         groups = rows_of(opt)
         require_row(opt.against, groups)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from statistics import mean, stdev
 
+from helper.errors import UsageError
 from scripts.reporting.runs import group, runs_in
 from scripts.reporting.tables import Table, all_tables, spread
 
@@ -28,7 +29,7 @@ def filled_in(text: str, results: Path) -> str:
     for that of the row that is called so.
 
     Raises:
-        LookupError: there is no such table.
+        UsageError: there is no such table.
     """
 
     def between(match: re.Match[str]) -> str:
@@ -39,16 +40,27 @@ def filled_in(text: str, results: Path) -> str:
 
 
 def table_of(folder: Path, title: str) -> str:
-    """One of the report's tables, from the runs that it has kept."""
+    """One of the report's tables, from the runs that it has kept.
+
+    Raises:
+        UsageError: it is none of them, or there are no runs.
+    """
     against = title.removeprefix(TO) if title.startswith(TO) else None
-    tables = {table.title: table for table in all_tables(group(runs_in(folder)), against)}
+    groups = group(runs_in(folder))
+    tables = {table.title: table for table in all_tables(groups, against)} if groups else {}
     if title not in tables:
-        raise LookupError(f"{folder}: no table {title!r} among {', '.join(tables)}")
+        raise UsageError(f"{folder}: no table {title!r} among {', '.join(tables) or 'those of no runs'}")
     return f"{tables[title].words}\n\n{tables[title].markdown()}\n"
 
 
 def part(path: Path) -> str:
-    """The table of one file."""
+    """The table of one file.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no {path}; name a folder of a report")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     table = Table("", "", ["method", "last epoch", "best epoch", "seeds", "epochs", "images/s"])

@@ -30,6 +30,11 @@ BESIDE = ("images", "network", "cached", WEIGHTS)
 """What a setting has beside options; see :attr:`Run.beside`."""
 RECORDS = "records.jsonl"
 """A report's own copy of its runs, a line each."""
+RESULTS = (
+    *("last", "best", "best_chosen_on", "seed", "epochs", "dataset", "arch"),
+    *("hours", "images_per_second", "device", "versions", "git_revision", "command"),
+)
+"""What the ``result.json`` of every finished run says, of any version."""
 LEVELS = {"train_": "logits", "train_feature_": "feature maps"}
 """What the names of a method's curves begin with, and what its losses compare there; see :attr:`Group.levels`."""
 
@@ -222,7 +227,16 @@ def read_run(folder: Path) -> Run | None:
     """
     run = RunFolder(folder)
     parameters, result = run.read_json("parameters.json"), run.read_json("result.json")
-    return Run(folder, parameters, result, run.read_metrics()) if parameters and result else None
+    if not parameters or not result:
+        return None
+    if missing := ", ".join(name for name in RESULTS if name not in result):
+        raise UsageError(f"{run.result} is damaged, it does not say {missing}; leave that run out, or --overwrite it")
+    metrics = run.read_metrics()
+    if not metrics:
+        raise UsageError(
+            f"{run.metrics} is missing or damaged, it has no epochs; leave that run out, or --overwrite it"
+        )
+    return Run(folder, parameters, result, metrics)
 
 
 def group(runs: Sequence[Run]) -> list[Group]:

@@ -83,6 +83,7 @@ def test_the_tables_are_printed_and_drawn(quick: tuple[str, dict[str, Any], Path
         ("--only steps,inputs", "--only: unknown value 'inputs'"),
         ("--precision fp8", "--precision: unknown value 'fp8'"),
         ("--json nowhere/figures.json", "--json: there is no folder nowhere"),
+        ("--json .", "--json: . is a folder; name the file"),
         ("--stepps 3", "unknown option '--stepps'; did you mean --steps?"),
     ],
 )

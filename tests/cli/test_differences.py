@@ -51,6 +51,9 @@ def test_rows_are_compared_with_the_plain_average_of_all_teachers(folders: list[
 
 
 def test_a_file_that_is_no_figure_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UsageError, match=r"--out: .*folder\.png is a folder; name the file"):
+        differences.main([str(tmp_path / "missing"), "--out", str(tmp_path / "folder.png")])
     for name in ("x.foo", "x"):
         with pytest.raises(UsageError, match=rf"--out: .*{name} does not end like a figure; choose from .* .png"):
             differences.main([str(tmp_path / "missing"), "--out", str(tmp_path / name)])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import re
 import shutil
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,8 +20,10 @@ from checkout import ROOT, own_files
 from scipy import stats
 from tiny_runs import call, result
 
+from helper.errors import UsageError
 from scripts import report
 from scripts import weights as weights_by_class
+from scripts.outputs import folder_for
 from scripts.reporting import figures, tables
 from scripts.reporting.page import page
 from scripts.reporting.published import OF, lines, published
@@ -220,6 +225,50 @@ def test_damaged_runs_are_named(name: str, runs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("metrics.jsonl", None, "has no epochs"),
+        ("metrics.jsonl", "", "has no epochs"),
+        ("result.json", '{"best": {}}', "does not say last, best_chosen_on, "),
+    ],
+)
+def test_runs_that_lack_something_are_named(
+    name: str, content: str | None, said: str, runs: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(sorted(runs.glob("students/*-kd-AVERAGE*"))[0], tmp_path / "run")
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    outcome = call(report.main, "report", f"--folders {folder} --out {tmp_path / 'out'}")
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+    assert str(folder / name) in outcome.err
+    assert said in outcome.err
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    with pytest.raises(UsageError, match=r"^--out: .* cannot be written \(Read-only file system\)$"):
+        folder_for("--out", tmp_path)
+
+
+@pytest.mark.parametrize("mark", ["x: Peeers", "y", "y: Peers"])
+def test_a_mistyped_mark_leaves_all_pages_as_they_are(
+    mark: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "docs").mkdir()
+    report.main(["--folders", str(next(runs.glob("teachers/*"))), "--out", str(tmp_path / "results" / "x")])
+    pages = {"README.md": "<!-- results/x -->\n<!-- end -->", "docs/a.md": f"<!-- results/{mark} -->\n<!-- end -->"}
+    for name, text in pages.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    outcome = call(report.main, "report", "--readme")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert outcome.err.startswith(f"report: error: --readme: {tmp_path / 'docs' / 'a.md'}: ")
+    assert {name: (tmp_path / name).read_text() for name in pages} == pages
+
+
 @pytest.mark.parametrize(("main", "option"), [(report.main, "--folders "), (weights_by_class.main, "")])
 def test_where_to_write_is_looked_at_first(
     main: Callable[[Sequence[str]], None], option: str, runs: Path, tmp_path: Path
@@ -309,7 +358,7 @@ def test_differences_are_corrected_for_their_number(runs: Path, tmp_path: Path) 
     (tmp_path / "records.jsonl").rename(tmp_path / "sets" / "x" / "records.jsonl")
     marks = "<!-- results/sets/x: Differences to {} -->\n<!-- end -->"
     assert table.markdown() in filled_in(marks.format("resnet8 alone"), tmp_path)
-    with pytest.raises(LookupError, match="no table 'Differences to nobody'"):
+    with pytest.raises(UsageError, match="no table 'Differences to nobody'"):
         filled_in(marks.format("nobody"), tmp_path)
 
 
@@ -619,7 +668,7 @@ def test_text_can_hold_a_table_of_the_report(runs: Path, tmp_path: Path) -> None
         if line.startswith("| AEKD, kd, qp_solver svm | AEKD")
     ]
     assert row in made.splitlines()
-    with pytest.raises(LookupError, match="'Peers' among Accuracy, "):
+    with pytest.raises(UsageError, match="'Peers' among Accuracy, "):
         filled_in("<!-- results/x: Peers -->\n<!-- end -->", tmp_path)
 
 

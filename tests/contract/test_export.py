@@ -194,6 +194,14 @@ def test_bad_input_is_one_line(runs: dict[str, Path], name: str, arguments: list
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["3", "[1]"])
+def test_parameters_that_are_no_options_are_one_line(content: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["student"], tmp_path / "run")
+    (tmp_path / "run" / "parameters.json").write_text(content)
+    with pytest.raises(UsageError, match=r"run/parameters\.json is damaged, it is no JSON object$"):
+        export.main([str(tmp_path / "run")])
+
+
 ABOUT = {
     "image_size": 32,
     "mean": [0.3057] * 3,
