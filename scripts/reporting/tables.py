@@ -42,8 +42,9 @@ class Table:
         return [self.header[i] for i in columns], [[row[i] for i in columns] for row in self.rows]
 
     def markdown(self) -> str:
+        """With ``\\|`` for what would divide a cell, such as a label's own."""
         header, rows = self.filled()
-        lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+        lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (header, *rows)]
         lines.insert(1, "|" + "---|" * len(header))
         return "\n".join(lines)
 

@@ -613,6 +613,12 @@ def test_empty_columns_are_left_out() -> None:
     assert table.markdown() == "| a | c |\n|---|---|\n| 1 | 2 |\n| 3 |  |"
 
 
+def test_a_bar_divides_no_cell(tmp_path: Path) -> None:
+    table = tables.Table("", "", ["a|b"], [["file|x.py:Net"]])
+    assert table.markdown() == "| a\\|b |\n|---|\n| file\\|x.py:Net |"
+    assert "<td>file|x.py:Net</td>" in page("", [table], [], {}, tmp_path)
+
+
 @pytest.mark.parametrize(("what", "value"), [("dataset", "mnist"), ("classes", list("abcdefghij")), ("images", None)])
 def test_classes_of_other_test_images_share_no_table(what: str, value: Any, runs: Path) -> None:
     """Even where they are called alike, as the digits of several datasets are."""
