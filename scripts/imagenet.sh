@@ -6,7 +6,7 @@
 #   sh scripts/imagenet.sh boc        BOC: EfficientNet-B0 and four thinner students
 #   PROCESSES=8 DATA_DIR=… SAVE_DIR=… TRIAL=1 EXTRA="--num_workers 12" sh scripts/imagenet.sh aekd
 #
-# DATA_DIR (or its folder imagenet) holds train/<class>/* and val/<class>/*. PROCESSES: one for each GPU of this machine.
+# DATA_DIR (or its folder imagenet) holds train/<class>/* and val/<class>/*. PROCESSES: one for each visible GPU.
 # TEACHER, TEACHER_NUM, STUDENT, PEERS and THINNED name other networks; EPOCHS, DROPS and BATCH_SIZE, another schedule;
 # EXTRA has more options for all runs, OUT is the report's folder.
 #
@@ -20,7 +20,17 @@ set -eu
 cd -- "$(dirname -- "$0")/.."
 . scripts/setup.sh
 
-PROCESSES=${PROCESSES:-$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || :)}
+# How many GPUs the runs may see: CUDA_VISIBLE_DEVICES hides the others.
+gpus() {
+    if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        # shellcheck disable=SC2086 # it is divided at its commas
+        (set -f; IFS=,; set -- $CUDA_VISIBLE_DEVICES; echo $#)
+    else
+        nvidia-smi -L 2>/dev/null | grep -c ^GPU || :
+    fi
+}
+
+PROCESSES=${PROCESSES:-$(gpus)}
 if [ "${PROCESSES:-0}" = 0 ]; then PROCESSES=1; fi
 SAVE=${SAVE_DIR:-}
 DATA=${DATA_DIR:-}

@@ -139,6 +139,12 @@ def test_names_of_the_real_runs_are_short_enough(tmp_path: Path) -> None:
             assert "--teachers: there is no" in said, said
 
 
+@pytest.mark.parametrize(("visible", "processes"), [("0,1", "2"), ("3", "1"), ("", "1")])
+def test_a_process_for_each_visible_gpu(visible: str, processes: str, tmp_path: Path) -> None:
+    given = variables_of("aekd", tmp_path, PROCESSES="", CUDA_VISIBLE_DEVICES=visible)
+    assert given["PROCESSES"] == processes
+
+
 def test_unknown_recipe() -> None:
     refused = subprocess.run(["sh", ROOT / "scripts" / "imagenet.sh", "akd"], capture_output=True, text=True)
     assert refused.returncode == 2
