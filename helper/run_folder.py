@@ -172,6 +172,19 @@ class RunFolder:
         while self._locks:
             os.close(self._locks.pop())
 
+    @property
+    def in_use(self) -> bool:
+        """Whether another process trains in it."""
+        try:
+            self._take()
+        except UsageError:
+            return True
+        except OSError:  # it is not there, or not to be written
+            return False
+        finally:
+            self.close()
+        return False
+
     def _take(self) -> None:
         """Lock a file in the folder, and the folder itself, until this process ends, however it ends.
 

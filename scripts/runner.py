@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from helper.run_folder import FOLDER_FILE
+from helper.run_folder import FOLDER_FILE, RunFolder
 from helper.saying import say
 from helper.stopping import REFUSED, RESUME_ME, RESUME_ME_FILE, Stopped, signals
 from scripts.plan import Job
@@ -33,7 +33,8 @@ class End:
     """How a process ended.
 
     Args:
-        code: its exit code; that of a run that can go on also where torchrun has made another one of it.
+        code: its exit code; that of a run that can go on also where torchrun has made another one of it, and where
+            another process trains in its folder.
         lines: what it has said.
         folder: its run folder, None where it did not come that far.
         trained: whether there was something to train.
@@ -144,8 +145,11 @@ class Runs:
             lines = self._listen(process, slot)
             code = process.wait()
             self.processes.discard(process)
+            folder, trained = read_word(folder_file)
             can_go_on = resume_file.exists() and not Path(f"{resume_file}{REFUSED}").exists()
-            return End(RESUME_ME if code and can_go_on else code, lines, *read_word(folder_file))
+            if code and (can_go_on or (folder is not None and RunFolder(folder).in_use)):
+                code = RESUME_ME
+            return End(code, lines, folder, trained)
 
     def _listen(self, process: subprocess.Popen[str], slot: dict[str, str]) -> list[str]:
         assert process.stdout is not None

@@ -318,6 +318,21 @@ def test_runner_hears_that_a_run_can_go_on_through_torchrun(tmp_path: Path) -> N
     assert runs.failed == {job: 1}, "another process of it cannot"
 
 
+def test_runner_comes_again_where_another_process_trains_the_run(tmp_path: Path) -> None:
+    """Such as another run.sh; its students are not for nothing."""
+    run = RunFolder(tmp_path / "run")
+    word = f"{{'folder': {str(run.path)!r}, 'finished': False}}"
+    script = f"import json, os, sys\njson.dump({word}, open(os.environ['RUN_FOLDER_FILE'], 'w'))\nsys.exit(2)"
+    runs, job = runs_of(script, tmp_path)
+    runs.train()
+    assert runs.failed == {job: 2}
+    run.open({}, overwrite=False)
+    runs, job = runs_of(script, tmp_path)
+    runs.train()
+    run.close()
+    assert runs.failed == {job: RESUME_ME}
+
+
 def test_runner_leaves_nobody_behind_when_something_is_raised(tmp_path: Path) -> None:
     """What waits is not started, what runs is ended."""
     (tmp_path / "quick").mkdir()
