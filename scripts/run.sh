@@ -1,6 +1,7 @@
 #!/bin/sh
 # A table of results: trains the teachers, the students alone and under every method, and peers, as far as they are
-# missing, then reports. Repeat it to go on where it stopped; what is finished is skipped.
+# missing, then reports. Repeat it to go on where it stopped; what is finished is skipped. Keep SAVE where it is, or
+# relative: students are named after their teachers' paths, and under other paths all of them are trained again.
 #
 #   sh scripts/run.sh                                                  resnet32x4 → resnet8x4 on CIFAR-100, 240 epochs
 #   TEACHER=vgg13 STUDENTS="vgg8 MobileNetV2" SEEDS="0 1 2" sh scripts/run.sh
