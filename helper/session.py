@@ -37,6 +37,7 @@ from helper.resuming import Progress, seed_everything
 from helper.run_folder import RunFolder, parameters_of
 from helper.saying import say
 from helper.seen import logits_shape, other_classes
+from helper.sync_bn import replacements
 from helper.task import Task
 from helper.teachers.conversion import conversion_for
 from helper.teachers.loading import Around, eyes_of
@@ -213,6 +214,8 @@ class Session:
         """Open the run folder, train, print and return the result."""
         opt, _ = self.opt, self.loaders  # first, since a fault of the images is to be said before anything is written
         self._require_statistics(task)
+        if opt.sync_bn and distributed.size() > 1:
+            replacements(task.trained)  # refuses what it cannot replace
         earlier = RunFolder(opt.resume) if isinstance(opt.resume, Path) else None
         state = distributed.from_first(lambda: run.open(parameters_of(opt), opt.overwrite, earlier))
         try:

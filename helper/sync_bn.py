@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from helper.distributed import differentiable_stack
+from helper.errors import UsageError
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -62,8 +64,48 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), factor)
 
 
+class SyncBatchNormAct(SyncBatchNorm):
+    """With what follows the normalisation in timm's ``BatchNormAct2d``."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.act(self.drop(super().forward(input)))
+        return output
+
+
+KNOWN: dict[str, type[SyncBatchNorm]] = {
+    "torch.nn.modules.batchnorm._BatchNorm.forward": SyncBatchNorm,
+    "torch.nn.modules.batchnorm.SyncBatchNorm.forward": SyncBatchNorm,
+    "timm.layers.norm_act.BatchNormAct2d.forward": SyncBatchNormAct,
+}
+"""Whose forward → what does the same over all processes; by name, since timm need not be here."""
+
+
 def synchronise(network: nn.Module) -> None:
-    """Let every BatchNorm in ``network`` be a :class:`SyncBatchNorm`; in place: weights, statistics and names stay."""
+    """Let every BatchNorm in ``network`` be a :class:`SyncBatchNorm`; in place: weights, statistics and names stay.
+
+    Raises:
+        UsageError: as :func:`replacements`; nothing has been changed.
+    """
+    for module, kind in replacements(network):
+        module.__class__ = kind
+
+
+def replacements(network: nn.Module) -> list[tuple[nn.Module, type[SyncBatchNorm]]]:
+    """Every BatchNorm in ``network``, and what takes its place.
+
+    Raises:
+        UsageError: one of them has a forward of its own make.
+    """
+    found: list[tuple[nn.Module, type[SyncBatchNorm]]] = []
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.__class__ = SyncBatchNorm
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, SyncBatchNorm):
+            forward: Callable[..., Any] = type(module).forward
+            kind = KNOWN.get(f"{forward.__module__}.{forward.__qualname__}")
+            if kind is None:
+                what = f"batch normalisations of its own make ({type(module).__name__})"
+                raise UsageError(f"--sync_bn: the network has {what}; leave it out")
+            found.append((module, kind))
+    return found

@@ -1,10 +1,11 @@
 """Trains every method for a few steps and writes what came of it; started once, or as several processes.
 
-python several_processes.py FOLDER [NAME…]: all, or those losses, weightings and online methods
+python several_processes.py FOLDER [NAME…]: all, or those losses, weightings, online methods and changes of a network
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -115,9 +116,25 @@ def cases(dtype: torch.dtype, names: Sequence[str]) -> Iterator[tuple[str, Any, 
         usual = ensemble_dict[method].symmetric and (distill != "kd" or method in METHODS)
         if usual if not names else {distill, method} & {*names}:
             yield f"{distill} {method}", *offline(distill, method, dtype)
+    for name in CHANGES:
+        if name not in names:
+            continue
+        task, opt = offline("kd", "AVERAGE_LOSS", dtype)
+        CHANGES[name](task.student)
+        yield name, task, opt
     for name in online_dict:
         if not names or name in names:
             yield name, *online(name, dtype)
+
+
+def with_timms_norm(student: Any) -> None:
+    student.bn1 = importlib.import_module("timm.layers").BatchNormAct2d(
+        len(student.bn1.weight), act_layer="silu", inplace=False
+    )
+
+
+CHANGES = {"timm": with_timms_norm}
+"""What is asked of a student's network, by the names under which that is done."""
 
 
 def outcomes(folder: Path, dtype: torch.dtype, names: Sequence[str]) -> dict[str, Any]:

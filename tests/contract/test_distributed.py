@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,11 @@ def test_processes_draw_what_one_does(tmp_path: Path) -> None:
     check_same(tmp_path, {1: CHANCE, 2: CHANCE})
 
 
+def test_timms_norms_see_the_whole_batch(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    check_same(tmp_path, {1: ["timm"], 2: ["timm"]})
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 4, 3)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_alone_it_is_batch_normalisation(shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -131,6 +138,43 @@ def test_alone_it_is_batch_normalisation(shape: tuple[int, ...], dtype: torch.dt
     holder.eval()
     reference.eval()
     torch.testing.assert_close(synchronised(input), reference(input), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("act", ["relu", "silu"])
+def test_timms_go_on_with_their_activation(act: str) -> None:
+    """As it was in evaluation, bitwise; in training as one process would have it."""
+    layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    layer = layers.BatchNormAct2d(5, act_layer=act, drop_layer=partial(nn.Dropout, 0.5)).double()
+    nn.init.normal_(layer.bias)
+    plain = nn.Sequential(nn.Conv2d(3, 5, 1).double(), layer)
+    made = copy.deepcopy(plain)
+    synchronise(made)
+    assert isinstance(made[1], SyncBatchNorm)
+    assert made.state_dict().keys() == plain.state_dict().keys()
+    input = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    results = []
+    for each in (made, plain):
+        torch.manual_seed(1)  # of the dropout
+        output = each(input)
+        output.square().sum().backward()
+        results.append([output, each[0].weight.grad, each[1].weight.grad, each[1].running_var])
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+    made.load_state_dict(plain.state_dict())
+    assert torch.equal(made.eval()(input), plain.eval()(input))
+
+
+def test_others_with_a_forward_of_their_own_are_refused() -> None:
+    class Own(nn.BatchNorm2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input).relu()
+
+    network = nn.Sequential(nn.BatchNorm2d(5), Own(5))
+    with pytest.raises(
+        UsageError, match=r"^--sync_bn: the network has batch normalisations of its own make \(Own\); leave it out$"
+    ):
+        synchronise(network)
+    assert type(network[0]) is nn.BatchNorm2d
 
 
 def test_a_batch_that_cannot_be_shared_equally(monkeypatch: pytest.MonkeyPatch) -> None:
