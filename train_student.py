@@ -747,7 +747,7 @@ def answering(
     losses = make_losses(distill_dict[names[place]], settings, student, teachers, images, state["num_classes"])
     network = Answering(student, losses, Heads(teachers.networks))
     try:
-        network.load(state["trained"], place * len(archs))
+        network.load(state, place * len(archs))
     except RuntimeError:
         raise refusal from None
     return network.eval().to(memory_format=torch.contiguous_format)  # as what is exported has to lie

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from helper import distributed
+from helper.average import load_evaluated
 from helper.kl import full_precision
 from helper.seen import observe
 
@@ -77,14 +78,8 @@ class Answering(nn.Module):
         self.heads.tails = nn.ModuleList(tail.alone() for tail in self.heads.tails)  # type: ignore[operator]
         return self
 
-    def load(self, state: Mapping[str, Tensor], first: int) -> None:
-        """Take over ``trained`` of a checkpoint, whose adapters from number ``first`` are those of the losses."""
-        parts = {"student": "network.", "heads": "heads."}
-        for name, prefix in parts.items():
-            self.get_submodule(name).load_state_dict(_under(state, prefix))
-        for k, loss in enumerate(self.losses):
-            loss.load_state_dict(_under(state, f"adapters.{first + k}."))
-
-
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+    def load(self, state: Mapping[str, Any], first: int) -> None:
+        """Take over a checkpoint, whose adapters from number ``first`` are those of the losses, as it was evaluated."""
+        adapters = {f"adapters.{first + k}.": loss for k, loss in enumerate(self.losses)}
+        for prefix, part in {"network.": self.student, "heads.": self.heads, **adapters}.items():
+            load_evaluated(part, state, prefix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,25 @@ class Average:
     def state(self) -> dict[str, dict[str, Tensor]]:
         """For a checkpoint."""
         return {"average": dict(self.values)} if self.live else {}
+
+
+def load_evaluated(network: nn.Module, state: Mapping[str, Any], prefix: str = "") -> None:
+    """Let a network be what was evaluated: what is under ``trained``, with ``average`` in its place where there is one.
+
+    The average has one name for each tensor, however many share it, so that it comes second.
+
+    Args:
+        network: all that is trained, or a part of it.
+        state: a checkpoint.
+        prefix: what stands before the names of the part.
+
+    Raises:
+        RuntimeError: the checkpoint is of another network.
+    """
+    for key in ("trained", "average"):
+        named = {name: each for name, each in state.get(key, {}).items() if name.startswith(prefix)}
+        named = {name.removeprefix(prefix): each for name, each in named.items()}
+        network.load_state_dict(named, strict=key == "trained")
 
 
 def moves(name: str, value: Tensor) -> bool:

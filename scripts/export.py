@@ -28,6 +28,7 @@ import train_online
 import train_student
 from dataset import info_of
 from helper import checkpoint
+from helper.average import load_evaluated
 from helper.cost import parameter_count
 from helper.errors import UsageError
 from helper.names import local
@@ -92,7 +93,7 @@ def read_run(run: Path, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def rebuild_peers(run: Path, state: dict[str, Any], example: Tensor) -> train_online.PeerTraining:
-    """Peers and method of an online run, with their weights; ``example`` shows the images' size.
+    """Peers and method of an online run, as it was evaluated; ``example`` shows the images' size.
 
     Raises:
         UsageError: its parameters.json is not that of its checkpoint.
@@ -105,7 +106,7 @@ def rebuild_peers(run: Path, state: dict[str, Any], example: Tensor) -> train_on
     peers = method.make_peers(partial(model_dict[opt.model], num_classes=state["num_classes"]))
     task = train_online.PeerTraining(peers, method, example, recipe)
     with of_one_run(run):
-        task.trained.load_state_dict(state["trained"])
+        load_evaluated(task.trained, state)
     return task
 
 

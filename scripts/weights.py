@@ -91,7 +91,7 @@ def trained(words: Sequence[str], folder: Path, asked: Sequence[str]) -> tuple[D
     except (OSError, checkpoint.Damaged) as error:
         raise UsageError(f"runs: {folder / 'last.pth'} cannot be loaded: {error}") from None
     with of_one_run(folder):
-        task.trained.load_state_dict(state["trained"])
+        task.trained.load_state_dict(state["trained"])  # not --ema's average, which no teacher was weighed for
     return task, session
 
 

@@ -87,6 +87,23 @@ def test_a_student_that_answers_through_its_teachers(folder: Path) -> None:
     assert not torch.allclose(network(images), network.student(images))
 
 
+def test_its_average_is_what_is_evaluated_and_exported(tmp_path: Path, teachers: str) -> None:
+    folder = distil(tmp_path, f"{teachers} {THROUGH} --ema 0.5").folder
+    scores = result(folder)["last"]
+    run = f"--config {folder / 'parameters.json'}"
+    evaluated = call(train_student.main, "train_student.py", f"{run} --evaluate {folder}")
+    assert f"accuracy {scores['test_accuracy']:.2f} %" in evaluated.out
+    assert f"cross-entropy {scores['test_loss']:.4f}" in evaluated.out
+    state = checkpoint.load(folder / "last.pth")
+    opt = export.options().parse_args([str(folder)])
+    network = export.through_heads(opt, state, torch.zeros(2, 3, SMALL, SMALL))
+    held = {f"adapters.{name}": each for name, each in network.losses.state_dict().items()}
+    common = held.keys() & state["average"].keys()
+    assert common
+    assert all(torch.equal(held[name], state["average"][name]) for name in common)
+    assert not all(torch.equal(held[name], state["trained"][name]) for name in common)
+
+
 def test_such_a_student_is_not_taken_for_one_that_answers_by_itself(
     tmp_path: Path, teachers: str, folder: Path
 ) -> None:

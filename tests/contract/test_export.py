@@ -23,6 +23,7 @@ import train_student
 import train_teacher
 from dataset.digits import Digits
 from helper import checkpoint
+from helper.average import Average
 from helper.cost import parameter_count
 from helper.errors import UsageError
 from models import model_dict
@@ -48,6 +49,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folders["student"] = trained(train_student, "--model_s", "resnet8", "--teachers", teacher, *common)
         for method in online_dict:
             folders[method] = trained(train_online, "--method", method, "--model", "resnet8", *common)
+        averaged = ("--method", "ONE", "--model", "resnet8", "--ema", "0.5", *common)
+        folders["averaged"] = trained(train_online, *averaged)
     return folders
 
 
@@ -110,6 +113,26 @@ def test_a_student_and_the_ensemble(runs: dict[str, Path], tmp_path: Path) -> No
     torch.testing.assert_close(program(whole), peers_of(runs["ONE"]).predict(images())["one_e"])
     branch = exported(runs["CLILR"], "--branch", "2")
     torch.testing.assert_close(program(branch), peers_of(runs["CLILR"]).peers.networks[2](images()))
+
+
+@torch.no_grad()
+def test_peers_are_their_average_where_there_is_one(runs: dict[str, Path], tmp_path: Path) -> None:
+    """``--ema``: of the last epoch as of the best one, which is the same here, what was evaluated."""
+    run, state = runs["averaged"], checkpoint.load(runs["averaged"] / "last.pth")
+    task = peers_of(runs["averaged"])
+    task.trained.load_state_dict(state["trained"])
+    live = task.peers.networks[2](images())
+    with Average(task.trained, 0.5, state["average"]).shown():
+        peer, predictions = task.peers.networks[2](images()), task.predict(images())
+    assert not torch.allclose(peer, live, rtol=1e-3)
+    for which in ("last", "best"):
+        for words, logits in (
+            ("--leader", predictions["network"]),
+            ("--student 2", peer),
+            ("--ensemble", predictions[task.method.ensemble]),
+        ):
+            path = exported(run, *words.split(), "--checkpoint", which, "--out", str(tmp_path / "a.pt2"))
+            torch.testing.assert_close(program(path), logits)
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs onnx, onnxscript and onnxruntime")
