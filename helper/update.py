@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from helper import distributed
@@ -19,6 +19,12 @@ from helper.machine import autocast, begin_step, out_of_memory
 from helper.meters import Scalars
 from helper.task import Task
 
+SOMETIMES = (
+    "torchrun: some weights of the network get a gradient in some steps only, which several processes cannot exchange; "
+    "train it in one process"
+)
+"""Said where those of the first step have all got one."""
+
 
 class Step(nn.Module):
     """A task's step as a module, which DistributedDataParallel can wrap."""
@@ -27,11 +33,36 @@ class Step(nn.Module):
         super().__init__()
         self.trained = task.trained
         self.task, self.device, self.precision = task, device, precision
+        self.reached: set[Tensor] | None = None  # weights that losses depend on, where that is asked
 
     def forward(self, batch: Batch, when: When) -> Scalars:
         with autocast(self.device, self.precision):
             scalars = self.task.step(batch, when)
+        if self.reached is not None:
+            scalars = {**scalars, "loss": self._with_all(scalars["loss"], self.reached)}
         return {name: value if name == "loss" else value.detach() for name, value in scalars.items()}
+
+    def _with_all(self, loss: Tensor, reached: set[Tensor]) -> Tensor:
+        """The loss, on which all weights depend by name: DistributedDataParallel waits for a gradient of each."""
+        here = {*leaves(loss)}
+        reached |= here
+        for each in self.trained.parameters():
+            if each.requires_grad and each not in here:
+                loss = loss + torch.atleast_1d(each)[:0].sum().to(loss.dtype)  # 0, also beside what is not finite
+        return loss
+
+
+def leaves(loss: Tensor) -> Iterator[Tensor]:
+    """The tensors that a backward pass would give a gradient to."""
+    nodes: list[Any] = [loss.grad_fn]
+    seen = {*nodes}
+    while nodes:
+        node = nodes.pop()
+        if type(node).__name__ == "AccumulateGrad":
+            yield node.variable
+        following = {each for each, _ in getattr(node, "next_functions", ())} - seen
+        seen |= following
+        nodes += following - {None}
 
 
 class Update:
@@ -53,11 +84,16 @@ class Update:
         precision: str,
     ) -> None:
         self.task, self.optimizer, self.opt, self.device, self.precision = task, optimizer, opt, device, precision
-        self.forward: nn.Module = Step(task, device, precision)
+        self.own = Step(task, device, precision)
+        self.forward: nn.Module = self.own
+        self.unused: bool | None = None  # whether there are weights that never get a gradient; None: not known yet
 
     def connect(self, epoch: int) -> None:
-        """Let the processes, if there are several, exchange gradients; they are told whether all weights get one."""
-        idles = self.task.idles(epoch)
+        """Let the processes, if there are several, exchange gradients; they are told whether all weights get one.
+
+        What the task does not know, a person's network with a layer that is not used, the first step finds out.
+        """
+        idles = self.task.idles(epoch) or bool(self.unused)
         wrapped = isinstance(self.forward, DistributedDataParallel)
         if distributed.size() == 1 or (wrapped and self.forward.find_unused_parameters == idles):
             return
@@ -66,8 +102,9 @@ class Update:
         accepted = inspect.signature(DistributedDataParallel.__init__).parameters
         leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
         alone: dict[str, Any] = {leave_buffers: False}
-        step = Step(self.task, self.device, self.precision)
-        self.forward = DistributedDataParallel(step, find_unused_parameters=idles, **alone)
+        self.own = Step(self.task, self.device, self.precision)
+        self.own.reached = set() if self.unused is None and not idles else None
+        self.forward = DistributedDataParallel(self.own, find_unused_parameters=idles, **alone)
 
     def __call__(self, batch: Batch, when: When) -> Scalars:
         """One update; the mean scalars of its micro-batches.
@@ -79,6 +116,8 @@ class Update:
         try:
             each = self._update(batch.split(self.opt.accumulate), when)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if "Expected to have finished reduction" in str(error):
+                raise UsageError(SOMETIMES) from None
             if not out_of_memory(error):
                 raise
             each = []
@@ -91,6 +130,7 @@ class Update:
         """Micro-batches → new weights; the scalars of each."""
         self.optimizer.zero_grad(set_to_none=True)
         each = [self.backward(part, when._replace(part=number), len(parts)) for number, part in enumerate(parts)]
+        self._find_unused(when.epoch)
         if self.opt.clip_grad:
             nn.utils.clip_grad_norm_(self.task.trained.parameters(), self.opt.clip_grad)
         self.optimizer.step()
@@ -103,6 +143,23 @@ class Update:
             scalars: Scalars = self.forward(batch, when)
             (scalars["loss"] / parts).backward()
         return {name: value.detach() for name, value in scalars.items()}
+
+    def _find_unused(self, epoch: int) -> None:
+        """After the first backward pass, leave weights that no process's loss depends on without a gradient.
+
+        As in one process, where neither weight decay nor momentum reaches them. From then on they are searched for.
+        """
+        reached, self.own.reached = self.own.reached, None
+        if reached is None:
+            return
+        weights = [each for each in self.task.trained.parameters() if each.requires_grad]
+        lacking = torch.tensor([float(each not in reached) for each in weights], device=self.device)
+        processes = distributed.total(lacking).tolist()  # in so many of them
+        for each, count in zip(weights, processes, strict=True):
+            if count == distributed.size():
+                each.grad = None
+        self.unused = any(processes)
+        self.connect(epoch)
 
     def _too_large(self, batch: Batch, when: When) -> str:
         """Says which batch would fit, found by trying halves; nothing of these weights is saved any more."""

@@ -127,13 +127,17 @@ def cases(dtype: torch.dtype, names: Sequence[str]) -> Iterator[tuple[str, Any, 
             yield name, *online(name, dtype)
 
 
+def with_a_layer_that_is_not_used(student: Any) -> None:
+    student.unused = torch.nn.Linear(3, 3)
+
+
 def with_timms_norm(student: Any) -> None:
     student.bn1 = importlib.import_module("timm.layers").BatchNormAct2d(
         len(student.bn1.weight), act_layer="silu", inplace=False
     )
 
 
-CHANGES = {"timm": with_timms_norm}
+CHANGES = {"unused": with_a_layer_that_is_not_used, "timm": with_timms_norm}
 """What is asked of a student's network, by the names under which that is done."""
 
 

@@ -105,6 +105,10 @@ def test_processes_draw_what_one_does(tmp_path: Path) -> None:
     check_same(tmp_path, {1: CHANCE, 2: CHANCE})
 
 
+def test_a_layer_that_is_not_used_is_left_alone_as_in_one_process(tmp_path: Path) -> None:
+    check_same(tmp_path, {1: ["unused"], 2: ["unused"]})
+
+
 def test_timms_norms_see_the_whole_batch(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     check_same(tmp_path, {1: ["timm"], 2: ["timm"]})
