@@ -75,7 +75,7 @@ class PeerTraining(Task):
         if batch.other is not None and batch.share is not None:  # what does not look at the labels, stays what it is
             others = {name: each.sum() for name, each in self.method.losses(outputs, batch.other).items()}
             losses = {name: others[name].lerp(each, batch.share[0].to(each.dtype)) for name, each in losses.items()}
-        weights = self.method.weights(when.epoch, when.epochs)
+        weights = self.method.weights(when.epoch, self.begun_for or when.epochs)
         loss = torch.stack([weights[name] * part for name, part in losses.items()]).sum()
         parts = {f"loss_{name}": part for name, part in losses.items()}
         return {"loss": loss, **parts, "accuracy": accuracy(outputs.logits[self.method.inference], target)}

@@ -352,7 +352,7 @@ class Distillation(Task):
 
     def loss_weights(self, epoch: int) -> tuple[float, ...]:
         """:func:`loss_weights` of each term, behind that of the cross-entropy."""
-        return loss_weights(self.opt, self.betas, epoch)
+        return loss_weights(self.opt, self.betas, epoch, self.begun_for)
 
     def fullest_epoch(self, epochs: int) -> int:
         return feat_start_epoch(self.opt)
@@ -380,11 +380,16 @@ def betas(opt: argparse.Namespace) -> list[float]:
     return opt.beta if isinstance(opt.beta, list) else [opt.beta]
 
 
-def loss_weights(opt: argparse.Namespace, betas: Sequence[float], epoch: int) -> tuple[float, ...]:
-    """``r, a, b, …`` in an epoch. ``--distill_decay``: ``a`` falls to 0 over the second half, ``r = 1 − a``."""
-    r, a, half = opt.gamma, opt.alpha, opt.epochs / 2
-    if opt.distill_decay and epoch > half:
-        a = a * (opt.epochs - epoch) / half
+def loss_weights(
+    opt: argparse.Namespace, betas: Sequence[float], epoch: int, begun_for: int | None = None
+) -> tuple[float, ...]:
+    """``r, a, b, …`` in an epoch. ``--distill_decay``: ``a`` falls to 0 over the second half, ``r = 1 − a``.
+
+    The second half of the ``begun_for`` epochs, where the run has been extended: it stays at 0 afterwards.
+    """
+    r, a, epochs = opt.gamma, opt.alpha, begun_for or opt.epochs
+    if opt.distill_decay and epoch > epochs / 2:
+        a = a * max(epochs - epoch, 0) / (epochs / 2)
         r = 1 - a
     counts = feat_start_epoch(opt) <= epoch <= (opt.feat_stop_epoch or opt.epochs)
     return r, a, *(b if counts else 0.0 for b in betas)

@@ -79,6 +79,7 @@ class Fit:
         self.optimizer = optimizer_dict[opt.optimizer](groups, opt)
         drops = lr_drops(opt.epochs, opt.lr_decay_epochs, self.task.recipe)
         self.progress = Progress.of(self.state, opt.epochs, drops)
+        self.task.begun_for = self.progress.begun_for
         self.schedule = schedule_of(opt, self.progress.drops)
         about = {**self.about, "precision": self.precision, "epochs": opt.epochs}
         self.contents = Contents(self.task, self.optimizer, self.progress, opt.ema, about, self.state)

@@ -37,6 +37,7 @@ class Progress:
         per_class: of these two, the accuracy of each class, where it is that of the test set.
         position: within the next epoch.
         drops: after which epochs the learning rate drops.
+        begun_for: so many epochs the run was to have when it began; it may have been extended.
     """
 
     drops: Sequence[int]
@@ -46,12 +47,13 @@ class Progress:
     best: dict[str, Any] | None = None
     position: Position | None = None
     per_class: dict[str, Any] = field(default_factory=dict)
+    begun_for: int = 0
 
     @classmethod
     def of(cls, state: Mapping[str, Any] | None, epochs: int, drops: Sequence[int]) -> Progress:
         """From a checkpoint, or at the start; ``epochs`` and ``drops`` are what the options ask for."""
         if state is None:
-            return cls(drops)
+            return cls(drops, begun_for=epochs)
         before = state.get("drops", drops)  # not always those of so many epochs: the run may have been extended
         position = state.get("position")
         begun = state["epoch"] + (position is not None)
@@ -64,6 +66,7 @@ class Progress:
             state["best"],
             position,
             state.get("per_class", {}),
+            state.get("begun_for", state["epochs"]),
         )
 
     def state(self) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class Task:
         keep_all: whether ``best.pth`` holds all of ``trained``, since more than ``network`` is used in the end.
         notes: go into ``result.json``, for example the teachers' accuracies.
         about: what every checkpoint says beside what it says of all networks.
+        begun_for: so many epochs the run was to have when it began, for weights that grow or fall over a share of them:
+            one that is extended leaves them where they are. The loop says it; None: as many as it has now.
     """
 
     trained: nn.ModuleDict
@@ -35,6 +37,7 @@ class Task:
     keep_all: bool = False
     notes: Mapping[str, Any] = {}
     about: Mapping[str, Any] = {}
+    begun_for: int | None = None
 
     def step(self, batch: Batch, when: When) -> Scalars:
         """A batch → ``loss``, ``accuracy`` (percent) and any named parts, all scalars.

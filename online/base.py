@@ -142,7 +142,10 @@ class OnlineMethod(nn.Module):
         return each.view(peers, batch)
 
     def weights(self, epoch: int, epochs: int) -> dict[str, float]:
-        """What the losses of each name are multiplied by in ``epoch``, counted from 1."""
+        """What the losses of each name are multiplied by in ``epoch``, counted from 1.
+
+        ``epochs`` are those that the run was begun for; one that was extended goes on beyond them.
+        """
         ramp = ramp_up(epoch, epochs * RAMP_UP) if self.ramps_up else 1.0
         return {"ce": 1.0, "kd": self.alpha * ramp}
 

@@ -487,6 +487,15 @@ def test_more_epochs_leave_the_rate_of_an_epoch_that_has_begun(within: bool, epo
     assert found[1:] == [max(150 + within, drop) for drop in drops[1:]]
 
 
+@pytest.mark.parametrize(("said", "expected"), [({}, 240), ({"begun_for": 120}, 120)])
+def test_how_many_epochs_a_run_was_begun_for(said: dict[str, int], expected: int) -> None:
+    """Earlier versions have not said it: then it was not extended yet."""
+    state = {"epoch": 150, "epochs": 240, "seconds": 1.0, "accuracy": 1.0, "best": None}
+    assert Progress.of(None, 480, []).begun_for == 480
+    extended = Progress.of({**state, **said}, 480, [])
+    assert extended.begun_for == extended.state()["begun_for"] == expected
+
+
 def test_means_go_on_from_a_state() -> None:
     whole, first = Means(), Means()
     for step in range(4):

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -430,6 +431,21 @@ def test_averages_go_on_within_an_epoch(tmp_path: Path, monkeypatch: pytest.Monk
     mine, theirs = (checkpoint.load(each / "last.pth")["trained"] for each in (straight, resumed))
     assert any(key.startswith("averaged.") for key in mine)
     torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("_few_digits")
+def test_what_has_grown_stays_where_a_run_is_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, told = OnlineMethod.weights, {}
+
+    def tell(self: OnlineMethod, epoch: int, epochs: int) -> dict[str, float]:
+        told[epoch] = weights(self, epoch, epochs)["kd"]
+        return weights(self, epoch, epochs)
+
+    monkeypatch.setattr(OnlineMethod, "weights", tell)
+    arguments = ("--method", "ONE", "--model", "resnet8")
+    first = run(tmp_path, *arguments, "--epochs", "1")
+    run(tmp_path, *arguments, "--epochs", "4", "--resume", str(first))
+    assert told == {1: pytest.approx(math.exp(-5)), 2: 1.0, 3: 1.0, 4: 1.0}
 
 
 def test_the_fusion_has_a_weight_decay_of_its_own() -> None:

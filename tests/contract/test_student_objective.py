@@ -471,6 +471,13 @@ def test_the_feature_loss_may_stop(given: int, last: int, loss_options: Make) ->
     assert last == 10 or "loss_feature" not in step(task, last + 1)
 
 
+def test_what_has_decayed_stays_where_a_run_is_extended(loss_options: Make) -> None:
+    task = objective("hint", "AEKD", 2, loss_options(beta=5.0, alpha=0.5, distill_decay=True, epochs=20))
+    assert [task.loss_weights(epoch)[:2] for epoch in (10, 15, 20)] == [(1.0, 0.5), (0.75, 0.25), (1.0, 0.0)]
+    task.begun_for = 10
+    assert [task.loss_weights(epoch)[:2] for epoch in (5, 10, 11, 20)] == [(1.0, 0.5), *[(1.0, 0.0)] * 3]
+
+
 @each_feature_loss
 def test_without_weight_the_feature_loss_is_left_out(distill: str, loss_options: Make) -> None:
     scalars = step(objective(distill, "AEKD", 2, loss_options(beta=0.0)))
