@@ -95,7 +95,8 @@ def options() -> Options:
     add("--model", type=one_of("--model", model_dict), default="resnet32", help="any name of models.model_dict")
     add("--start", type=Path, default=None, metavar="CHECKPOINT", help="what peer 0 starts from, such as a teacher's")
     parser.add_methods("method", "method", online_dict, "OKDDip", "what the peers learn from each other")
-    add_recipe(parser, dataset_dict, nesterov_help="Nesterov momentum, as the method's recipe has it unless given")
+    its = "as the method's recipe has it unless given"
+    add_recipe(parser, dataset_dict, f"Nesterov momentum, {its}", f"the first one, {its}")
     parser.set_defaults(**online_dict["OKDDip"].recipe.defaults())
     return parser
 

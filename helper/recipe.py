@@ -59,11 +59,16 @@ PUBLISHED_EPOCHS = PUBLISHED.epochs
 PUBLISHED_DROPS = PUBLISHED.drops
 
 
-def add_recipe(options: Options, datasets: Mapping[str, object], nesterov_help: str) -> None:
+RATE_HELP = "0.05, or 0.01 for the models that ask for it (MobileNetV2, ShuffleNets), unless given"
+
+
+def add_recipe(
+    options: Options, datasets: Mapping[str, object], nesterov_help: str, rate_help: str = RATE_HELP
+) -> None:
     """Add the shared options, with the defaults of AE-KD's and CA-MKD's common recipe."""
     _add_data(options, datasets)
     add_images(options)
-    _add_optimisation(options, nesterov_help)
+    _add_optimisation(options, nesterov_help, rate_help)
     _add_run(options)
     _add_machine(options)
 
@@ -94,7 +99,7 @@ def _add_data(options: Options, datasets: Mapping[str, object]) -> None:
     )
 
 
-def _add_optimisation(options: Options, nesterov_help: str) -> None:
+def _add_optimisation(options: Options, nesterov_help: str, rate_help: str) -> None:
     add = options.section("optimisation")
     add("--epochs", "--num_epochs", type=positive_int, default=PUBLISHED_EPOCHS, help="passes over the training images")
     add(
@@ -102,7 +107,7 @@ def _add_optimisation(options: Options, nesterov_help: str) -> None:
         "--lr",
         type=positive_float,
         default=None,
-        help="0.05, or 0.01 for the models that ask for it (MobileNetV2, ShuffleNets), unless given",
+        help=rate_help,
     )
     add(
         "--lr_decay_epochs",

@@ -506,6 +506,11 @@ def test_published_recipes_are_the_defaults(name: str, model: str, dataset: str,
     assert lr_drops(epochs // 10, None, recipe) == [round(drop / 10) for drop in drops]
 
 
+def test_help_says_whose_learning_rate_it_is() -> None:
+    said = " ".join(train_online.options().format_help().split())
+    assert "--lr LEARNING_RATE the first one, as the method's recipe has it unless given (default: 0.1)" in said
+
+
 @pytest.mark.parametrize(
     ("model", "dataset", "ratios", "kd_T"),
     [
