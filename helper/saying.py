@@ -31,7 +31,7 @@ def is_unheard(stream: TextIO) -> bool:
     try:
         polled = select.poll()
         polled.register(stream.fileno(), 0)
-        return bool(polled.poll(0))
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in polled.poll(0))
     except (OSError, ValueError):  # no file, or a closed one
         return False
 
