@@ -204,13 +204,17 @@ def norms_of(network: Any) -> list[tuple[Tensor, Tensor] | None]:
 
 @contextlib.contextmanager
 def outputs_of(network: nn.Module, names: Container[str] | None = None) -> Iterator[dict[str, Tensor]]:
-    """The maps ``[B, C, H, W]`` that children return, the last where one is called several times; None: of all."""
+    """The maps ``[B, C, H, W]`` that children return, the last where one is called several times.
+
+    Those of ``names`` are as they were returned, whatever works on them in place afterwards. None: of all children,
+    whose shapes alone will do.
+    """
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def look(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim == 4:
-                found[name] = output
+                found[name] = output if names is None else output.clone()
 
         return look
 

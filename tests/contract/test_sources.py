@@ -479,6 +479,20 @@ def test_named_children_are_what_they_return(own: Path) -> None:
         assert feature_shapes(model, images()).named[name] == found[0].shape[1:]
 
 
+@pytest.mark.parametrize("name", ["bn1", "layer1.0.bn2"])
+@torch.no_grad()
+def test_what_works_in_place_leaves_named_maps_alone(name: str) -> None:
+    """A ReLU behind the one, a residual sum and a ReLU behind the other."""
+    torch.manual_seed(0)
+    model = settled(model_dict["torchvision/resnet18"](num_classes=CLASSES))
+    returned: list[Tensor] = []
+    hook = model.get_submodule(name).register_forward_hook(lambda *each: returned.append(each[2].clone()))
+    (seen,) = observe(model, images(), Reads(named=(name,))).seen(Reads(named=(name,))).maps
+    hook.remove()
+    assert seen.min() < 0
+    assert torch.equal(seen, returned[0])
+
+
 @torch.no_grad()
 def test_a_folded_convolution_is_not_offered(own: Path) -> None:
     model = settled(model_dict[f"{own}:Net"](num_classes=CLASSES))
