@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -217,7 +218,7 @@ class Pooled(Wrapped):
 
 
 class Plain(Pooled):
-    """Any network that ends in a pooling and one ``nn.Linear``: the map that is pooled last is the one it offers.
+    """Any network that ends in a pooling and one linear layer: the map that is pooled last is the one it offers.
 
     They are found by watching it run, so that they may be written as functions.
     """
@@ -226,19 +227,25 @@ class Plain(Pooled):
 
     @torch.compiler.disable
     def look(self, x: Tensor) -> Parts:
-        with _End() as end:
+        with _End(None if self._last else self.net) as end:
             logits = self.logits_of(self.net(x))
         if end.vector is None or end.logits is not logits:
             raise self._not_plain("its logits are not what a last Linear returns")
         if end.maps is None:
             raise self._not_plain("no map is pooled before its last Linear")
-        self._last = self._last or next(
-            (name for name, each in self.net.named_modules() if _holds(each, end.weight)), ""
-        )
+        self._last = self._last or self._classifier(end)
         return [end.maps], end.vector, logits
 
     def classify_vector(self, vector: Tensor) -> Tensor:
         return self.get_submodule(self._last)(vector)
+
+    def _classifier(self, end: _End) -> str:
+        """The name of the ``nn.Linear`` whose weight was used last, or of what has made the logits of the vector."""
+        holders = (name for name, each in self.net.named_modules() if _holds(each, end.weight))
+        name = next(holders, end.maker)
+        if not name:
+            raise self._not_plain("no child makes its logits of the vector before its last Linear")
+        return name
 
     def _not_plain(self, why: str) -> UsageError:
         return UsageError(
@@ -247,12 +254,34 @@ class Plain(Pooled):
 
 
 class _End(TorchFunctionMode):
-    """Sees the last pooling's input and what the last linear layer is given and returns."""
+    """Sees the last pooling's input, what the last linear layer is given and returns, and which child it was.
+
+    Args:
+        net: whose children are watched; None: that child is known.
+    """
 
     maps: Tensor | None = None
     vector: Tensor | None = None
     weight: Tensor | None = None
     logits: Tensor | None = None
+    maker = ""
+
+    def __init__(self, net: nn.Module | None) -> None:
+        super().__init__()
+        self._hooks = [
+            child.register_forward_hook(partial(self._after, name))
+            for name, child in (() if net is None else net.named_modules())
+            if name and not isinstance(child, torch.jit.ScriptModule)  # which takes none
+        ]
+
+    def _after(self, name: str, _: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        if self.logits is not None and output is self.logits and len(given) == 1 and given[0] is self.vector:
+            self.maker = self.maker or name  # the innermost returns first
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -262,14 +291,15 @@ class _End(TorchFunctionMode):
         if given.ndim == 4 and name in POOLINGS:
             self.maps = given
         elif func is F.linear and given.ndim == 2:
-            self.vector, self.weight, self.logits = given, args[1], output
+            self.vector, self.weight, self.logits, self.maker = given, args[1], output, ""
         elif name.startswith("conv"):
             self.maps = None  # that pooling was inside, as of a squeeze and excitation
         return output
 
 
 def _holds(module: nn.Module, weight: Tensor | None) -> bool:
-    return isinstance(module, nn.Linear) and module.weight is weight
+    # as an attribute, one that weight_norm or spectral_norm makes would be made anew
+    return isinstance(module, nn.Linear) and module._parameters.get("weight") is weight
 
 
 def agree(one: Tensor, other: Tensor) -> bool:

@@ -299,6 +299,86 @@ def test_a_persons_network_keeps_the_contract(own: Path) -> None:
     assert type(model_dict[f"{own}:wide"](num_classes=3).net).__name__ == "Net"
 
 
+ENDS = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+
+class Read(nn.Module):
+    def __init__(self, channels, classes, before=None):
+        super().__init__()
+        self.weight, self.before = nn.Parameter(torch.randn(classes, channels)), before or nn.Identity()
+
+    def forward(self, x):
+        return F.linear(self.before(x), self.weight)
+
+
+class Net(nn.Module):
+    def __init__(self, classes, last=None):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.fc = last or nn.Linear(16, classes)
+
+    def forward(self, x):
+        return self.fc(self.body(x).mean((2, 3)))
+
+
+def weighed(num_classes):
+    return Net(num_classes, weight_norm(nn.Linear(16, num_classes)))
+
+
+def spectral(num_classes):
+    return Net(num_classes, spectral_norm(nn.Linear(16, num_classes)))
+
+
+def read(num_classes):
+    return Net(num_classes, nn.Sequential(nn.Dropout(), Read(16, num_classes)))
+
+
+def normalised(num_classes):
+    return Net(num_classes, Read(16, num_classes, nn.LayerNorm(16)))
+
+
+class Own(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes, nn.Identity())
+        self.weight = nn.Parameter(torch.randn(num_classes, 16))
+
+    def forward(self, x):
+        return F.linear(super().forward(x), self.weight)
+"""
+
+
+@pytest.fixture
+def ends(tmp_path: Path) -> Path:
+    (tmp_path / "ends.py").write_text(ENDS)
+    return tmp_path / "ends.py"
+
+
+@pytest.mark.parametrize("name", ["weighed", "spectral", "read"])
+def test_a_last_layer_may_make_its_weight(name: str, ends: Path) -> None:
+    torch.manual_seed(0)
+    model = settled(model_dict[f"{ends}:{name}"](num_classes=CLASSES))
+    check_contract(model, model.net(images()).detach(), images())
+
+
+@pytest.mark.parametrize("name", ["normalised", "Own"])
+@torch.no_grad()
+def test_a_network_whose_last_layer_is_not_found_teaches_logits(
+    name: str, ends: Path, loss_options: Callable[..., argparse.Namespace]
+) -> None:
+    torch.manual_seed(0)
+    model = settled(model_dict[f"{ends}:{name}"](num_classes=CLASSES))
+    with pytest.raises(UsageError, match=f"{name} offers logits and .* no child makes its logits of the vector"):
+        losses_of("inter", model_dict["resnet8"](num_classes=CLASSES), model)
+    expected = model.net(images())
+    torch.testing.assert_close(freeze(model, images(), "fp32")(images()), expected, rtol=1e-4, atol=1e-5)
+    with torch.enable_grad():
+        check_teaching("kd", "CAMKD", [model], loss_options(gamma=0.0, beta=0.0), {})
+
+
 WISHES = """
 
 import timm
