@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class HuggingFaceNetwork(Pooled):
     The last one is what the backbone returns in the end, with its last normalisation.
     """
 
+    _channels_last: bool | None = None  # whether its maps are [B, H, W, C]; None: not known yet
+
     @staticmethod
     def fits(net: nn.Module) -> bool:
         """Whether a network is such a classifier."""
@@ -50,7 +52,10 @@ class HuggingFaceNetwork(Pooled):
         finally:
             for hook in hooks:
                 hook.remove()
-        states = getattr(output, "reshaped_hidden_states", None) or output.hidden_states or ()
+        tokens = output.hidden_states or ()
+        states = getattr(output, "reshaped_hidden_states", None) or tokens
+        if self._channels_last is None:
+            self._channels_last = channels_last(states, tokens)
         tensors = [*states[:-1], getattr(seen["trunk"], "last_hidden_state", None)]
         maps = [each for each in (self._as_map(state, x) for state in tensors) if each is not None]
         if tensors[-1] is None or not maps:
@@ -65,12 +70,21 @@ class HuggingFaceNetwork(Pooled):
         if state is None or state.ndim not in (3, 4):
             return None
         if state.ndim == 4:
-            return state
+            return state.permute(0, 3, 1, 2) if self._channels_last else state
         patch = getattr(self.net.config, "patch_size", None)
         side = x.shape[2] // patch if isinstance(patch, int) else 0
         if not 0 < side * side <= state.shape[1]:  # their number has been reduced since
             side = math.isqrt(state.shape[1])
         return state[:, -side * side :].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+
+
+def channels_last(states: Sequence[Tensor], tokens: Sequence[Tensor]) -> bool | None:
+    """Whether maps are ``[B, H, W, C]``, by the same states as tokens ``[B, L, C]``; None where no stage can tell."""
+    pairs = zip(states, tokens, strict=False)
+    widths = [(state, each.shape[-1]) for state, each in pairs if state.ndim == 4 and each.ndim == 3]
+    sides = [(state.shape[-1] == width, state.shape[1] == width) for state, width in widths]
+    told = [last for last, first in sides if last != first]
+    return all(told) if told else None
 
 
 def huggingface_model(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,11 @@ from torch.overrides import TorchFunctionMode
 from helper.errors import UsageError
 from models.base import Output, StagedModel, global_average
 
-POOLINGS = frozenset(
-    {
-        *("avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "adaptive_max_pool2d", "lp_pool2d"),
-        *("mean", "amax", "max", "sum", "logsumexp"),
-    }
-)
-"""Functions of torch that make a vector of a map, and some that may."""
+POOLINGS = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "adaptive_max_pool2d", "lp_pool2d"})
+"""Functions of torch that make less of a map ``[B, C, H, W]``."""
+
+REDUCTIONS = frozenset({"mean", "amax", "max", "sum", "logsumexp"})
+"""Those that make a vector of a map if they go over its positions, by one axis after the other too."""
 
 Parts = tuple[list[Tensor], Tensor, Tensor]
 """Maps ``[B, C_i, H_i, W_i]``, the vector ``[B, D]`` that the classifier reads, and the logits ``[B, C]``."""
@@ -253,6 +251,41 @@ class Plain(Pooled):
         )
 
 
+class _Reduced(NamedTuple):
+    """A map of which some axes are gone.
+
+    Attributes:
+        output: what is left of it.
+        maps: the map.
+        axes: which axis of the map each of the output is.
+        gone: those that were reduced.
+    """
+
+    output: Tensor
+    maps: Tensor
+    axes: tuple[int, ...]
+    gone: frozenset[int]
+
+    def without(self, dims: frozenset[int], output: Tensor) -> _Reduced:
+        """After a reduction over these axes of the output."""
+        kept = output.ndim == self.output.ndim  # keepdim
+        axes = tuple(axis for place, axis in enumerate(self.axes) if kept or place not in dims)
+        return _Reduced(output, self.maps, axes, self.gone | {self.axes[dim] for dim in dims})
+
+    def pooled(self) -> Tensor | None:
+        """The map ``[B, C, H, W]`` if what is gone are its positions, which may lie before its channels."""
+        if self.gone == {2, 3}:
+            return self.maps
+        return self.maps.permute(0, 3, 1, 2) if self.gone == {1, 2} else None
+
+
+def _reduced_axes(given: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> frozenset[int]:
+    """Over which axes a reduction goes that was called so; none where it goes over all, or compares two tensors."""
+    dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else ()))
+    dims = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
+    return frozenset(each % given.ndim for each in dims if type(each) is int)
+
+
 class _End(TorchFunctionMode):
     """Sees the last pooling's input, what the last linear layer is given and returns, and which child it was.
 
@@ -265,6 +298,7 @@ class _End(TorchFunctionMode):
     weight: Tensor | None = None
     logits: Tensor | None = None
     maker = ""
+    _partly: _Reduced | None = None
 
     def __init__(self, net: nn.Module | None) -> None:
         super().__init__()
@@ -284,17 +318,30 @@ class _End(TorchFunctionMode):
             hook.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        name, given = getattr(func, "__name__", ""), args[0] if args else (kwargs or {}).get("input")
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        name, given = getattr(func, "__name__", ""), args[0] if args else kwargs.get("input")
         if not isinstance(given, Tensor):
             return output
         if given.ndim == 4 and name in POOLINGS:
             self.maps = given
+        elif name in REDUCTIONS:
+            self._reduce(given, _reduced_axes(given, args, kwargs), output)
         elif func is F.linear and given.ndim == 2:
             self.vector, self.weight, self.logits, self.maker = given, args[1], output, ""
         elif name.startswith("conv"):
             self.maps = None  # that pooling was inside, as of a squeeze and excitation
         return output
+
+    def _reduce(self, given: Tensor, dims: frozenset[int], output: Any) -> None:
+        """Remember the map if it is one whose positions are reduced; other axes are none of a pooling."""
+        whole = _Reduced(given, given, (0, 1, 2, 3), frozenset())
+        before = self._partly if self._partly and given is self._partly.output else whole if given.ndim == 4 else None
+        if before is None or not dims:
+            return
+        self._partly = before.without(dims, output if isinstance(output, Tensor) else output[0])  # max has places too
+        maps = self._partly.pooled()
+        self.maps = self.maps if maps is None else maps
 
 
 def _holds(module: nn.Module, weight: Tensor | None) -> bool:

@@ -124,6 +124,7 @@ def hf_folder(kind: str, folder: Path, **settings: Any) -> nn.Module:
         "ViT": {**small, "image_size": 32, "patch_size": 8},
         "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
         "Swin": {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2]},
+        "Hiera": {"image_size": [32, 32], "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4},
     }
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**configs[kind], num_labels=CLASSES, **settings)
@@ -187,7 +188,7 @@ def test_timm_networks_keep_the_contract(name: str) -> None:
     check_contract(model, theirs(images(size)).detach(), images(size))
 
 
-@pytest.mark.parametrize("kind", ["ViT", "ResNet", "Swin"])
+@pytest.mark.parametrize("kind", ["ViT", "ResNet", "Swin", "Hiera"])
 def test_transformers_networks_keep_the_contract(kind: str, tmp_path: Path) -> None:
     theirs = hf_folder(kind, tmp_path / "net")
     name = f"hf/{tmp_path / 'net'}"
@@ -200,6 +201,17 @@ def test_transformers_networks_keep_the_contract(kind: str, tmp_path: Path) -> N
     started = model_dict[name](num_classes=3, pretrained=True)
     same = [torch.equal(value, theirs.state_dict()[key]) for key, value in started.state_dict().items()]
     assert same.count(False) == 2, "the classifier's weight and bias are new"
+
+
+@torch.no_grad()
+def test_maps_of_transformers_have_their_channels_in_front(tmp_path: Path) -> None:
+    """Also where the library has them last; the first stage, of 8×8 positions and 8 channels, looks alike."""
+    theirs = hf_folder("Hiera", tmp_path)
+    states = theirs(images(), output_hidden_states=True).reshaped_hidden_states
+    (*maps, last, _), _ = model_dict[f"hf/{tmp_path}"](num_classes=CLASSES, whole=True).eval()(images(), is_feat=True)
+    assert [tuple(each.shape[1:]) for each in (*maps, last)][-3:] == [(16, 4, 4), (32, 2, 2), (64, 1, 1)]
+    for mine, state in zip(maps, states, strict=False):
+        torch.testing.assert_close(mine, state.permute(0, 3, 1, 2))
 
 
 def without(folder: Path, part: str, other: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -341,6 +353,28 @@ def normalised(num_classes):
     return Net(num_classes, Read(16, num_classes, nn.LayerNorm(16)))
 
 
+class Channels(nn.Module):
+    def __init__(self, num_classes, pool=None):
+        super().__init__()
+        self.conv, self.norm, self.pool = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), pool or (lambda x: x.mean((1, 2)))
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.norm(self.conv(x).permute(0, 2, 3, 1))))
+
+
+class Attending(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.qkv, self.fc = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 48), nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = self.conv(x).flatten(2).mT
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.mT).exp()
+        return self.fc((scores / scores.sum(-1, keepdim=True) @ v).transpose(1, 2).flatten(2)[:, 0])
+
+
 class Own(Net):
     def __init__(self, num_classes):
         super().__init__(num_classes, nn.Identity())
@@ -362,6 +396,38 @@ def test_a_last_layer_may_make_its_weight(name: str, ends: Path) -> None:
     torch.manual_seed(0)
     model = settled(model_dict[f"{ends}:{name}"](num_classes=CLASSES))
     check_contract(model, model.net(images()).detach(), images())
+
+
+POOLS: dict[str, Callable[[Tensor], Tensor]] = {  # of maps whose channels are the last axis, or the first
+    "B H W C": lambda x: x.mean((1, 2)),
+    "B H W C, one by one": lambda x: x.mean(1).mean(1),
+    "B H W C, kept": lambda x: torch.sum(x, dim=[-3, -2], keepdim=True).flatten(1) / 64,
+    "B C H W": lambda x: x.permute(0, 3, 1, 2).mean((2, 3)),
+    "B C H W, one by one": lambda x: x.permute(0, 3, 1, 2).mean(3).mean(2),
+    "B C H W, kept": lambda x: x.permute(0, 3, 1, 2).mean(2, keepdim=True).mean(-1, True).flatten(1),
+    "B C H W, max": lambda x: x.permute(0, 3, 1, 2).max(-1)[0].max(dim=-1).values,
+    "B C H W, module": lambda x: nn.AdaptiveAvgPool2d(1)(x.permute(0, 3, 1, 2)).flatten(1),
+    "and other axes": lambda x: x.amax((1, 2)) + 0 * torch.max(x, x.amax()).sum(3, keepdim=True).amax(),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
+def test_maps_are_what_is_pooled_over_its_positions(pool: Callable[[Tensor], Tensor], ends: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = model_dict[f"{ends}:Channels"](num_classes=CLASSES).eval()
+    found: list[Tensor] = []
+    model.net.pool = lambda x: (found.append(x), pool(x))[1]
+    features, logits = model(images(), is_feat=True)
+    assert [tuple(each.shape[1:]) for each in features] == [(8, 8, 8), (8,)]
+    torch.testing.assert_close(model.classify(features[-2]), logits)
+    moved = features[-2] - found[-1].permute(0, 3, 1, 2)
+    torch.testing.assert_close(moved, moved.mean((2, 3), keepdim=True).expand_as(moved), rtol=0, atol=1e-5)
+
+
+def test_attention_is_no_map(ends: Path) -> None:
+    model = model_dict[f"{ends}:Attending"](num_classes=CLASSES)
+    with pytest.raises(UsageError, match=r"Attending offers logits and .* no map is pooled before its last Linear"):
+        model(images(), is_feat=True)
 
 
 @pytest.mark.parametrize("name", ["normalised", "Own"])
