@@ -47,11 +47,13 @@ class StagedModel(nn.Module):
         label: what messages call the network.
         wants: the images of its weights' training, as far as that is known where they come from.
         class_names: what its logits stand for, where that is known there.
+        own_spelling: whether they may be names that a dataset spells otherwise.
         unused_weights: what the names of weights begin with that checkpoints have and the network does without.
     """
 
     wants = Eyes()
     class_names: Sequence[str] | None = None
+    own_spelling = False
     unused_weights: tuple[str, ...] = ()
     has_maps = True
     has_preact = True

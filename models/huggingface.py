@@ -117,8 +117,15 @@ def huggingface_model(
     require_loaded(PREFIX + name, net, report, whole)
     kind = HuggingFaceNetwork if HuggingFaceNetwork.fits(net) else Plain
     network = kind(net.config.num_labels, net.float().train(), PREFIX + name)
-    network.wants = wanted(name) if whole else Eyes()
+    if whole:
+        network.wants, network.class_names, network.own_spelling = wanted(name), names_of_classes(net), True
     return network
+
+
+def names_of_classes(net: Any) -> list[str] | None:
+    """What its configuration calls them, in the order of its logits; None where that says nothing."""
+    names = [str(name) for _, name in sorted(net.config.id2label.items())]
+    return None if names == [f"LABEL_{k}" for k in range(len(names))] else names
 
 
 def require_loaded(label: str, net: Any, report: Mapping[str, Any], whole: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,16 +118,36 @@ def _built(
     """The network with its weights, and what was said of these."""
     if file.path is None:
         network = build(file.arch, whole=True)
-        names = getattr(network, "class_names", None)
-        if classes is None and names and labels.classes and len(names) == labels.num_classes:
-            require_same(what, "its own", [str(name) for name in names], labels.dataset, labels.classes)
-        return network, Loaded({}, [])
+        return network, Loaded({}, _compare_names(network, labels, what) if classes is None else [])
     if classes is None:
         network = build(file.arch)
         return network, _with_weights(network, file, file.path, labels)
     count = _number_of_logits(file, file.path, classes, build, what) or labels.num_classes
     network = build(file.arch, num_classes=count)
     return network, _with_weights(network, file, file.path, Labels("", count))
+
+
+def _compare_names(network: Any, labels: Labels, what: str) -> list[str]:
+    """Refuse a network that says that its classes are others; returns a line where they may only be spelt otherwise."""
+    names, ours = [str(name) for name in getattr(network, "class_names", None) or ()], labels.classes
+    if ours is None or len(names) != labels.num_classes:
+        return []
+    if network.own_spelling:
+        spelt = {_spelling(name): name for name in ours}
+        names = [name if name in ours else spelt.get(_spelling(name), name) for name in names]
+    if not network.own_spelling or sorted(names) == sorted(ours):
+        require_same(what, "its own", names, labels.dataset, ours)
+    differing = [k for k, pair in enumerate(zip(names, ours, strict=True)) if pair[0] != pair[1]]
+    return [
+        f"{what} calls its classes otherwise than {labels.dataset} ({k} is {names[k]!r}, here {ours[k]!r}): are they "
+        "in the same order?"
+        for k in differing[:1]
+    ]
+
+
+def _spelling(name: str) -> str:
+    """A class's name without what does not tell it from others."""
+    return " ".join(re.split(r"[\W_]+", name.casefold())).strip()
 
 
 def _number_of_logits(

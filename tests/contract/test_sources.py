@@ -833,6 +833,28 @@ def test_a_program_teaches_as_the_checkpoint_that_it_was_written_of(tmp_path: Pa
             teacher(suffix, names[::-1])
 
 
+def teach(name: str, names: tuple[str, ...], **settings: Any) -> list[str]:
+    """The lines on a teacher as published, for a dataset of these classes."""
+    file = TeacherFile(name, None, None, **settings)
+    around = Around(Labels("pets", CLASSES, names), Eyes(0.5, 0.25, 32, "RGB").checked("noise"), images())
+    return load_teachers([file], partial(make, num_classes=CLASSES), around, "fp32")[1]
+
+
+def test_classes_that_a_configuration_names_are_compared(tmp_path: Path) -> None:
+    ours = ("ant_lion", "bee", "cat", "dog", "emu", "fox", "gnu")
+    theirs = ["Ant lion", *ours[1:]]
+    hf_folder("ViT", tmp_path, id2label=dict(enumerate(theirs)))
+    name = f"hf/{tmp_path}"
+    assert teach(name, ours) == []
+    with pytest.raises(UsageError, match=r"on other classes, in another order: 0 is 'ant_lion' of its own, but 'gnu'"):
+        teach(name, ours[::-1])
+    assert teach(name, ours[::-1], classes=list(ours)) == []
+    (line,) = teach(name, ("insect", *ours[1:]))
+    assert line.endswith("otherwise than pets (0 is 'Ant lion', here 'insect'): are they in the same order?")
+    hf_folder("ViT", tmp_path)
+    assert teach(name, ours[::-1]) == [], "LABEL_0 and so on are no names"
+
+
 def make(arch: str, **settings: Any) -> nn.Module:
     return model_dict[arch](**settings)
 
