@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from helper.errors import UsageError, nearest
 from helper.teachers.record import Eyes
@@ -39,7 +40,8 @@ def own_model(path: Path, name: str, num_classes: int, whole: bool = False) -> S
         whole: makes no difference: the weights are those that the callable gives it.
 
     Raises:
-        UsageError: the file cannot be run, has no such callable, or that returns no network or one with odd wishes.
+        UsageError: the file cannot be run, has no such callable, or that returns no network, one without sizes or one
+            with odd wishes.
     """
     label = f"{path}:{name}"
     with imports_beside(path), faults_of(path, label):
@@ -56,12 +58,24 @@ def own_model(path: Path, name: str, num_classes: int, whole: bool = False) -> S
         net = make(num_classes=num_classes) if takes else make()
     if not isinstance(net, nn.Module):
         raise UsageError(f"{label} returned a {type(net).__name__}, not a network (nn.Module)")
+    net = getattr(net, "_orig_mod", net)  # what torch.compile wraps: its names are those of checkpoints
+    require_sizes(net, label)
     if isinstance(net, StagedModel):
         return net
     kind = next((kind for kind in (TimmNetwork, HuggingFaceNetwork) if kind.fits(net)), Plain)
     network = kind(num_classes, net, label)
     network.wants = wish(net, label)
     return network
+
+
+def require_sizes(net: nn.Module, label: str) -> None:
+    """UsageError where layers have no sizes yet; ``label`` begins its line."""
+    lazy = [each for each in net.modules() if isinstance(each, LazyModuleMixin) and each.has_uninitialized_params()]
+    if lazy:
+        raise UsageError(
+            f"{label} has layers without sizes ({type(lazy[0]).__name__}): let {label.rpartition(':')[2]} call it on "
+            "images once, such as torch.zeros(2, 3, 32, 32), before it returns it"
+        )
 
 
 def wish(net: nn.Module, label: str) -> Eyes:

@@ -30,7 +30,7 @@ from helper.teachers.files import TeacherFile, chosen_teachers, fingerprint
 from helper.teachers.frozen import freeze
 from helper.teachers.loading import Around, load_teachers
 from helper.teachers.record import Eyes
-from helper.weights import Labels
+from helper.weights import Labels, load_network
 from models import StagedModel, model_dict
 from scripts import export
 from train_student import make_losses
@@ -328,10 +328,10 @@ class Read(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self, classes, last=None):
+    def __init__(self, num_classes, last=None):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
-        self.fc = last or nn.Linear(16, classes)
+        self.fc = last or nn.Linear(16, num_classes)
 
     def forward(self, x):
         return self.fc(self.body(x).mean((2, 3)))
@@ -347,6 +347,14 @@ def spectral(num_classes):
 
 def read(num_classes):
     return Net(num_classes, nn.Sequential(nn.Dropout(), Read(16, num_classes)))
+
+
+def lazy(num_classes):
+    return Net(num_classes, nn.LazyLinear(num_classes))
+
+
+def compiled(num_classes):
+    return torch.compile(Net(num_classes))
 
 
 def normalised(num_classes):
@@ -396,6 +404,23 @@ def test_a_last_layer_may_make_its_weight(name: str, ends: Path) -> None:
     torch.manual_seed(0)
     model = settled(model_dict[f"{ends}:{name}"](num_classes=CLASSES))
     check_contract(model, model.net(images()).detach(), images())
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_layers_without_sizes_are_one_line(ends: Path) -> None:
+    with pytest.raises(UsageError, match=r"ends.py:lazy has layers without sizes \(LazyLinear\): let lazy call it on"):
+        model_dict[f"{ends}:lazy"](num_classes=CLASSES)
+
+
+def test_a_network_that_its_file_compiles_keeps_its_names(ends: Path) -> None:
+    model, plain = (model_dict[f"{ends}:{name}"](num_classes=CLASSES) for name in ("compiled", "Net"))
+    load_network(model, written(plain, ends.parent / "a.pth"), "compiled", Labels("noise", CLASSES), "--teachers")
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def written(model: nn.Module, path: Path) -> Path:
+    torch.save(model.state_dict(), path)
+    return path
 
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {  # of maps whose channels are the last axis, or the first
