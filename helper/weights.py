@@ -37,6 +37,9 @@ DEPTH = 4
 HEADS = "through the teachers' heads"
 """What a checkpoint says under ``answers`` whose network does not answer by itself."""
 
+TRANSFORMERS = "hf/"
+"""What the names of networks begin with whose library saves their weights under other names."""
+
 Weights = dict[str, Tensor]
 
 
@@ -281,7 +284,12 @@ def _misfit(weights: Weights, own: Mapping[str, Tensor], arch: str, num_classes:
     missing, extra = _differing_names(weights, own)
     if missing or extra:
         name, word = (missing[0], "lacks") if missing else (extra[0], "has an extra")
-        return f"is not a {arch}: it {word} {name!r} ({len(missing)} missing, {len(extra)} extra)"
+        counts = f"({len(missing)} missing, {len(extra)} extra)"
+        saved = (
+            "; transformers saves weights under other names: copy its config.json beside it and name the folder alone, "
+        )
+        hint = f"{saved}{TRANSFORMERS}FOLDER" if arch.startswith(TRANSFORMERS) else ""
+        return f"is not a {arch}: it {word} {name!r} {counts}{hint}"
     for name, value in own.items():
         kind = _unusable(weights[name], value) if name in weights else ""
         if kind:

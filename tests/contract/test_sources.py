@@ -214,6 +214,14 @@ def test_maps_of_transformers_have_their_channels_in_front(tmp_path: Path) -> No
         torch.testing.assert_close(mine, state.permute(0, 3, 1, 2))
 
 
+def test_a_file_of_transformers_is_to_be_named_by_its_folder(tmp_path: Path) -> None:
+    """Its names are not those of the network in memory."""
+    hf_folder("Swin", tmp_path)
+    name, labels = f"hf/{tmp_path}", Labels("noise", CLASSES)
+    with pytest.raises(UsageError, match=r"extra\); transformers saves weights under other names: copy .* hf/FOLDER$"):
+        load_network(model_dict[name](num_classes=CLASSES), tmp_path / "model.safetensors", name, labels, "--teachers")
+
+
 def without(folder: Path, part: str, other: Callable[[Tensor], Tensor] | None = None) -> None:
     """Take weights out of a checkpoint of transformers, or put others in their place."""
     safetensors = pytest.importorskip("safetensors.torch")
