@@ -184,6 +184,15 @@ def about_images(opt: argparse.Namespace, parameters: dict[str, Any], state: dic
     return {**about, "layout": LAYOUT + f", {programs.GREY}" * (state.get("channels") == 1)}
 
 
+def require_python(network: nn.Module, run: Path) -> None:
+    """UsageError where a part of the network is TorchScript, which cannot be exported a second time."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise UsageError(
+            f"{run}: its network is TorchScript, which cannot be exported again; let its file return it without "
+            "torch.jit.script or torch.jit.trace, or write it with torch.jit.save"
+        )
+
+
 def torch_program(
     network: nn.Module, example: Tensor, about: dict[str, Any]
 ) -> tuple[bytes, Callable[[Tensor], Tensor]]:
@@ -255,6 +264,7 @@ def main(arguments: Sequence[str]) -> None:
     about = about_images(opt, parameters, state)
     example = torch.zeros(2, 3, about["image_size"], about["image_size"])
     network = chosen_network(opt, state, "method" in parameters, example)
+    require_python(network, opt.run)
     convert, suffix = FORMATS[opt.format]
     name = "ensemble" if opt.ensemble else "network" if opt.student is None else f"peer_{opt.student}"
     path = opt.out or opt.run / f"{opt.checkpoint}_{name}{suffix}"

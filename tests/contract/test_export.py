@@ -225,6 +225,33 @@ def test_parameters_that_are_no_options_are_one_line(content: str, runs: dict[st
         export.main([str(tmp_path / "run")])
 
 
+SCRIPTED = """
+import warnings
+
+import torch
+from torch import nn
+
+
+def net(num_classes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        return torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes)))
+"""
+
+
+def test_what_is_torchscript_already_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(SCRIPTED)
+    (tmp_path / "parameters.json").write_text("{}")
+    name = f"{tmp_path}/net.py:net"
+    about = {"arch": name, "num_classes": 10, "classes": list("0123456789"), "image_size": 32, "mean": [0.5] * 3}
+    weights = model_dict[name](num_classes=10).state_dict()
+    checkpoint.save({"model": weights, "std": [0.5] * 3, **about}, tmp_path / "last.pth")
+    with pytest.raises(
+        UsageError, match=r"its network is TorchScript, which cannot be exported again; .*torch.jit.save"
+    ):
+        export.main([str(tmp_path), "--arch", name])
+
+
 ABOUT = {
     "image_size": 32,
     "mean": [0.3057] * 3,
