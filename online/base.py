@@ -15,7 +15,7 @@ from helper.errors import UsageError, require_not_negative, require_positive
 from helper.kl import full_precision, softened_kl
 from helper.recipe import Recipe
 from helper.registry import Registry, Unread
-from online.peers import Network, Outputs, Peers
+from online.peers import Network, Outputs, Peers, require_stages
 
 OKDDIP_RECIPE = Recipe(epochs=300, drops=(150, 225), batch_size=128, learning_rate=0.1, nesterov=True)
 """OKDDip's released command line, which all methods but ONE and BOC share."""
@@ -60,6 +60,8 @@ class OnlineMethod(nn.Module):
     fewest: ClassVar[int] = 2
     """The least number of peers that makes sense."""
     structures: ClassVar[tuple[str, ...]] = ("branches", "networks")
+    reads_features: ClassVar[bool] = True
+    """Whether it looks at the peers' maps or vectors; else separate peers may be networks of logits only."""
     ramps_up: ClassVar[bool] = False
     """Whether the weight of the KL grows over the first epochs."""
     inference: ClassVar[int] = 0
@@ -113,10 +115,11 @@ class OnlineMethod(nn.Module):
         """The peers; ``build(widths=…)`` constructs one network of the chosen architecture."""
         networks = [build() for _ in range(self.num_branches)]
         if self.peers == "networks":
-            return Peers(networks, shared=0)
+            return Peers(networks, shared=0, features=self.reads_features)
+        require_stages(networks[0], " or --peers networks" if "networks" in self.structures else "")
         for network in networks:
             network.become_branch()
-        return Peers(networks, max(len(networks[0].stages) - 1, 0))
+        return Peers(networks, len(networks[0].stages) - 1)
 
     def attach(self, outputs: Outputs) -> None:
         """Build the modules whose shapes depend on the peers' ``outputs``; called once, before training."""

@@ -28,6 +28,8 @@ class DML(OnlineMethod):
     targets (``--detach_targets``); the released code that OKDDip compares with does neither.
     """
 
+    reads_features = False
+
     def __init__(
         self,
         *,

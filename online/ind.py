@@ -12,6 +12,8 @@ from online.peers import Outputs
 class IND(OnlineMethod):
     """``Σ_i CE(z_i)``: what branches, or separate networks, reach without teaching each other."""
 
+    reads_features = False
+
     def __init__(self, *, num_branches: PeerCount = 4, peers: Structure = "branches") -> None:
         super().__init__(num_branches, peers)
 

@@ -32,6 +32,8 @@ class KDCL(OnlineMethod):
     General, which weighs the peers by their errors on validation images, is left out.
     """
 
+    reads_features = False
+
     recipe = Recipe(learning_rate=0.05)
 
     def __init__(

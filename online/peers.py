@@ -21,7 +21,7 @@ class Outputs:
 
     Args:
         logits: ``[m, B, C]``.
-        vectors: for each peer the pooled vector ``[B, D_j]``.
+        vectors: for each peer the pooled vector ``[B, D_j]``; of networks without stages only for methods that read it.
         maps: for each peer the outputs of the stages that are its own, ``[B, C_j, H, W]`` each.
         trunk: the output of the shared stages, ``[B, C, H, W]``; None where the peers share nothing, or where each sees
             images of its own.
@@ -59,22 +59,30 @@ class Peers(nn.Module):
     ``state_dict()`` reach all.
 
     Args:
-        networks: constructed networks with stages; those after the first lose their own shared stages.
+        networks: constructed networks, with stages if they are to share some; those after the first lose theirs then.
         shared: number of stages in common; the shared stages of all networks are of the same widths.
         first: the number of the first network, of those that the method has.
         whole: parameters of the network that the others are thinner than; None if that is the first.
+        features: whether maps and vectors are asked of networks without stages too.
 
     Raises:
-        UsageError: an architecture has no stages, or too few for each peer to keep one.
+        UsageError: an architecture has no stages to share, or too few for each peer to keep one.
     """
 
-    def __init__(self, networks: Sequence[Network], shared: int, first: int = 0, whole: int | None = None) -> None:
+    def __init__(
+        self,
+        networks: Sequence[Network],
+        shared: int,
+        first: int = 0,
+        whole: int | None = None,
+        features: bool = True,
+    ) -> None:
         super().__init__()
-        self.numbers, self.whole = range(first, first + len(networks)), whole
+        self.numbers, self.whole, self.features = range(first, first + len(networks)), whole, features
         leading = networks[0]
-        if len(leading.stages) < 2:
-            raise UsageError(f"--model: {leading.label} has no stages that peers could share; choose another")
-        if not 0 <= shared < len(leading.stages):
+        if shared:
+            require_stages(leading)
+        if not 0 <= shared < max(len(leading.stages), 1):
             raise ValueError(f"{shared} shared stages of {len(leading.stages)}")
         self.shared = leading.stages[:shared]
         self.own = leading.stages[shared:]
@@ -101,7 +109,8 @@ class Peers(nn.Module):
         ]
         own = entries * len(self.networks) if len(entries) == 1 else entries
         results = [self._run(network, entry) for network, entry in zip(self.networks, own, strict=True)]
-        maps, vectors, logits = zip(*results, strict=True)
+        maps, found, logits = zip(*results, strict=True)
+        vectors = tuple(each for each in found if each is not None)
         return Outputs(torch.stack(logits), vectors, maps, trunks[0] if len(trunks) == 1 else None)
 
     @torch.no_grad()
@@ -114,13 +123,30 @@ class Peers(nn.Module):
         network: Network = self.networks[0]
         return network.run(images, self.shared[0], self.shared[-1]) if self.shared else None
 
-    def _run(self, network: Network, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    def _run(self, network: Network, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor]:
+        if not network.stages:
+            return self._run_whole(network, x)
         maps = []
         for stage in self.own:
             x = network.run(x, stage, stage)
             maps.append(x)
         vector, logits = network.finish(x)
         return tuple(maps), vector, logits
+
+    def _run_whole(self, network: Network, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor]:
+        if not self.features:
+            return (), None, network(x)
+        try:
+            (*maps, vector), logits = network(x, is_feat=True)
+        except UsageError as error:
+            raise UsageError(f"--method: reads maps or vectors of its peers: {error}") from None
+        return tuple(maps), vector, logits
+
+
+def require_stages(network: Network, otherwise: str = "") -> None:
+    """UsageError where a network has no stages to share; ``otherwise`` says what to choose but another one."""
+    if len(network.stages) < 2:
+        raise UsageError(f"--model: {network.label} has no stages that peers could share; choose another{otherwise}")
 
 
 def _scaled(trunk: Tensor, factor: float) -> Tensor:

@@ -32,7 +32,9 @@ from helper.teachers.loading import Around, load_teachers
 from helper.teachers.record import Eyes
 from helper.weights import Labels, load_network
 from models import StagedModel, model_dict
+from online import online_dict
 from scripts import export
+from train_online import PeerTraining
 from train_student import make_losses
 
 timm = pytest.importorskip("timm")
@@ -712,6 +714,29 @@ def test_a_network_without_an_end_that_is_plain_has_named_maps_only(own: Path) -
         distill_dict["inter"](Pair(shapes, shapes))
     with pytest.raises(UsageError, match="runs as a whole"):
         model.run(images(), "conv", "fc")
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("DML", "Own"), ("KDCL", "Net"), ("IND", "Own"), ("OKDDip", "Net"), ("FFL", "Net")]
+)
+def test_peers_that_share_nothing_run_as_a_whole(method: str, name: str, ends: Path) -> None:
+    kind = online_dict[method](peers="networks")
+    peers = kind.make_peers(partial(model_dict[f"{ends}:{name}"], num_classes=CLASSES))
+    task = PeerTraining(peers, kind, images())
+    task.trained.train()
+    batch = Batch(images(), torch.arange(4), again=(images(),) * (kind.views - 1))
+    task.step(batch, When(2, 4))["loss"].backward()
+    assert all(each.grad is not None for each in peers.parameters())
+    with pytest.raises(UsageError, match=r"has no stages that peers could share; choose another or --peers networks$"):
+        online_dict[method](peers="branches").make_peers(partial(model_dict[f"{ends}:{name}"], num_classes=CLASSES))
+
+
+@pytest.mark.parametrize("method", ["OKDDip", "FFL", "PCL"])
+def test_peers_of_logits_only_are_refused_where_more_is_read(method: str, ends: Path) -> None:
+    kind = online_dict[method](peers="networks")
+    peers = kind.make_peers(partial(model_dict[f"{ends}:Own"], num_classes=CLASSES))
+    with pytest.raises(UsageError, match=r"^--method: reads maps or vectors of its peers: .*Own offers logits and"):
+        PeerTraining(peers, kind, images())
 
 
 def test_the_mode_reaches_the_network_itself(own: Path) -> None:
