@@ -421,11 +421,12 @@ def make_losses(
         UsageError: a network has no maps, or not the layer that the loss asks for.
     """
     make: Callable[..., Distiller] = kind
-    mine = shapes_read(student, kind.student, images)
+    name = next((name for name, each in distill_dict.items() if each is kind), kind.__name__)
+    mine = shapes_read(name, student, kind.student, images)
     of_teacher = kind.teacher._replace(head=True) if kind.predicts else kind.teacher
     losses = []
     for teacher, seen in zip(teachers.networks, teachers.shown(images), strict=True):
-        theirs = shapes_read(teacher, of_teacher, seen)
+        theirs = shapes_read(name, teacher, of_teacher, seen)
         norms = norms_of(teacher) if kind.teacher.before_relu else ()
         loss = make(Pair(mine, theirs, num_classes, labels, batch_size, norms), **settings)
         for reads, shapes in ((loss.student, mine), (loss.teacher, theirs)):
@@ -435,20 +436,31 @@ def make_losses(
     return [loss.to(images.device, memory_format=torch.channels_last) for loss in losses]  # type: ignore[call-overload]
 
 
-def shapes_read(network: nn.Module, reads: Reads, images: torch.Tensor) -> Shapes:
+def shapes_read(loss: str, network: nn.Module, reads: Reads, images: torch.Tensor) -> Shapes:
     """The shapes of a network's features; none where logits alone are read.
 
     Raises:
-        UsageError: the network does not offer what is read.
+        UsageError: the network does not offer what ``loss`` reads.
     """
     if not reads.features:
         return Shapes()
+    choose = f"choose another network or one of {', '.join(undemanding())}"
     if reads.before_relu and not network.has_preact:
         raise UsageError(
-            f"--distill: reads maps before their last ReLU, which {network.label} does not offer; choose another loss "
-            "or network"
+            f"--distill: {loss} reads maps before their last ReLU, which {network.label} does not offer; {choose}"
         )
-    return feature_shapes(network, images, reads)
+    try:
+        return feature_shapes(network, images, reads)
+    except UsageError as error:
+        why, *_ = str(error).removeprefix("--distill: ").split("; choose ")
+        raise UsageError(f"--distill: {loss} asks a classifier: {why}; {choose}") from None
+
+
+def undemanding() -> list[str]:
+    """The losses that neither ask a network's classifier nor read maps before a ReLU."""
+    losses = [name for name, kind in distill_dict.items() if not kind.predicts]
+    reads = {name: either(distill_dict[name].student, distill_dict[name].teacher) for name in losses}
+    return [name for name in losses if not (reads[name].head or reads[name].cam or reads[name].before_relu)]
 
 
 def options() -> Options:

@@ -629,8 +629,23 @@ def test_a_loss_on_features_asks_for_a_network_that_has_them(distill: str, learn
 def test_a_classifier_that_cannot_be_asked_is_refused(name: str, distill: str, message: str) -> None:
     settings = {"img_size": 32, "depth": 1} if "deit" in name else {}
     teacher = model_dict[name](num_classes=CLASSES, **settings)
-    with pytest.raises(UsageError, match=f"{name}.* ?{message}"):
+    with pytest.raises(UsageError, match=f"{name}.* ?{message}") as caught:
         losses_of(distill, model_dict["resnet8"](num_classes=CLASSES), teacher)
+    check_refusal(distill, str(caught.value))
+
+
+def check_refusal(distill: str, message: str) -> None:
+    """It names the option, the loss and others that would do."""
+    start, choices = message.split("; choose another network or one of ")
+    assert re.match(rf"--distill: {distill} (asks a classifier|reads maps before their last ReLU)", start)
+    assert {"kd", "at", "rkd"} <= {*choices.split(", ")} <= {*distill_dict} - {"srrl", "simkd", "catkd", "ab", "ofd"}
+
+
+@pytest.mark.parametrize("distill", ["ab", "ofd", "reviewkd"])
+def test_maps_before_a_relu_that_are_not_there(distill: str, own: Path) -> None:
+    with pytest.raises(UsageError, match=r"before their last ReLU, which .*nets.py:Net does not offer") as caught:
+        losses_of(distill, model_dict["resnet8"](num_classes=CLASSES), model_dict[f"{own}:Net"](num_classes=CLASSES))
+    check_refusal(distill, str(caught.value))
 
 
 def test_they_learn(own: Path, loss_options: Callable[..., argparse.Namespace]) -> None:
