@@ -325,7 +325,7 @@ class _End(TorchFunctionMode):
             return output
         if given.ndim == 4 and name in POOLINGS:
             self.maps = given
-        elif name in REDUCTIONS:
+        elif given.ndim > 2 and name in REDUCTIONS:
             self._reduce(given, _reduced_axes(given, args, kwargs), output)
         elif func is F.linear and given.ndim == 2:
             self.vector, self.weight, self.logits, self.maker = given, args[1], output, ""

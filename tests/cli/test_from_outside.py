@@ -132,7 +132,10 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, ow
             distil(save_dir, f"--teachers {own} --distill hint -b 1 --hint_layer norm"),
             "'norm' is no child of the student",
         ),
-        (distil(save_dir, f"--teachers {own} --distill ab -b 1"), "net.py:Net does not offer; choose another network or"),
+        (
+            distil(save_dir, f"--teachers {own} --distill ab -b 1"),
+            "net.py:Net does not offer; choose another network or",
+        ),
         (distil(save_dir, "--teachers resnet8"), "there is no checkpoint 'resnet8'"),
         (teach_each_other(save_dir, f"--model {own}"), "has no stages that peers could share"),
     ):

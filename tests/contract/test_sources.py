@@ -442,7 +442,7 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {  # of maps whose channels are t
     "B C H W, kept": lambda x: x.permute(0, 3, 1, 2).mean(2, keepdim=True).mean(-1, True).flatten(1),
     "B C H W, max": lambda x: x.permute(0, 3, 1, 2).max(-1)[0].max(dim=-1).values,
     "B C H W, module": lambda x: nn.AdaptiveAvgPool2d(1)(x.permute(0, 3, 1, 2)).flatten(1),
-    "and other axes": lambda x: x.amax((1, 2)) + 0 * torch.max(x, x.amax()).sum(3, keepdim=True).amax(),
+    "and other axes": lambda x: x.amax((1, 2)) + 0 * torch.max(x, x.amax()).sum(3, keepdim=True).amax().sum(0),
 }
 
 
@@ -668,7 +668,8 @@ def test_named_children_are_what_they_return(own: Path) -> None:
     for model, name in ((ours, "layer2.0.bn1"), (theirs, "parts")):
         seen = observe(model, images(), Reads(named=(name,)))
         found: list[Tensor] = []
-        hook = dict(model.named_modules())[name].register_forward_hook(lambda *each, into=found: into.append(each[2]))
+        child = dict(model.named_modules())[name]
+        hook = child.register_forward_hook(lambda *each, into=found: into.append(each[2].clone()))
         model(images())
         hook.remove()
         torch.testing.assert_close(seen.seen(Reads(named=(name,))).maps, (found[0],))
