@@ -23,6 +23,7 @@ from helper.errors import UsageError
 from helper.meters import Scalars, accuracy
 from helper.options import Options, one_of
 from helper.recipe import PUBLISHED, Recipe, add_recipe
+from helper.saying import say
 from helper.script import run_script
 from helper.session import Session
 from helper.task import Task
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str]) -> None:
     session.compile(*task.running)
     result = session.train(run, task, opt.model)
     for line in describe_peers(result):
-        print(f"{run.path}: {line}")
+        say(f"{run.path}: {line}")
 
 
 if __name__ == "__main__":

@@ -457,10 +457,11 @@ def shapes_read(loss: str, network: nn.Module, reads: Reads, images: torch.Tenso
 
 
 def undemanding() -> list[str]:
-    """The losses that neither ask a network's classifier nor read maps before a ReLU."""
+    """The losses that any network's maps serve: they ask no classifier, not all stages, and nothing before a ReLU."""
     losses = [name for name, kind in distill_dict.items() if not kind.predicts]
     reads = {name: either(distill_dict[name].student, distill_dict[name].teacher) for name in losses}
-    return [name for name in losses if not (reads[name].head or reads[name].cam or reads[name].before_relu)]
+    asked = {name: (each.head, each.cam, each.before_relu, each.maps == "all") for name, each in reads.items()}
+    return [name for name in losses if not any(asked[name])]
 
 
 def options() -> Options:
@@ -606,7 +607,7 @@ def report_teachers(session: Session, teachers: Teachers, files: Sequence[Teache
     scores = session.test(predict, {str(k): knows for k, knows in known.items()}, "fp32")
     for k, file in enumerate(files):
         over = f" over the {int(known[k].sum())} classes that it knows" if k in known else ""
-        print(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %{over}  {file.arch}  {file.path or 'its own weights'}")
+        say(f"teacher {k}: {scores[str(k)]['accuracy']:.2f} %{over}  {file.arch}  {file.path or 'its own weights'}")
     say(f"their ensemble: {scores['ensemble']['accuracy']:.2f} %")
     checksums = [checksum for _, checksum, _ in teachers.identities]
     described = [
@@ -795,21 +796,21 @@ def main(arguments: Sequence[str]) -> None:
     student = session.build(opt.model_s, pretrained=opt.pretrained)
     teachers, notes = load_teachers(files, session.construct, session.around, "fp32")
     for note in notes:
-        print(note)
+        say(note)
     scores = report_teachers(session, teachers, files)
     teachers.lower(session.precision)
     task = distillation(parser, opt, session, student, teachers, methods)
     task.notes = scores
     for name, b in zip(on_features(opt), betas(opt), strict=False):
         if b == 0:
-            print(f"-b 0: the feature loss of --distill {name} is left out")
+            say(f"-b 0: the feature loss of --distill {name} is left out")
     read = [settings, *(parser.hyperparameters(opt, "distill", name) for name in losses)]
     if opt.kd_T != parser.get_default("kd_T") and not any("kd_T" in each for each in read):
-        print(f"--kd_T {opt.kd_T:g}: nothing in --distill {opt.distill} reads it")
+        say(f"--kd_T {opt.kd_T:g}: nothing in --distill {opt.distill} reads it")
     if uses_cache(opt):
         attach_cache(opt, teachers, session)
     elif opt.teacher_cache:
-        print(f"--teacher_cache: --distill {opt.distill} compares maps, which are not kept; going on without")
+        say(f"--teacher_cache: --distill {opt.distill} compares maps, which are not kept; going on without")
     # What the cache lacks comes in batches of all sizes, each of which would be compiled anew.
     session.compile(student, *(() if uses_cache(opt) else teachers.networks))
     session.train(run, task, opt.model_s)

@@ -17,6 +17,8 @@ def say(text: str) -> None:
     Where stdout can no longer be written, as behind ``| head -1`` or where ``tee`` was ended, that is said once on
     stderr, and the work goes on.
     """
+    if sys.stdout is None:  # closed from the start, where print says nothing either
+        return
     try:
         tqdm.write(text)
         sys.stdout.flush()
@@ -32,7 +34,7 @@ def is_unheard(stream: TextIO) -> bool:
         polled = select.poll()
         polled.register(stream.fileno(), 0)
         return any(event & (select.POLLERR | select.POLLHUP) for _, event in polled.poll(0))
-    except (OSError, ValueError):  # no file, or a closed one
+    except (AttributeError, OSError, ValueError):  # none, no file, or a closed one
         return False
 
 

@@ -44,7 +44,8 @@ def run_script(main: Callable[[Sequence[str]], None], stopped: str = BEFORE_TRAI
             signals.watch(leave_at_once)
         with losses_said("the same command goes on"):
             main(sys.argv[1:])
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         leave("\ninterrupted; --resume continues from the last checkpoint", 130)
     except Stopped as reason:

@@ -174,7 +174,7 @@ class Session:
         if distributed.from_first(lambda: run.finished) and not self.opt.overwrite:
             if distributed.is_first():
                 result = run.read_json("result.json") or {}
-                print(f"{run.path} is finished ({describe(result)}); --overwrite trains it again")
+                say(f"{run.path} is finished ({describe(result)}); --overwrite trains it again")
                 self.say_where_its_images_lie(run)
             distributed.from_first(lambda: run.leave_word(finished=True))
             return None
@@ -205,7 +205,7 @@ class Session:
         with contextlib.suppress(UsageError):  # a damaged one is written anew
             stored = (run.read_json("parameters.json") or {}).get("data_dir")
         if self.info.identity and stored is not None and Path(local(stored)).resolve() != self.opt.data_dir.resolve():
-            print(
+            say(
                 f"{run.path}: its images were those of --data_dir {stored}; {self.opt.data_dir} has as many of each "
                 "class, and counts as a copy (if it is none, choose another --trial)"
             )
@@ -298,7 +298,7 @@ class Session:
         path, key = located(given)
         loaded = load_network(network, path, arch, self.labels, option, key)
         for note in loaded.notes:
-            print(note)
+            say(note)
         return loaded
 
     def print_evaluation(self, network: nn.Module, arch: str, given: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ SOMETIMES = (
 )
 """Said where those of the first step have all got one."""
 
+HIDING = "CheckpointFunctionBackward"
+"""A checkpoint that computes again within its backward pass: its weights get their gradients there, unseen."""
+
 
 class Step(nn.Module):
     """A task's step as a module, which DistributedDataParallel can wrap."""
@@ -33,7 +36,7 @@ class Step(nn.Module):
         super().__init__()
         self.trained = task.trained
         self.task, self.device, self.precision = task, device, precision
-        self.reached: set[Tensor] | None = None  # weights that losses depend on, where that is asked
+        self.reached: list[set[Tensor]] | None = None  # the weights that each loss depends on, where that is asked
 
     def forward(self, batch: Batch, when: When) -> Scalars:
         with autocast(self.device, self.precision):
@@ -42,27 +45,34 @@ class Step(nn.Module):
             scalars = {**scalars, "loss": self._with_all(scalars["loss"], self.reached)}
         return {name: value if name == "loss" else value.detach() for name, value in scalars.items()}
 
-    def _with_all(self, loss: Tensor, reached: set[Tensor]) -> Tensor:
-        """The loss, on which all weights depend by name: DistributedDataParallel waits for a gradient of each."""
-        here = {*leaves(loss)}
-        reached |= here
+    def _with_all(self, loss: Tensor, reached: list[set[Tensor]]) -> Tensor:
+        """The loss, on which all weights depend by name: DistributedDataParallel waits for a gradient of each.
+
+        Where it cannot be seen which do, they are taken to do so.
+        """
+        found = leaves(loss)
+        reached.append({*self.trained.parameters()} if found is None else {*found})
         for each in self.trained.parameters():
-            if each.requires_grad and each not in here:
+            if each.requires_grad and each not in reached[-1]:
                 loss = loss + torch.atleast_1d(each)[:0].sum().to(loss.dtype)  # 0, also beside what is not finite
         return loss
 
 
-def leaves(loss: Tensor) -> Iterator[Tensor]:
-    """The tensors that a backward pass would give a gradient to."""
+def leaves(loss: Tensor) -> list[Tensor] | None:
+    """The tensors that a backward pass would give a gradient to; None where the graph hides some."""
     nodes: list[Any] = [loss.grad_fn]
     seen = {*nodes}
+    found = []
     while nodes:
         node = nodes.pop()
+        if type(node).__name__ == HIDING:
+            return None
         if type(node).__name__ == "AccumulateGrad":
-            yield node.variable
+            found.append(node.variable)
         following = {each for each, _ in getattr(node, "next_functions", ())} - seen
         seen |= following
         nodes += following - {None}
+    return found
 
 
 class Update:
@@ -103,7 +113,7 @@ class Update:
         leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
         alone: dict[str, Any] = {leave_buffers: False}
         self.own = Step(self.task, self.device, self.precision)
-        self.own.reached = set() if self.unused is None and not idles else None
+        self.own.reached = [] if self.unused is None and not idles else None
         self.forward = DistributedDataParallel(self.own, find_unused_parameters=idles, **alone)
 
     def __call__(self, batch: Batch, when: When) -> Scalars:
@@ -145,20 +155,21 @@ class Update:
         return {name: value.detach() for name, value in scalars.items()}
 
     def _find_unused(self, epoch: int) -> None:
-        """After the first backward pass, leave weights that no process's loss depends on without a gradient.
+        """After the first update's backward passes, leave weights that no loss depends on without a gradient.
 
-        As in one process, where neither weight decay nor momentum reaches them. From then on they are searched for.
+        As in one process, where neither weight decay nor momentum reaches them. From then on they are searched for, and
+        so are those that some micro-batch or process does without.
         """
         reached, self.own.reached = self.own.reached, None
         if reached is None:
             return
         weights = [each for each in self.task.trained.parameters() if each.requires_grad]
-        lacking = torch.tensor([float(each not in reached) for each in weights], device=self.device)
-        processes = distributed.total(lacking).tolist()  # in so many of them
-        for each, count in zip(weights, processes, strict=True):
-            if count == distributed.size():
+        lacking = [[each not in of_part for each in weights] for of_part in reached]
+        counts = distributed.total(torch.tensor(lacking, device=self.device).sum(0).float()).tolist()
+        for each, count in zip(weights, counts, strict=True):
+            if count == len(reached) * distributed.size():
                 each.grad = None
-        self.unused = any(processes)
+        self.unused = any(counts)
         self.connect(epoch)
 
     def _too_large(self, batch: Batch, when: When) -> str:

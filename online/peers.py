@@ -124,7 +124,7 @@ class Peers(nn.Module):
         return network.run(images, self.shared[0], self.shared[-1]) if self.shared else None
 
     def _run(self, network: Network, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor]:
-        if not network.stages:
+        if not self.own:
             return self._run_whole(network, x)
         maps = []
         for stage in self.own:

@@ -3,8 +3,8 @@
 python -m scripts.differences results/when/alike results/when/wrong --out results/when/differences.png
 
 Each folder, a results folder of scripts.report, becomes a panel. Its students are compared, seed by seed, with the
-default weighting of the default loss of the same student and images; where that is there under several sets of
-teachers, with the largest.
+default weighting of the default loss of the same student, images, epochs and batch size; where that is there under
+several sets of teachers, with the largest.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def panel_of(folder: Path) -> Panel:
 
 
 def base_of(each: Group, found: Sequence[Group]) -> Group | None:
-    """Which of the plain averages a row is compared with: that of its student and images under the most teachers.
+    """Which of the plain averages a row is compared with: that of its student, images, epochs and batch size under the
+    most teachers; None: there is none, and the row is left out.
 
     Where several have as many, the one with the fewest other differences.
     """

@@ -16,7 +16,7 @@ import argparse
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,15 @@ class Ensemble(nn.Module):
     def __init__(self, task: train_online.PeerTraining) -> None:
         super().__init__()
         self.peers, self.method = task.used, task.method
+        self.peers.networks = nn.ModuleList(alone(self.peers.networks))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.method.predictions(self.peers(images))[self.method.ensemble]
+
+
+def alone(networks: Iterable[Any]) -> list[nn.Module]:
+    """Networks of ours as exporters take them."""
+    return [each.alone() for each in networks]
 
 
 def options() -> Parser:
@@ -151,10 +157,10 @@ def chosen_peers(opt: argparse.Namespace, state: dict[str, Any], example: Tensor
     if opt.ensemble:
         return Ensemble(task).eval()
     if opt.student is None:
-        return task.network
+        return alone([task.network])[0]
     if opt.student >= len(task.used):
         raise UsageError(f"--student, --branch: the run has peers 0 to {len(task.used) - 1}, got {opt.student}")
-    return task.used.networks[opt.student]
+    return alone(task.used.networks)[opt.student]
 
 
 def through_heads(opt: argparse.Namespace, state: dict[str, Any], example: Tensor) -> nn.Module:

@@ -89,6 +89,14 @@ def test_tools_end_quietly_where_nobody_reads_what_they_say(words: str, code: in
     assert unheard(*shlex.split(words)) == (code, "")
 
 
+def test_nothing_is_said_where_stdout_is_closed(tmp_path: Path) -> None:
+    words = f"train_teacher.py --model resnet8 --dataset digits --epochs 1 --batch_size 648 --save_dir {tmp_path}"
+    command = ["sh", "-c", f"exec {shlex.quote(sys.executable)} {words} >&-"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Traceback" not in done.stderr
+
+
 def test_process_with_bad_input(tmp_path: Path) -> None:
     done = python("train_student.py", "--ensemble_methd", "AEKD", "--save_dir", str(tmp_path / "save"))
     assert (done.returncode, done.stdout) == (2, "")

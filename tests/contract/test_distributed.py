@@ -16,12 +16,14 @@ import pytest
 import torch
 from sums import all_asked
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dataset.base import Split
 from dataset.loader import part_of
 from helper import distributed
 from helper.errors import UsageError
 from helper.sync_bn import SyncBatchNorm, synchronise
+from helper.update import leaves
 
 ROOT = Path(__file__).parents[2]
 Outcomes = dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]]
@@ -107,6 +109,15 @@ def test_processes_draw_what_one_does(tmp_path: Path) -> None:
 
 def test_a_layer_that_is_not_used_is_left_alone_as_in_one_process(tmp_path: Path) -> None:
     check_same(tmp_path, {1: ["unused"], 2: ["unused"]})
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_graph_that_hides_weights_is_known(reentrant: bool) -> None:
+    """It is not searched: what gets its gradient within a backward pass must not get it twice."""
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    x = torch.randn(2, 3, requires_grad=True)
+    found = leaves(second(checkpoint(first, x, use_reentrant=reentrant)).sum())
+    assert found is None if reentrant else {x, *first.parameters(), *second.parameters()} == {*(found or ())}
 
 
 def test_timms_norms_see_the_whole_batch(tmp_path: Path) -> None:

@@ -225,6 +225,38 @@ def test_parameters_that_are_no_options_are_one_line(content: str, runs: dict[st
         export.main([str(tmp_path / "run")])
 
 
+PEERS = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.classifier = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("method", ["DML", "OKDDip"])
+def test_peers_of_a_file_whose_children_have_names_of_ours(method: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(PEERS)
+    name = f"{tmp_path}/net.py:Net"
+    words = ("--method", method, "--peers", "networks", "--model", name, *TINY, "--save_dir", str(tmp_path / "save"))
+    run = trained(train_online, *words)
+    task = peers_of(run)
+    with torch.no_grad():
+        peer, predictions = task.peers.networks[1](images()), task.predict(images())
+    found = {"--leader": predictions["network"], "--student 1": peer}
+    if task.method.ensemble:
+        found["--ensemble"] = predictions[task.method.ensemble]
+    for which, logits in found.items():
+        path = exported(run, *which.split(), "--arch", name, "--out", str(tmp_path / "a.pt2"))
+        torch.testing.assert_close(program(path), logits)
+
+
 SCRIPTED = """
 import warnings
 
